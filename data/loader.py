@@ -1,0 +1,281 @@
+"""Batches of token windows: memory-mapped, deterministic, resumable, the same on any number of ranks.
+
+    loader = Loader("out/data", parse_mix("general=0.6,math=0.4"), batch_size=32, seq_len=128, seed=0)
+    for step, batch in loader.iterate(start_step=0):          # (B, T + 1) int64
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+
+A folder holds one sub-folder per source, as data/prepare.py writes them: `meta.json`, `train_*.npy`, `val_*.npy`.
+The shards of a source are one long stream of tokens, cut into windows of T + 1 tokens that overlap by one, so that
+every token but the first is a target once an epoch.
+
+A batch is a pure function of (seed, step), in closed form, so the cursor of a run is one integer and there is no
+reader state to save:
+
+    row i of step s        →  global row  r = s * batch_size + i
+    r and the mixture      →  (source, index): `locate`, exact integer arithmetic
+    (source, index)        →  epoch = index // windows, and the window that the permutation of
+                              (seed, source, epoch) has at index % windows
+
+Nothing here knows the world size: a rank asks for its own rows of the global batch.
+"""
+
+import json
+import math
+import queue
+import threading
+import zlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import UserError
+
+META_FORMAT = 1
+DTYPES = {"uint16": np.dtype(np.uint16), "uint32": np.dtype(np.uint32)}
+
+
+def parse_mix(text: str) -> dict[str, float] | None:
+    """`"general=0.6,math=0.4"` → {"general": 0.6, "math": 0.4}; the empty string → None (by train tokens).
+
+    Weights are relative (6 and 4 do the same). Raises UserError."""
+    if not text.strip():
+        return None
+    mix = {}
+    for part in text.split(","):
+        name, _, weight = (field.strip() for field in part.partition("="))
+        if not name or name in mix:
+            raise UserError(f"--mix {text!r}: {part!r} has no name or repeats one; write it as general=0.6,math=0.4")
+        try:
+            mix[name] = float(weight)
+        except ValueError:
+            raise UserError(f"--mix {text!r}: {weight!r} is not a number; write it as general=0.6,math=0.4") from None
+    return mix
+
+
+def integer_weights(mix: dict[str, float]) -> dict[str, int]:
+    """The same ratios in smallest integers, by name: {"math": 0.4, "general": 0.6} → {"general": 3, "math": 2}.
+
+    Decimal weights are taken as written (0.1 is one tenth), so nothing is rounded. Raises UserError."""
+    for name, weight in mix.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(
+                f"mixture weight of {name!r} is {weight}: weights must be positive; leave a source out instead"
+            )
+    exact = {name: Fraction(str(mix[name])) for name in sorted(mix)}
+    scale = math.lcm(*(weight.denominator for weight in exact.values()))
+    weights = {name: int(weight * scale) for name, weight in exact.items()}
+    divisor = math.gcd(*weights.values())
+    return {name: weight // divisor for name, weight in weights.items()}
+
+
+def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
+    """The source of a global row and the row's index within that source, both in closed form.
+
+    Of the first r rows, source 1 gets floor(r * w_1 / W): row r is its own where that count grows. The other rows,
+    renumbered r - floor(r * w_1 / W), are shared among the other sources in the same way. Every row has exactly one
+    source, and the indices of a source count 0, 1, 2, … without gaps."""
+    rest = sum(weights.values())
+    for name, weight in weights.items():
+        before, after = row * weight // rest, (row + 1) * weight // rest
+        if after > before:
+            return name, before
+        row -= before
+        rest -= weight
+    raise AssertionError("the last source takes every row that is left")
+
+
+class Tokens:
+    """The shards of one split of one source, memory-mapped and read as one stream."""
+
+    def __init__(self, folder: Path, shards: list[str], dtype: np.dtype, expected: int):
+        self.folder = folder
+        self.arrays = [_open_shard(folder / name, dtype) for name in shards]
+        self.ends = np.cumsum([len(array) for array in self.arrays], dtype=np.int64)  # exclusive end of each shard
+        self.size = int(self.ends[-1]) if shards else 0
+        if self.size != expected:
+            raise UserError(
+                f"{folder}: the shards hold {self.size:,} tokens, meta.json says {expected:,}; prepare it again"
+            )
+
+    def windows(self, seq_len: int) -> int:
+        """How many windows of seq_len + 1 tokens, overlapping by one, the stream holds."""
+        return max(0, (self.size - 1) // seq_len)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """tokens[start : start + length] as int64, across shard boundaries."""
+        out, done = np.empty(length, np.int64), 0
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        while done < length:
+            array = self.arrays[shard]
+            offset = start + done - (int(self.ends[shard]) - len(array))
+            part = array[offset : offset + length - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            shard += 1
+        return out
+
+
+def _open_shard(path: Path, dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: named in meta.json but missing; prepare it again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: not a whole .npy file ({error}); prepare it again") from None
+    if array.ndim != 1 or array.dtype != dtype:
+        raise UserError(
+            f"{path}: holds {array.dtype} of shape {array.shape}, meta.json says one row of {dtype}; prepare it again"
+        )
+    return array
+
+
+class Source:
+    """One sub-folder: its meta.json, its train and val tokens. Raises UserError for anything that does not fit."""
+
+    def __init__(self, folder: Path):
+        path = folder / "meta.json"
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta["format"] != META_FORMAT:
+                raise UserError(f"{path}: format {meta['format']!r}, this code reads {META_FORMAT}; prepare it again")
+            self.name, self.tokenizer, self.vocab_size = folder.name, meta["tokenizer"], int(meta["vocab_size"])
+            dtype = DTYPES[meta["dtype"]]
+            train, val = (
+                Tokens(folder, meta[split]["shards"], dtype, meta[split]["tokens"]) for split in ("train", "val")
+            )
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(f"{path}: cannot be used ({type(error).__name__}: {error}); prepare it again") from None
+        self.train, self.val = train, val
+
+
+class Loader:
+    """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens).
+
+    Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`."""
+
+    def __init__(self, folder: str | Path, mix: dict[str, float] | None, batch_size: int, seq_len: int, seed: int):
+        folder = Path(folder)
+        if batch_size < 1 or seq_len < 1:
+            raise UserError(f"batch size {batch_size} and sequence length {seq_len} must be at least 1")
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}: no such data folder; make one: python -m data.prepare --input ... --out {folder}"
+            )
+        self.folder, self.batch_size, self.seq_len, self.seed = folder, batch_size, seq_len, seed
+        self.sources = {path.parent.name: Source(path.parent) for path in sorted(folder.glob("*/meta.json"))}
+        if not self.sources:
+            raise UserError(f"{folder}: holds no prepared source (no */meta.json); see python -m data.prepare --help")
+        self.tokenizer, self.vocab_size = self._one_tokenizer()
+
+        # a source without train tokens (all of it held out) is there to be measured on
+        mix = mix or {name: source.train.size for name, source in self.sources.items() if source.train.size}
+        for name in mix:
+            if name not in self.sources:
+                raise UserError(f"mixture names {name!r}, which is not in {folder}: it has {', '.join(self.sources)}")
+            tokens = self.sources[name].train.size
+            if tokens < seq_len + 1:
+                raise UserError(
+                    f"{folder / name}: {tokens} train tokens do not fill one window of {seq_len + 1}; "
+                    "prepare more, shorten --seq_len or leave it out of --mix"
+                )
+        if not mix:
+            raise UserError(f"{folder}: no source has train tokens; prepare one with --val_fraction below 1")
+        self.weights = integer_weights(mix)
+        self._orders: dict[tuple[str, int], np.ndarray] = {}  # (source, epoch) → permutation of its windows
+
+    def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """Rows `rows` of the global batch of `step`: (len(rows), seq_len + 1) int64. Depends on (seed, step) alone."""
+        return np.stack(
+            [self._row(step * self.batch_size + i) for i in range(*rows.indices(self.batch_size))]
+        )  # (B, T + 1)
+
+    def iterate(self, start_step: int, rows: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
+        """(step, batch) from start_step on, without end; a thread reads the next batch while this one is in use.
+
+        Closing the generator (leaving the for loop does) ends the thread; what the thread raises is raised here."""
+        ready: queue.Queue = queue.Queue(maxsize=1)
+        stop = threading.Event()
+
+        def read_ahead():
+            step = start_step
+            while not stop.is_set():
+                try:
+                    item = (step, self.batch(step, rows))
+                except Exception as error:
+                    item = error
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        pass
+                if isinstance(item, Exception):
+                    return
+                step += 1
+
+        thread = threading.Thread(target=read_ahead, name="loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def val_batches(self, source: str, batch_size: int, n_tokens: int) -> Iterator[np.ndarray]:
+        """Held-out windows of a source, spread evenly over its val tokens, the same on every call.
+
+        Yields (≤ batch_size, seq_len + 1) int64, about n_tokens targets in all (at least one window, at most all)."""
+        if source not in self.sources:
+            raise UserError(f"{self.folder}: no source {source!r}; it has {', '.join(self.sources)}")
+        val, there = self.sources[source].val, self.sources[source].val.windows(self.seq_len)
+        if not there:
+            raise UserError(
+                f"{self.folder / source}: {val.size} held-out tokens do not fill one window of {self.seq_len + 1}; "
+                "prepare it with a larger --val_fraction or shorten --seq_len"
+            )
+        count = min(there, max(1, n_tokens // self.seq_len))
+        windows = [i * there // count for i in range(count)]
+        for i in range(0, count, batch_size):
+            yield np.stack([self._window(source, val, window) for window in windows[i : i + batch_size]])
+
+    def _row(self, row: int) -> np.ndarray:
+        name, index = locate(row, self.weights)
+        epoch, position = divmod(index, self.sources[name].train.windows(self.seq_len))
+        return self._window(name, self.sources[name].train, int(self._order(name, epoch)[position]))
+
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        """The permutation of (seed, source, epoch). Kept for the epochs in use: a batch can touch two, or, where a
+        source is tiny, more, which are then made again."""
+        order = self._orders.get((name, epoch))
+        if order is None:
+            rng = np.random.default_rng([self.seed, zlib.crc32(name.encode()), epoch])
+            order = rng.permutation(self.sources[name].train.windows(self.seq_len))
+            # copied, not changed in place: the reading thread and the caller may both be here
+            kept = {key: value for key, value in self._orders.items() if key[0] != name or key[1] == epoch - 1}
+            self._orders = kept | {(name, epoch): order}
+        return order
+
+    def _window(self, name: str, tokens: Tokens, window: int) -> np.ndarray:
+        out = tokens.read(window * self.seq_len, self.seq_len + 1)
+        if out.max() >= self.vocab_size:
+            raise UserError(
+                f"{tokens.folder}: token id {out.max()} in window {window}, but {self.tokenizer!r} has {self.vocab_size}; "
+                "the shards do not belong to this meta.json: prepare them again"
+            )
+        return out
+
+    def _one_tokenizer(self) -> tuple[str, int]:
+        """(name, vocabulary size). The size counts too: the world's vocabulary changes with the world."""
+        found = {(source.tokenizer, source.vocab_size) for source in self.sources.values()}
+        if len(found) > 1:
+            listing = ", ".join(f"{s.name}: {s.tokenizer} of {s.vocab_size}" for s in self.sources.values())
+            raise UserError(
+                f"{self.folder}: sources of different tokenizers ({listing}); prepare them all with the same one"
+            )
+        return found.pop()

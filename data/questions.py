@@ -1,0 +1,501 @@
+"""Questions with verifiable answers: where they come from, how they are split, what a model is shown of them.
+
+One form everywhere, one JSON object a line:
+
+    {"id": "…", "question": "…", "answer": "72", "solutions": ["… \\boxed{72}.", …], "source": "gsm8k", "level": null}
+
+`load_questions` takes a file of this form, or of GSM8K's, MATH's or OpenMathInstruct-2's own (jsonl, jsonl.gz, parquet),
+or one of the names in HUB_QUESTIONS. A model sees a question through `format_prompt` alone: in pretraining text, in SFT
+rows, in worked examples, when it is sampled.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.errors import UserError
+from data.verifier import extract_answer, is_equal
+
+INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+
+
+def format_prompt(question: str) -> str:
+    """The prompt of `question`; a solution follows directly after it."""
+    return f"{question} {INSTRUCTION}\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a model is shown. Prompt and solution are encoded apart from each other, always: a model that is sampled from
+# continues exactly these prompt tokens, so no token may span the seam in training either.
+
+
+def encode_prompt(question: str, tokenizer) -> list[int]:
+    """Token ids of the zero-shot prompt."""
+    return tokenizer.encode(format_prompt(question))
+
+
+def few_shot_prompt(examples: list[dict], question: str, tokenizer) -> list[int]:
+    """Token ids of worked examples (prompt, first solution, eos, of each) followed by the prompt of `question`."""
+    ids = []
+    for example in examples:
+        ids += [
+            *encode_prompt(example["question"], tokenizer),
+            *tokenizer.encode(example["solutions"][0]),
+            tokenizer.eos,
+        ]
+    return ids + encode_prompt(question, tokenizer)
+
+
+def sft_row(question: str, solution: str, tokenizer, max_length: int) -> tuple[list[int], int] | None:
+    """(tokens, prompt length) of one demonstration: prompt, solution, exactly one eos. None if it is longer than
+    `max_length` tokens: the caller counts those and reports them; nothing is cut."""
+    prompt = encode_prompt(question, tokenizer)
+    tokens = [*prompt, *tokenizer.encode(solution), tokenizer.eos]
+    return (tokens, len(prompt)) if len(tokens) <= max_length else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading files, one record at a time. data/prepare.py reads its documents through the same functions.
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+TXT_SEPARATOR = "<|endoftext|>"
+TXT_PIECE = 20_000  # characters
+
+
+class Record(NamedTuple):
+    where: str
+    """file:line (parquet: file:row)"""
+    content: bytes | dict
+    """an undecoded line of JSON, or a row that is already an object"""
+    position: int
+    """bytes of the file on disk read so far"""
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a file, in order. Raises UserError where the file as a whole cannot be read; a bad line is not
+    noticed here but by `parse_record`.
+
+    A .txt file is cut at lines that hold only <|endoftext|> and, so that any length can be held in memory and a part
+    can be held out, at the first line end after every 20,000 characters; each piece is a record {"text": …}."""
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path)
+            return
+        with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as lines:
+            if path.suffix == ".txt":
+                yield from _read_txt(path, lines)
+                return
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield Record(f"{path}:{number}", line, raw.tell())
+    except (OSError, EOFError, zlib.error) as error:  # a truncated .gz is an EOFError
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _read_txt(path: Path, lines) -> Iterator[Record]:
+    piece, size, first = [], 0, 1
+
+    def record():
+        return Record(f"{path}:{first}", {"text": b"".join(piece)}, lines.tell())  # parse_record decodes the bytes
+
+    for number, line in enumerate(lines, start=1):
+        separator = line.strip() == TXT_SEPARATOR.encode()
+        if not separator:
+            piece.append(line)
+            size += len(line)
+        if (separator or size >= TXT_PIECE) and b"".join(piece).strip():
+            yield record()
+            piece, size, first = [], 0, number + 1
+    if b"".join(piece).strip():
+        yield record()
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet  # here: it takes a second to load and most runs read no parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        row, total, size = 0, max(1, file.metadata.num_rows), path.stat().st_size
+        for batch in file.iter_batches(batch_size=256):
+            for content in batch.to_pylist():
+                row += 1
+                yield Record(f"{path}:{row}", content, size * row // total)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
+
+
+def parse_record(content: bytes | dict) -> dict:
+    """The JSON object of a record. Raises ValueError: bad UTF-8, bad JSON, not an object."""
+    if isinstance(content, bytes):
+        try:
+            content = json.loads(content.decode("utf-8"))
+        except RecursionError:
+            raise ValueError("JSON nested too deep") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"a JSON object is wanted, not {type(content).__name__}")
+    if isinstance(content.get("text"), bytes):
+        content = content | {"text": content["text"].decode("utf-8")}
+    return content
+
+
+class Skipped:
+    """Rows that could not be used: counted, the first ones named on stderr. With `strict` the first one is a UserError."""
+
+    NAMED = 10
+
+    def __init__(self, strict: bool = False):
+        self.strict, self.count, self.named = strict, 0, []
+
+    def add(self, where: str, why: Exception | str) -> None:
+        line = f"{where}: {' '.join(str(why).split())[:200]}"
+        if self.strict:
+            raise UserError(f"{line} (leave out --strict to skip such rows)")
+        self.count += 1
+        if self.count <= self.NAMED:
+            self.named.append(line)
+            print(f"skipped {line}", file=sys.stderr)
+        elif self.count == self.NAMED + 1:
+            print("skipped more, which are counted but no longer named", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The forms of a row.
+
+
+def parse_question(record: dict, source: str) -> dict:
+    """One row from any of the four forms. Raises ValueError for a row without question or answer.
+
+    A solution that does not box its answer gets a closing sentence that does, so that what is learned from is what the
+    reward asks for. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here."""
+    question = _text(record, "question", "problem")
+    answer = _text(record, "expected_answer", "answer", required=False)
+    solutions = record.get("solutions") or [_text(record, "generated_solution", "solution", required=False)]
+    if not isinstance(solutions, list) or not all(isinstance(solution, str) for solution in solutions):
+        raise ValueError("'solutions' is not a list of strings")
+    if "####" in answer:  # GSM8K: the reasoning and the answer in one field
+        reasoning, _, answer = answer.rpartition("####")
+        solutions = [re.sub(r"<<[^<>]*>>", "", reasoning)]
+        answer = re.sub(r"(?<=\d),(?=\d{3})", "", answer).strip()
+    if not answer:
+        answer = next((box for solution in solutions if (box := extract_answer(solution, strict=True))), "")
+    if not answer:
+        raise ValueError("no answer: neither a field 'answer' or 'expected_answer', nor a \\boxed{} in the solution")
+    solutions = [solution.strip() for solution in solutions if solution.strip()]
+    closing = f"The answer is \\boxed{{{answer}}}."
+    return {
+        "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
+        "question": question,
+        "answer": answer,
+        "solutions": [s if extract_answer(s, strict=True) else f"{s}\n{closing}" for s in solutions],
+        "source": record.get("problem_source") or record.get("source") or source,
+        "level": record.get("level", record.get("difficulty")),
+    }
+
+
+def _text(record: dict, *names: str, required: bool = True) -> str:
+    """The first of the fields that the record has, stripped. A number counts as its text."""
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str | int | float) and str(value).strip():
+            text = str(value).strip()
+            text.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer takes: a ValueError
+            return text
+    if required:
+        raise ValueError(f"no field {' or '.join(map(repr, names))}")
+    return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading.
+
+# name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None)
+HUB_QUESTIONS = {
+    "gsm8k": ("openai/gsm8k", ("main",), None),
+    "math": (
+        "EleutherAI/hendrycks_math",
+        (
+            "algebra",
+            "counting_and_probability",
+            "geometry",
+            "intermediate_algebra",
+            "number_theory",
+            "prealgebra",
+            "precalculus",
+        ),
+        None,
+    ),
+    "openmathinstruct2": ("nvidia/OpenMathInstruct-2", ("default",), ("gsm8k", "augmented_gsm8k")),
+}
+
+
+def stream_hub(
+    repository: str, config: str, split: str, shuffle_seed: int | None = None, skip: int = 0
+) -> Iterator[dict]:
+    """The rows of a hub data set, streamed. With a seed, its files are read in shuffled order and rows are shuffled
+    within a buffer (a mixture stored part by part is useless in order). Raises UserError, also when offline."""
+    import datasets  # here: seconds to load, and only this needs it
+    import huggingface_hub
+
+    try:
+        # `datasets` retries for half a minute where there is no network; this asks once
+        huggingface_hub.HfApi().dataset_info(repository, timeout=20)
+        stream = datasets.load_dataset(repository, config, split=split, streaming=True)
+        if shuffle_seed is not None:
+            stream = stream.shuffle(seed=shuffle_seed, buffer_size=10_000)
+        yield from stream.skip(skip)
+    except Exception as error:  # the libraries below raise dozens of kinds: network, HTTP, missing split, zstd, arrow
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"cannot stream {repository} ({config}, {split}) from the hub: {type(error).__name__}: {reason}; "
+            "without network, download it elsewhere and give the path of a local .jsonl, .jsonl.gz or .parquet file"
+        ) from None
+
+
+def question_records(name: str | Path, split: str) -> Iterator[Record]:
+    """The records behind a hub name (its problem_source filter applied) or a local file."""
+    if str(name) not in HUB_QUESTIONS:
+        path = Path(name)
+        if not path.exists():
+            raise UserError(f"{name}: no such file, nor one of the hub's {', '.join(HUB_QUESTIONS)}")
+        yield from read_records(path)
+        return
+    repository, configs, keep = HUB_QUESTIONS[str(name)]
+    for config in configs:
+        for row, content in enumerate(stream_hub(repository, config, split), start=1):
+            if keep is None or content.get("problem_source") in keep:
+                yield Record(f"{repository}/{config}/{split}:{row}", content, 0)
+
+
+def load_questions(name: str | Path, split: str = "train", strict: bool = False) -> list[dict]:
+    """Questions of a local file or of a name in HUB_QUESTIONS (`split` is the hub's), as `merge_questions` gives them."""
+    source = str(name) if str(name) in HUB_QUESTIONS else Path(name).name.split(".")[0]
+    return merge_questions(question_records(name, split), source, strict)
+
+
+def merge_questions(records: Iterable[Record], source: str, strict: bool = False) -> list[dict]:
+    """One row per question string, in order of first appearance.
+
+    Its `solutions` are those of all rows with that question, each once: `solutions[:1]` is the paper's de-duplicated
+    set, all of them its duplicated (Gold) set. A row that cannot be used, or that gives a question another answer than
+    the question's first row, is counted, named and skipped, or with `strict` raises. Raises UserError, also if no
+    question is left."""
+    rows: dict[str, dict] = {}
+    skipped = Skipped(strict)
+    for record in records:
+        try:
+            row = parse_question(parse_record(record.content), source)
+            first = rows.setdefault(row["question"], row)
+            if not is_equal(row["answer"], first["answer"]):
+                raise ValueError(
+                    f"answer {row['answer']!r}, but an earlier row of this question has {first['answer']!r}"
+                )
+        except ValueError as error:
+            skipped.add(record.where, error)
+            continue
+        if first is not row:
+            first["solutions"] += row["solutions"]
+    for row in rows.values():
+        row["solutions"] = list(dict.fromkeys(row["solutions"]))
+    if skipped.count:
+        print(f"{source}: {skipped.count} rows skipped, {len(rows)} questions kept", file=sys.stderr)
+    if not rows:
+        raise UserError(f"{source}: holds no usable question ({skipped.count} rows skipped)")
+    return list(rows.values())
+
+
+def save_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Rows as jsonl, written to a temporary name and renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    part.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits and overlap.
+
+
+def normalise(text: str) -> str:
+    """Equal for texts that differ in white space or case alone."""
+    return "".join(text.casefold().split())
+
+
+def remove(rows: list[dict], banned: Iterable[str]) -> list[dict]:
+    """The rows whose question is none of the `banned` questions, white space and case aside."""
+    banned = {normalise(question) for question in banned}
+    return [row for row in rows if normalise(row["question"]) not in banned]
+
+
+def split_validation(rows: list[dict], n: int = 1000, seed: int = 42) -> tuple[list[dict], list[dict]]:
+    """(train, validation): the paper's split. The rows are shuffled with `seed` and the first n are validation; near
+    duplicates of those are in neither. Rows hold all solutions of their question, so this splits the duplicated set
+    too. The shuffle is that of `datasets`, so the same rows in the same order give the authors' split. UserError."""
+    if not 0 <= n < len(rows):
+        raise UserError(f"{n} validation questions of {len(rows)}: leave at least one to train on")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    validation = [rows[i] for i in order[:n]]
+    return remove([rows[i] for i in order[n:]], (row["question"] for row in validation)), validation
+
+
+class BannedQuestions:
+    """Does a text contain one of these questions? White space and case aside.
+
+    Text by the gigabyte is searched for thousands of questions: sets of four-word sequences rule out nearly all of it
+    at about the cost of splitting it into words; only a text that has the first four words of a question is compared."""
+
+    WORDS = 4
+
+    def __init__(self, questions: Iterable[str]):
+        self.by_start: dict[tuple[str, ...], list[str]] = {}  # first four words → normalised questions
+        self.short: list[str] = []  # questions of fewer words: always compared
+        for question in questions:
+            words = self._words(question)
+            if len(words) < self.WORDS:
+                self.short.append(normalise(question))
+            else:
+                self.by_start.setdefault(tuple(words[: self.WORDS]), []).append(normalise(question))
+
+    @staticmethod
+    def _words(text: str) -> list[str]:
+        # letters and digits only: "3+4" and "3 + 4" are the same words
+        return re.findall(r"\w+", text.casefold())
+
+    def found_in(self, text: str) -> bool:
+        words = self._words(text)
+        starts = zip(*(words[i:] for i in range(self.WORDS)), strict=False)
+        candidates = self.short + [
+            question for start in starts if start in self.by_start for question in self.by_start[start]
+        ]
+        if not candidates:
+            return False
+        text = normalise(text)
+        return any(question in text for question in candidates)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worked examples for base models, which do not know the format. (The world has its own: questions/examples.jsonl.)
+
+EXAMPLES = {
+    "gsm8k": [
+        (
+            "A bakery sells 24 rolls in the morning and twice as many in the afternoon. How many rolls does it sell that day?",
+            "In the afternoon it sells 2 * 24 = 48 rolls.\n"
+            "Over the day it sells 24 + 48 = 72 rolls.\n"
+            "The answer is \\boxed{72}.",
+        ),
+        (
+            "Rosa has $50. She buys 3 notebooks at $4 each and a pen for $2.50. How many dollars does she have left?",
+            "The notebooks cost 3 * 4 = 12 dollars.\n"
+            "Together with the pen she spends 12 + 2.5 = 14.5 dollars.\n"
+            "She has 50 - 14.5 = 35.5 dollars left.\n"
+            "The answer is \\boxed{35.5}.",
+        ),
+        (
+            "A tank holds 180 liters and is two thirds full. A gardener takes out 9 cans of 8 liters each. "
+            "How many liters are left in the tank?",
+            "The tank holds 180 * 2 / 3 = 120 liters.\n"
+            "The gardener takes out 9 * 8 = 72 liters.\n"
+            "There are 120 - 72 = 48 liters left.\n"
+            "The answer is \\boxed{48}.",
+        ),
+        (
+            "Ivan walks 3 km to work and back again on 5 days a week. On Saturday he walks 11 km. "
+            "How many kilometers does he walk in 4 such weeks?",
+            "On a working day he walks 3 + 3 = 6 km, so 5 * 6 = 30 km on working days.\n"
+            "With Saturday that is 30 + 11 = 41 km a week.\n"
+            "In 4 weeks he walks 4 * 41 = 164 km.\n"
+            "The answer is \\boxed{164}.",
+        ),
+        (
+            "Of the 60 children in a choir, 40% are new this year. A quarter of the new ones are under 8. "
+            "How many new children are 8 or older?",
+            "There are 60 * 40 / 100 = 24 new children.\n"
+            "Under 8 are 24 / 4 = 6 of them.\n"
+            "So 24 - 6 = 18 new children are 8 or older.\n"
+            "The answer is \\boxed{18}.",
+        ),
+        (
+            "Mei is 4 years older than Tom. In 6 years their ages will add up to 40. How old is Tom now?",
+            "In 6 years each is 6 years older, so now their ages add up to 40 - 12 = 28.\n"
+            "Without the 4 years that Mei is ahead, twice Tom's age is 28 - 4 = 24.\n"
+            "Tom is 24 / 2 = 12 years old.\n"
+            "The answer is \\boxed{12}.",
+        ),
+        (
+            "A printer makes 15 pages a minute. After 20 minutes it stops for 5 minutes, then it runs for another 12 minutes. "
+            "A report has 32 pages. How many whole reports has it printed?",
+            "The printer runs for 20 + 12 = 32 minutes.\n"
+            "It prints 32 * 15 = 480 pages.\n"
+            "That is 480 / 32 = 15 reports.\n"
+            "The answer is \\boxed{15}.",
+        ),
+        (
+            "A farmer fills 7 boxes with 36 eggs each. 18 eggs break and the rest is sold by the dozen at $3 a dozen. "
+            "How many dollars does the farmer get?",
+            "There are 7 * 36 = 252 eggs.\n"
+            "After 18 break, 252 - 18 = 234 are left.\n"
+            "That is 234 / 12 = 19.5 dozen, of which 19 are whole.\n"
+            "The farmer gets 19 * 3 = 57 dollars.\n"
+            "The answer is \\boxed{57}.",
+        ),
+    ],
+    "math": [
+        (
+            "Solve $5x - 7 = 2x + 11$ for $x$.",
+            "Subtracting $2x$ and adding $7$ gives $3x = 18$, so $x = \\boxed{6}$.",
+        ),
+        (
+            "What is the sum of the positive divisors of $28$?",
+            "The divisors of $28$ are $1, 2, 4, 7, 14, 28$. Their sum is $1+2+4+7+14+28 = \\boxed{56}$.",
+        ),
+        (
+            "Two fair six-sided dice are rolled. What is the probability that the product of the two numbers is odd? "
+            "Express your answer as a common fraction.",
+            "The product is odd only if both numbers are odd. Each is odd with probability $\\frac{1}{2}$, "
+            "so the probability is $\\frac{1}{2} \\cdot \\frac{1}{2} = \\boxed{\\frac{1}{4}}$.",
+        ),
+        (
+            "The legs of a right triangle are $6$ and $10$. How long is its hypotenuse, in simplest radical form?",
+            "By the Pythagorean theorem it is $\\sqrt{6^2 + 10^2} = \\sqrt{136} = \\sqrt{4 \\cdot 34} = \\boxed{2\\sqrt{34}}$.",
+        ),
+        (
+            "Find all real solutions of $x^2 - 3x - 10 = 0$, separated by commas.",
+            "Factoring, $x^2 - 3x - 10 = (x - 5)(x + 2)$. So the solutions are $\\boxed{-2, 5}$.",
+        ),
+        (
+            "What is the remainder when $7^{50}$ is divided by $5$?",
+            "Modulo $5$, $7 \\equiv 2$, and the powers of $2$ repeat $2, 4, 3, 1$ with period $4$. "
+            "Since $50 = 4 \\cdot 12 + 2$, we have $7^{50} \\equiv 2^2 = 4$. The remainder is $\\boxed{4}$.",
+        ),
+        (
+            "Let $f(x) = 2x + 3$ and $g(x) = x^2 - 1$. Compute $g(f(2))$.",
+            "First, $f(2) = 2 \\cdot 2 + 3 = 7$. Then $g(7) = 7^2 - 1 = \\boxed{48}$.",
+        ),
+        (
+            "In how many ways can a president and a treasurer be chosen from a club of $9$ members if nobody may hold both offices?",
+            "There are $9$ choices for president and then $8$ for treasurer, which makes $9 \\cdot 8 = \\boxed{72}$ ways.",
+        ),
+    ],
+}
+
+
+def load_examples(name: str | Path, n: int = 8) -> list[dict]:
+    """The first n worked examples of EXAMPLES["gsm8k" or "math"], or of a file of questions with solutions. UserError."""
+    if str(name) in EXAMPLES:
+        rows = [parse_question({"question": q, "solution": s}, str(name)) for q, s in EXAMPLES[str(name)]]
+    else:
+        rows = [row for row in load_questions(name) if row["solutions"]]
+    if len(rows) < n:
+        raise UserError(f"{name}: {n} worked examples are wanted, it has {len(rows)} questions with a solution")
+    return rows[:n]

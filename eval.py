@@ -1,0 +1,521 @@
+"""Evaluation: pass@k and majority vote on questions, likelihood tasks, bits per byte; or ask a checkpoint something.
+
+    python eval.py --checkpoint out/pretrain/step_*.pt                     # the world's questions, tasks and text
+    python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears does he have?"
+    python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
+    torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --split test --examples gsm8k
+
+Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: n = 32) and judged twice: *strict*
+counts only the last closed \\boxed{}, as the RL reward does; *lenient* also takes what a reader would take for the
+answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
+Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
+questions.
+
+For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
+every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz.
+
+Sources: pass@k is the unbiased estimator of arXiv 2107.03374 §2.1; length-normalised accuracy divides a choice's
+log-likelihood by its UTF-8 bytes, as lm-evaluation-harness does.
+"""
+
+import gzip
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import kernels
+from data.errors import UserError, cli
+from data.loader import Loader
+from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.verifier import canonical, extract_answer, is_equal
+from model import GPT
+from runtime import Process, end_process, load_checkpoint, load_model, start_process, write_text
+from sampler import Samples, sample
+
+BOOTSTRAP = 2000  # resamples of the questions
+BATCH_TOKENS = 8192  # in one forward pass of a likelihood task
+
+
+@dataclass
+class Config:
+    """Flags of eval.py."""
+
+    checkpoint: tuple[str, ...]  # one or more .pt files
+    data: str = "out/data"  # folder of data/prepare.py: names below are looked up in it
+    questions: tuple[str, ...] = ("test_easy", "test_hard")  # DATA/questions/NAME.jsonl, files, or gsm8k, math (hub)
+    split: str = "test"  # of a hub data set
+    tasks: tuple[str, ...] = ("all",)  # likelihood tasks: DATA/tasks/NAME.jsonl or files; all: every one of DATA
+    text: tuple[str, ...] = ("all",)  # sources of DATA for bits per byte on held-out text; all: every one
+    n: int = 32  # samples per question
+    k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above n are left out
+    shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
+    examples: str = ""  # worked examples: a file, or gsm8k or math (shipped); empty: DATA/questions/examples.jsonl
+    temperature: float = 0.6  # of sampling; 0 is greedy
+    top_p: float = 0.95  # of sampling
+    max_new_tokens: int = 0  # longest response; 0: 64 with the world's tokenizer, else 512
+    limit: int = 0  # use the first so many questions and items of each set; 0: all
+    val_tokens: int = 50_000  # held-out tokens per source for bits per byte
+    seq_len: int = 0  # window for bits per byte; 0: the model's context
+    slots: int = 512  # rows sampled side by side
+    kv_gib: float = 4.0  # memory for keys and values, in GiB; bounds the slots
+    seed: int = 0  # of sampling and of the bootstrap
+    device: str = "auto"  # cpu, cuda; auto: cuda where there is one
+    dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
+    out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
+    overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
+    ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pass_at_k(n: np.ndarray | int, c: np.ndarray, k: int) -> np.ndarray:
+    """Probability that at least one of k samples, drawn from n of which c are right, is right: 1 - C(n-c, k) / C(n, k).
+
+    Args:
+        n, c: (Q,) or scalars. k: at most every n (ValueError else).
+    """
+    n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
+    if k < 1 or (n < k).any():
+        raise ValueError(f"pass@{k} needs at least {k} samples a question, there are {int(n.min())}")
+    i = np.arange(k)  # the product of (n - c - i) / (n - i) hits zero when fewer than k are wrong
+    return 1.0 - np.prod(np.clip((n - c)[..., None] - i, 0, None) / (n[..., None] - i), axis=-1)
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> dict:
+    """Mean of one value per question, with a bootstrap 95% interval over questions."""
+    values = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(0, len(values), (BOOTSTRAP, len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def majority_vote(answers: list[str | None]) -> str | None:
+    """The most frequent answer, equal values counted together; of equally frequent ones the first. No answer, no vote."""
+    votes = Counter(canonical(a) for a in answers if a is not None)  # Counter keeps the order of first appearance
+    if not votes:
+        return None
+    winner = max(votes, key=votes.get)
+    return next(a for a in answers if a is not None and canonical(a) == winner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_prompts(
+    questions: list[dict], tokenizer: Tokenizer, examples: list[dict], room: int
+) -> tuple[list[list[int]], int]:
+    """Prompts with as many of the worked examples as fit `room` tokens for every question; and how many those are."""
+    for shots in range(len(examples), -1, -1):
+        prompts = [few_shot_prompt(examples[:shots], q["question"], tokenizer) for q in questions]
+        longest = max(map(len, prompts))
+        if longest <= room:
+            return prompts, shots
+    raise UserError(
+        f"the longest question has {longest} tokens and the model has room for {room} before the response: "
+        "lower --max_new_tokens or use a model with a longer context"
+    )
+
+
+def evaluate_questions(
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: list[dict],
+    process: Process,
+    *,
+    n: int,
+    ks: tuple[int, ...],
+    max_new_tokens: int,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    examples: list[dict] | None = None,
+    seed: int = 0,
+    slots: int = 512,
+    kv_gib: float = 4.0,
+    label: str = "questions",
+) -> tuple[dict, list[dict]]:
+    """Sample n answers to each question and judge them. Ranks share the questions.
+
+    Returns:
+        The record {"n", "shots", "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "majority",
+        "box", "finished", "tokens" (mean response length), "questions": [{"id", "n", "c", "c_lenient", "box", ...}]},
+        and one row per question with its samples. Means are over questions.
+    """
+    prompts, shots = build_prompts(questions, tokenizer, examples or [], model.config.context - max_new_tokens)
+    mine = np.arange(len(questions))[process.rank :: process.world]
+    bar = tqdm(
+        total=len(mine) * n, desc=label, unit="row", disable=not process.main or None, leave=False, dynamic_ncols=True
+    )
+    with process.autocast():
+        samples = sample(
+            model,
+            [prompts[i] for i in mine],
+            n,
+            stop=tokenizer.eos,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            slots=slots,
+            kv_gib=kv_gib,
+            row_ids=(mine[:, None] * n + np.arange(n)).ravel(),
+            progress=bar.update,
+        )
+    bar.close()
+    judged = [_judge(questions[i], samples, row * n, n, tokenizer) for row, i in enumerate(mine)]
+    # rank r judged the questions r, r + world, ...
+    shares = process.gather(judged)
+    rows = [shares[i % process.world][i // process.world] for i in range(len(questions))]
+
+    c = {"strict": np.array([r["c"] for r in rows]), "lenient": np.array([r["c_lenient"] for r in rows])}
+    record = {"n": n, "shots": shots, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    for kind, right in c.items():
+        record[kind] = {f"pass@{k}": mean_interval(pass_at_k(n, right, k), seed) for k in ks if k <= n}
+    record["majority"] = mean_interval(np.array([r["majority"] for r in rows]), seed)
+    for share in ("box", "finished", "tokens"):
+        record[share] = float(np.mean([r[share] for r in rows]) / n)
+    record["questions"] = [{key: value for key, value in r.items() if key != "samples"} for r in rows]
+    return record, [{"id": r["id"], "question": q["question"], "answer": q["answer"], "samples": r["samples"]}
+                    for r, q in zip(rows, questions, strict=True)]  # fmt: skip
+
+
+def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer) -> dict:
+    """Counts over the n samples of one question, which begin at row `start`."""
+    texts = [tokenizer.decode(samples.response(row)) for row in range(start, start + n)]
+    strict = [extract_answer(text, strict=True) for text in texts]
+    lenient = [extract_answer(text) for text in texts]
+
+    def right(answers):
+        return [a is not None and is_equal(a, question["answer"]) for a in answers]
+
+    vote = majority_vote(strict)
+    rows = slice(start, start + n)
+    return {
+        "id": question["id"],
+        "n": n,
+        "c": sum(right(strict)),
+        "c_lenient": sum(right(lenient)),
+        "box": sum(a is not None for a in strict),
+        "majority": float(vote is not None and is_equal(vote, question["answer"])),
+        "finished": int(samples.finished[rows].sum()),
+        "tokens": int(samples.lengths[rows].sum()),
+        "samples": [{"text": text, "right": ok} for text, ok in zip(texts, right(strict), strict=True)],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Likelihood: multiple choice, cloze, held-out text
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def continuation_log_probs(
+    model: GPT, pairs: list[tuple[list[int], list[int]]], process: Process, label: str = "likelihood"
+) -> list[tuple[float, bool]]:
+    """For each (context, continuation) in token ids: log p(continuation | context) in nats, and whether every token of
+    it is the most probable one. A context that does not fit the model's is cut from the left. Ranks share the pairs."""
+    limit, device = model.config.context, model.head.weight.device
+    order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))[process.rank :: process.world]
+    results: dict[int, tuple[float, bool]] = {}
+    bar = tqdm(total=len(order), desc=label, unit="item", disable=not process.main or None, leave=False)
+    start = 0
+    while start < len(order):
+        width = min(limit + 1, sum(map(len, pairs[order[start]])))
+        batch = order[start : start + max(1, BATCH_TOKENS // width)]
+        start += len(batch)
+        tokens = np.zeros((len(batch), width), dtype=np.int64)
+        row, column, last = [], [], []  # of the hidden states that predict continuation tokens
+        for b, i in enumerate(batch):
+            context, continuation = pairs[i]
+            if not context or not continuation or len(continuation) > limit:
+                raise UserError(f"{label}: item {i} has an empty context or continuation, or one beyond {limit} tokens")
+            both = (context + continuation)[-(limit + 1) :]
+            tokens[b, : len(both)] = both
+            columns = range(len(both) - len(continuation) - 1, len(both) - 1)
+            row += [b] * len(columns)
+            column += columns
+            last.append(len(row))
+        tokens, row, column = (torch.from_numpy(np.asarray(x)).to(device) for x in (tokens, row, column))
+        with process.autocast():
+            hidden = model(tokens[:, :-1])[row, column]
+            targets = tokens[row, column + 1]
+            log_p = kernels.linear_log_prob(hidden, model.head.weight, targets).log_prob
+            greedy = torch.cat([model.logits(h).argmax(-1) for h in hidden.split(512)]) == targets
+        for i, a, b in zip(batch, [0, *last], last, strict=False):
+            results[i] = (log_p[a:b].sum().item(), bool(greedy[a:b].all()))
+        bar.update(len(batch))
+    bar.close()
+    merged = {i: r for share in process.gather(results) for i, r in share.items()}
+    return [merged[i] for i in range(len(pairs))]
+
+
+def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: Process, label: str, seed=0) -> dict:
+    """A likelihood task, each value with its interval.
+
+    Multiple choice ({"query", "choices", "gold"}): "accuracy" by log-likelihood and "accuracy_norm" by log-likelihood
+    per byte. Cloze ({"context", "continuation"}): "accuracy" that the continuation is what greedy decoding gives, and
+    "log_prob" in nats. "items" has one 0/1 per item, of accuracy_norm or accuracy.
+    """
+    if "choices" in items[0]:
+        texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
+        pairs = [(tokenizer.encode(context), tokenizer.encode(choice)) for context, choice in texts]
+        log_p = np.array([r[0] for r in continuation_log_probs(model, pairs, process, label)])
+        size = np.array([len(choice.encode()) for _, choice in texts])
+        ends = np.cumsum([len(item["choices"]) for item in items])[:-1]
+        gold = [item["gold"] for item in items]
+        plain, norm = (
+            np.array([s.argmax() == g for s, g in zip(np.split(score, ends), gold, strict=True)], dtype=float)
+            for score in (log_p, log_p / size)
+        )
+        record = {"accuracy": mean_interval(plain, seed), "accuracy_norm": mean_interval(norm, seed)}
+        return {**record, "items": norm.astype(int).tolist()}
+    pairs = [
+        (tokenizer.encode(item["context"]), tokenizer.encode(" " + item["continuation"].lstrip())) for item in items
+    ]
+    results = continuation_log_probs(model, pairs, process, label)
+    right = np.array([r[1] for r in results], dtype=float)
+    record = {"accuracy": mean_interval(right, seed), "log_prob": mean_interval([r[0] for r in results], seed)}
+    return {**record, "items": right.astype(int).tolist()}
+
+
+def _join(query: str, choice: str) -> tuple[str, str]:
+    """(context, continuation): the space belongs to the continuation, as in running text."""
+    query = query.rstrip()
+    return (f"{query}\nAnswer:" if query.startswith("Question:") else query), " " + choice.strip()
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: GPT, tokenizer: Tokenizer, loader: Loader, source: str, n_tokens: int, process: Process
+) -> dict:
+    """Held-out text of a source: {"bits_per_byte", "loss" (nats a token), "tokens"}. Ranks share the batches."""
+    nats = tokens = size = 0.0
+    token_bytes = torch.from_numpy(tokenizer.token_bytes)
+    rows = max(1, BATCH_TOKENS // loader.seq_len)
+    for i, batch in enumerate(loader.val_batches(source, rows, n_tokens)):
+        if i % process.world != process.rank:
+            continue
+        batch = torch.from_numpy(batch)
+        targets = batch[:, 1:].flatten()
+        with process.autocast():
+            hidden = model(batch[:, :-1].to(process.device)).flatten(0, 1)
+            log_p = kernels.linear_log_prob(hidden, model.head.weight, targets.to(process.device)).log_prob
+        nats -= log_p.double().sum().item()
+        tokens += targets.numel()
+        size += token_bytes[targets].sum().item()
+    nats, tokens, size = process.sum([nats, tokens, size])
+    return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / tokens, "tokens": int(tokens)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_items(path: Path) -> list[dict]:
+    """Likelihood items of a jsonl file, in one of the two forms of evaluate_task. UserError for anything else."""
+    items = []
+    for record in read_records(path):
+        try:
+            item = parse_record(record.content)
+            choices = item.get("choices")
+            if choices is not None and not (0 <= item["gold"] < len(choices) and all(choices) and item["query"]):
+                raise ValueError("gold is no index of choices, or a choice or the query is empty")
+            if choices is None and not (item["context"] and item["continuation"]):
+                raise ValueError("context or continuation is empty")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{record.where}: no likelihood item ({error}): see eval.py's evaluate_task") from None
+        items.append(item)
+    if not items:
+        raise UserError(f"{path}: no likelihood item in it")
+    return items
+
+
+def is_base(checkpoint: dict) -> bool:
+    """Has the model only been pretrained?"""
+    return all(entry["stage"] == "pretrain" for entry in checkpoint["lineage"])
+
+
+def default_new_tokens(tokenizer: Tokenizer) -> int:
+    """Longest response: the world's solutions have at most 64 tokens, the paper's evaluation is cut at 512 and more."""
+    return 64 if tokenizer.name == "world" else 512
+
+
+def find_questions(config: Config, name: str) -> list[dict]:
+    in_data = Path(config.data) / "questions" / f"{name}.jsonl"
+    if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
+        raise UserError(f"--questions {name}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
+    rows = load_questions(in_data if in_data.exists() else name, config.split)
+    return rows[: config.limit or None]
+
+
+def find_tasks(config: Config) -> dict[str, list[dict]]:
+    """name → items of --tasks."""
+    folder = Path(config.data) / "tasks"
+    tasks = {}
+    for name in config.tasks:
+        if name == "all":
+            paths = sorted(folder.glob("*.jsonl"))
+        else:
+            paths = [p for p in (folder / f"{name}.jsonl", Path(name)) if p.is_file()][:1]
+            if not paths:
+                raise UserError(f"--tasks {name}: neither {folder / name}.jsonl nor a file")
+        for path in paths:
+            tasks[path.name.split(".")[0]] = load_items(path)[: config.limit or None]
+    return tasks
+
+
+def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[dict, list[dict]]:
+    """The whole record of one checkpoint, and its samples."""
+    checkpoint = load_checkpoint(path)
+    tokenizer = load_tokenizer(checkpoint["tokenizer"])
+    model = load_model(checkpoint, process.device).eval()
+    shots = 8 if config.shots == "auto" and is_base(checkpoint) else int(config.shots.replace("auto", "0"))
+    record = {
+        "checkpoint": str(path),
+        **{key: checkpoint[key] for key in ("stage", "step", "tokens", "flops", "lineage", "tokenizer")},
+        "settings": asdict(config),
+        "questions": {},
+        "tasks": {},
+        "text": {},
+    }
+    samples = []
+    for name in config.questions:
+        questions = find_questions(config, name)
+        examples = []
+        if shots:
+            source = config.examples or Path(config.data) / "questions" / "examples.jsonl"
+            examples = load_examples(source, shots)
+        label = Path(name).name.split(".")[0]
+        record["questions"][label], rows = evaluate_questions(
+            model,
+            tokenizer,
+            questions,
+            process,
+            n=config.n,
+            ks=config.k,
+            max_new_tokens=config.max_new_tokens or default_new_tokens(tokenizer),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            examples=examples,
+            seed=config.seed,
+            slots=config.slots,
+            kv_gib=config.kv_gib,
+            label=label,
+        )
+        samples += [{"set": label, **row} for row in rows]
+    for name, items in find_tasks(config).items():
+        record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, config.seed)
+    folder = Path(config.data)
+    if config.text and any(folder.glob("*/meta.json")):
+        loader = Loader(folder, None, 1, config.seq_len or model.config.context, seed=0)
+        if loader.tokenizer != tokenizer.name:
+            raise UserError(
+                f"{folder} is tokenized with {loader.tokenizer!r}, {path} with {tokenizer.name!r}: "
+                "pass --text without a value, or the --data of this model"
+            )
+        for source in loader.sources if "all" in config.text else config.text:
+            record["text"][source] = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process)
+    return record, samples
+
+
+def save_record(record: dict, samples: list[dict], folder: Path, name: str) -> Path:
+    """Write FOLDER/NAME.json and FOLDER/NAME.jsonl.gz."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{name}.jsonl.gz.tmp"
+    with gzip.open(temporary, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in samples)
+    temporary.replace(folder / f"{name}.jsonl.gz")
+    write_text(folder / f"{name}.json", json.dumps(record) + "\n")
+    return folder / f"{name}.json"
+
+
+def print_table(records: list[dict]) -> None:
+    """One line per checkpoint and set of questions, then likelihood tasks and text."""
+
+    def percent(x):
+        return f"{100 * x['mean']:5.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+
+    for name in records[0]["questions"]:
+        rows = [(r, r["questions"][name]) for r in records]
+        ks = list(rows[0][1]["strict"])
+        print(f"\n{name}: {len(rows[0][1]['questions'])} questions x {rows[0][1]['n']}, % [95% interval]")
+        print(f"{'checkpoint':<24}{'M tokens':>9}{'shots':>6}", *(f"{k:>20}" for k in ks), f"{'majority':>20}", end="")
+        print(f"{'lenient@1':>10}{'box':>7}{'length':>8}")
+        for r, q in rows:
+            print(f"{Path(r['checkpoint']).stem:<24}{r['tokens'] / 1e6:>9.2f}{q['shots']:>6}", end=" ")
+            print(*(f"{percent(q['strict'][k]):>20}" for k in ks), f"{percent(q['majority']):>20}", end="")
+            print(f"{100 * q['lenient'][ks[0]]['mean']:>10.1f}{100 * q['box']:>7.1f}{q['tokens']:>8.1f}")
+    columns = [(f"{t} %", "tasks", t) for t in records[0]["tasks"]]
+    columns += [(f"{s} bits/byte", "text", s) for s in records[0]["text"]]
+    if columns:
+        print(f"\n{'checkpoint':<24}{'M tokens':>9}", *(f"{title:>24}" for title, _, _ in columns))
+    for r in records if columns else ():
+        print(f"{Path(r['checkpoint']).stem:<24}{r['tokens'] / 1e6:>9.2f}", end=" ")
+        cells = []
+        for _, kind, name in columns:
+            value = r[kind][name]
+            cells.append(f"{value['bits_per_byte']:.4f}" if kind == "text" else percent(main_accuracy(value)))
+        print(*(f"{cell:>24}" for cell in cells))
+
+
+def main_accuracy(task: dict) -> dict:
+    """The accuracy that the paper reports of a task: length-normalised where there are choices."""
+    return task.get("accuracy_norm", task["accuracy"])
+
+
+def ask(config: Config, process: Process) -> None:
+    """Answer one question and print what a person would want to see."""
+    checkpoint = load_checkpoint(config.checkpoint[0])
+    tokenizer = load_tokenizer(checkpoint["tokenizer"])
+    model = load_model(checkpoint, process.device).eval()
+    new = config.max_new_tokens or default_new_tokens(tokenizer)
+    prompts, _ = build_prompts([{"question": config.ask}], tokenizer, [], model.config.context - new)
+    greedy = config.temperature == Config.temperature
+    with process.autocast():
+        samples = sample(
+            model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, temperature=0.0 if greedy else config.temperature
+        )
+    text = tokenizer.decode(samples.response(0))
+    print(f"{text}\n\nanswer: {extract_answer(text)}" + ("" if samples.finished[0] else " (cut at --max_new_tokens)"))
+
+
+def main(config: Config) -> None:
+    if config.shots != "auto" and not config.shots.isdigit():
+        raise UserError(f"--shots {config.shots}: a number, or auto")
+    if not config.ask and config.n < min(config.k):
+        raise UserError(f"--n {config.n}: no pass@k of --k {config.k} can be computed from so few samples")
+    if config.temperature < 0 or not 0 < config.top_p <= 1:
+        raise UserError(f"--temperature {config.temperature} must be ≥ 0 and --top_p {config.top_p} in (0, 1]")
+    places = [(path, Path(config.out) if config.out else Path(path).parent / "eval") for path in config.checkpoint]
+    for path, folder in places:
+        if (folder / f"{Path(path).stem}.json").exists() and not (config.overwrite or config.ask):
+            raise UserError(f"{folder / Path(path).stem}.json exists: pass --overwrite, or another --out")
+    process = start_process(config.device, config.dtype, config.seed)
+    if config.ask:
+        return ask(config, process)
+    records = []
+    for path, folder in places:
+        record, samples = evaluate_checkpoint(config, path, process)
+        records.append(record)
+        if process.main:
+            print(f"wrote {save_record(record, samples, folder, Path(path).stem)}")
+    if process.main:
+        print_table(records)
+    end_process()
+
+
+if __name__ == "__main__":
+    cli(main, Config)

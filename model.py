@@ -1,0 +1,275 @@
+"""The GPT shared by all stages: OLMo2's architecture (arXiv 2501.00656 §2), in one file.
+
+    x = embed(tokens)
+    for each block:  x = x + norm(attention(x));  x = x + norm(swiglu(x))       norms on the outputs ("reordered")
+    hidden = norm(x);  logits = hidden @ head.T
+
+Query and key are RMS-normed over their whole width before the split into heads and before the rotary embedding. No
+biases; embedding and head are separate tables.
+
+Letters for shapes, here and in every other file: B rows, T tokens of a row, S keys, H query heads, D head size,
+C model width (d_model), V vocabulary (padded), L layers, N = B*T.
+
+`forward` returns hidden states, not logits: the losses take `kernels.linear_log_prob(hidden, model.head.weight, ...)`,
+which never holds the (N, V) logits. What a token may attend to is the `attend` argument: causal attention by default,
+a cache in the sampler, a shared prompt in the RL update.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import kernels
+
+# attend(layer, q, k, v) -> (B, T, H, D), from q (B, T, H, D) and k, v (B, T, H_kv, D) after norms and rotary embedding
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int  # rows of the two tables (the tokenizer's padded size)
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int  # width of the SwiGLU
+    context: int  # longest sequence, in tokens
+    n_kv_heads: int = 0  # 0: as many as heads (multi-head, as OLMo2); fewer: grouped queries
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        self.n_kv_heads = self.n_kv_heads or self.n_heads
+        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} and n_kv_heads must divide it")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+
+# d_model, layers, heads, d_ff, context. The tokenizer sets the vocabulary. olmo2-1b is the paper's model.
+SCALES = {
+    "smoke": dict(d_model=64, n_layers=2, n_heads=2, d_ff=192, context=256),
+    "micro": dict(d_model=128, n_layers=4, n_heads=4, d_ff=384, context=256),
+    "mini": dict(d_model=256, n_layers=6, n_heads=8, d_ff=768, context=512),
+    "small": dict(d_model=512, n_layers=8, n_heads=8, d_ff=1536, context=1024),
+    "190m": dict(d_model=768, n_layers=12, n_heads=12, d_ff=3072, context=4096),
+    "olmo2-1b": dict(d_model=2048, n_layers=16, n_heads=16, d_ff=8192, context=4096),
+    "4b": dict(d_model=3072, n_layers=28, n_heads=24, d_ff=10240, context=4096),
+}
+
+
+def config_of(scale: str, vocab_size: int, **changes) -> GPTConfig:
+    """The configuration named `scale`, with a vocabulary and any field changed."""
+    return GPTConfig(vocab_size=vocab_size, **{**SCALES[scale], **changes})
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    def __init__(self, c: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.head_dim = layer, c.head_dim
+        kv_width = c.n_kv_heads * c.head_dim
+        self.q = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.k = nn.Linear(c.d_model, kv_width, bias=False)
+        self.v = nn.Linear(c.d_model, kv_width, bias=False)
+        self.o = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.q_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.k_norm = RMSNorm(kv_width, c.norm_eps)
+        self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.gate = nn.Linear(c.d_model, c.d_ff, bias=False)
+        self.up = nn.Linear(c.d_model, c.d_ff, bias=False)
+        self.down = nn.Linear(c.d_ff, c.d_model, bias=False)
+        self.mlp_norm = RMSNorm(c.d_model, c.norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        # norm over the full width first, then heads, then rotation (arXiv 2501.00656 §2.2)
+        q = kernels.rotary(self.q_norm(self.q(x)).view(heads), cos, sin)  # (B, T, H, D)
+        k = kernels.rotary(self.k_norm(self.k(x)).view(heads), cos, sin)  # (B, T, H_kv, D)
+        v = self.v(x).view(heads)  # (B, T, H_kv, D)
+        x = x + self.attention_norm(self.o(attend(self.layer, q, k, v).flatten(2)))
+        return x + self.mlp_norm(self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        half = config.head_dim // 2
+        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = torch.arange(config.context, dtype=torch.float64)[:, None] * frequency  # (context, D/2)
+        self.register_buffer("cos", angle.cos().float(), persistent=False)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int, std: float = 0.02) -> "GPT":
+        """Truncated normal (± 3 std) for every matrix, ones for gains: the same on every device and rank."""
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters():
+            if p.dim() > 1:
+                cpu = torch.empty(p.shape)
+                p.copy_(nn.init.trunc_normal_(cpu, std=std, a=-3 * std, b=3 * std, generator=generator))
+        return self
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        attend: Attend | None = None,
+        doc_start: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states (B, T, C) of tokens (B, T).
+
+        Args:
+            positions: (T,) or (B, T), below `config.context`; default 0 .. T-1.
+            attend: what a token sees; default causal attention.
+            doc_start: (B, T) for the default attend: keep packed documents apart (kernels.attention).
+        """
+        if positions is None:
+            cos, sin = self.cos[: tokens.shape[1], None], self.sin[: tokens.shape[1], None]  # (T, 1, D/2)
+        else:
+            cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+        if attend is None:
+
+            def attend(_, q, k, v):
+                return kernels.attention(q, k, v, doc_start)
+
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin, attend)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V) in fp32: for sampling a few positions; losses use kernels.linear_log_prob."""
+        return self.head(hidden).float()
+
+    @property
+    def n_params(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+
+def dense_params(c: GPTConfig) -> int:
+    """Parameters that multiply every token: blocks and head, without the embedding table and the gains."""
+    kv_width = c.n_kv_heads * c.head_dim
+    block = 2 * c.d_model * c.d_model + 2 * c.d_model * kv_width + 3 * c.d_model * c.d_ff
+    return c.n_layers * block + c.vocab_size * c.d_model
+
+
+def forward_flops(c: GPTConfig, keys: float) -> float:
+    """FLOPs of one token's forward pass that attends to `keys` keys: 2 per dense parameter + 4·L·C per key.
+
+    A causal sequence of T tokens has (T + 1) / 2 keys a token on average. Backward costs twice as much again.
+    """
+    return 2.0 * dense_params(c) + 4.0 * c.n_layers * c.d_model * keys
+
+
+def train_flops(c: GPTConfig, seq_len: int) -> float:
+    """FLOPs per token of forward and backward over causal sequences of `seq_len` (6N + attention)."""
+    return 3 * forward_flops(c, (seq_len + 1) / 2)
+
+
+def sequence_flops(c: GPTConfig, prompt: int, generated: int, rows: int = 1) -> float:
+    """FLOPs to sample `rows` continuations of `generated` tokens after one shared prefill of `prompt` tokens."""
+    decode = generated * forward_flops(c, prompt + (generated + 1) / 2)
+    return prompt * forward_flops(c, (prompt + 1) / 2) + rows * decode
+
+
+class KVCache:
+    """Keys and values for decoding many rows at once, each row at a position of its own.
+
+    Two parts: `prompt` entries are computed once and attended by all rows that continue that prompt; `own` slots hold
+    what each row has generated. Rows 0 .. B-1 are the live ones, so that a decoding step reads views and copies
+    nothing; the sampler keeps them packed. Both parts are allocated once.
+
+        prompt_k, prompt_v: (L, prompts, H_kv, prompt_len, D)        own_k, own_v: (L, slots, H_kv, new_tokens, D)
+    """
+
+    def __init__(self, c: GPTConfig, prompts: int, prompt_len: int, slots: int, new_tokens: int, like: Tensor):
+        shape = (c.n_layers, prompts, c.n_kv_heads, prompt_len, c.head_dim)
+        self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
+        shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
+        self.own_k, self.own_v = like.new_zeros(shape), like.new_zeros(shape)
+
+    @staticmethod
+    def bytes_per_token(c: GPTConfig, itemsize: int) -> int:
+        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * itemsize
+
+    def prefill(self, entries: Tensor) -> Attend:
+        """Attend causally within right-padded prompts (P, T) and store them as prompt `entries` (P,)."""
+
+        def attend(layer, q, k, v):
+            self.prompt_k[layer, entries, :, : k.shape[1]] = k.transpose(1, 2)
+            self.prompt_v[layer, entries, :, : v.shape[1]] = v.transpose(1, 2)
+            return kernels.attention(q, k, v)
+
+        return attend
+
+    def move(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first `length` own tokens of rows `source` to rows `target`."""
+        for cache in (self.own_k, self.own_v):
+            cache[:, target, :, :length] = cache[:, source, :, :length]
+
+    def decode(self, own_length: Tensor, prompt_length: Tensor, members: Tensor) -> Attend:
+        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`.
+
+        Args:
+            own_length: (B,) own tokens stored before this one.
+            prompt_length: (B,) tokens of the prompt of each row.
+            members: (P, M) the live rows of prompt entries 0 .. P-1, padded with B; the queries of a prompt are put
+                side by side, so that its keys are read once for all its rows.
+        """
+        b, device = own_length.shape[0], own_length.device
+        rows = torch.arange(b, device=device)
+        own_len = int(own_length.max()) + 1
+        prompt_len = int(prompt_length.max())
+        hidden_own = torch.arange(own_len, device=device) > own_length[:, None]  # (B, own_len)
+        hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length[:, None]
+        hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
+        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+        p, m = members.shape
+        place = torch.empty(b + 1, dtype=torch.long, device=device)  # where each row stands in `members`
+        place[members.flatten()] = torch.arange(p * m, device=device)
+        place = place[:b]
+        members = members.flatten().clamp(max=b - 1)  # padding reads some row and is never read back
+
+        def attend(layer, q, k, v):
+            h_kv, d = k.shape[2:]
+            g = q.shape[2] // h_kv
+            self.own_k[layer, rows, :, own_length] = k[:, 0]
+            self.own_v[layer, rows, :, own_length] = v[:, 0]
+            own_k, own_v = (x[layer, :b, :, :own_len] for x in (self.own_k, self.own_v))  # (B, H_kv, own_len, D)
+            prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
+            q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)
+
+            def by_prompt(x):  # (B, H_kv, G, X) -> (P, H_kv, M*G, X)
+                return x[members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1)
+
+            def by_row(x):  # (P, H_kv, M*G, X) -> (B, H_kv, G, X)
+                return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[place]
+
+            score_prompt = by_row(by_prompt(q) @ prompt_k.transpose(-1, -2))
+            score = torch.cat([score_prompt, q @ own_k.transpose(-1, -2)], -1).float().add_(bias)
+            weight = score.softmax(-1).to(v.dtype)
+            out = weight[..., prompt_len:] @ own_v
+            out += by_row(by_prompt(weight[..., :prompt_len]) @ prompt_v)
+            return out.view(b, 1, h_kv * g, d)
+
+        return attend

@@ -1,0 +1,291 @@
+"""Pretraining: next-token prediction on token shards; leaves the checkpoints M_t that every other stage starts from.
+
+    torchrun pretrain.py                                             # the micro scale on the embedded world, minutes on a CPU
+    torchrun pretrain.py --scale smoke --out out/smoke               # seconds
+    python pretrain.py --data out/mine --scale mini --steps 300      # your own text, made by data/prepare.py
+    torchrun --nproc_per_node=8 pretrain.py --scale olmo2-1b --data out/paper --compile    # the paper's model
+    python pretrain.py --resume                                      # go on after a kill: the same bits
+
+The paper's §"Pretraining": AdamW (0.9, 0.95), weight decay 0.1, clip 1.0, z-loss 1e-5, cosine to a tenth, 512 × 4096
+tokens a step at lr 4e-4; `--scale olmo2-1b` sets these. Departures: none at that scale; the small scales have batches,
+rates and token counts of their own (PRESETS).
+
+The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)².
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+import kernels
+from data.errors import UserError, cli
+from data.loader import Loader, parse_mix
+from data.prepare import build_world
+from data.questions import encode_prompt, load_questions
+from data.tokenizer import Tokenizer, load_tokenizer
+from eval import bits_per_byte, default_new_tokens
+from model import GPT, SCALES, config_of, train_flops
+from runtime import (
+    Clock,
+    Process,
+    Progress,
+    Run,
+    RunConfig,
+    learning_rate,
+    load_checkpoint,
+    load_model,
+    make_optimizer,
+    optimizer_step,
+    start_process,
+    to_device,
+)
+from sampler import sample
+
+WORLD = "out/data"  # where the embedded world is built if no --data is given
+
+# What a scale trains with unless flags say otherwise. The paper's checkpoints are at 1k, 2k, ... steps of 2.1 M tokens.
+PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
+PRESETS = {
+    "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, warmup=10, save_at="50k,100k"),
+    "micro": dict(batch=4, seq_len=256, tokens="4M", lr=2e-3, warmup=100, save_at="log:8"),
+    "mini": dict(batch=16, seq_len=512, tokens="40M", lr=1e-3, warmup=100, save_at="log:8"),
+    "small": dict(batch=64, seq_len=1024, tokens="1B", lr=6e-4, warmup=200, save_at="log:8"),
+    "190m": dict(batch=256, seq_len=4096, tokens="10B", lr=6e-4, warmup=500, save_at="log:10"),
+    "olmo2-1b": dict(batch=512, seq_len=4096, tokens="50B", lr=4e-4, warmup=2000, save_at=PAPER_STEPS),
+    "4b": dict(batch=512, seq_len=4096, tokens="50B", lr=3e-4, warmup=2000, save_at=PAPER_STEPS),
+}
+
+
+@dataclass
+class Config(RunConfig):
+    """Flags of pretrain.py. Zero or empty: the scale's own value (PRESETS in pretrain.py)."""
+
+    scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
+    data: str = WORLD  # folder of token shards (data/prepare.py); the default is the embedded world, built if absent
+    mix: str = ""  # weights per source, such as general=0.6,math=0.4; empty: by their sizes
+    tokens: str = ""  # how long to train: 4M, 50B, ...
+    steps: int = 0  # or: how many steps to train
+    batch: int = 0  # sequences per step, over all ranks
+    seq_len: int = 0  # tokens per sequence
+    micro_batch: int = 0  # sequences at a time on one rank; 0: as many as make 2048 tokens on a CPU, 16384 on a GPU
+    lr: float = 0.0  # peak learning rate
+    warmup: int = -1  # steps of linear warm-up; -1: the scale's own
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # of the learning rate, after warm-up
+    z_loss: float = 1e-5  # weight of the squared log-partition
+    doc_mask: bool = False  # keep packed documents apart in attention (OLMo2 does not)
+    save_at: str = ""  # kept checkpoints: steps 100,200; token counts 0.5M,1M; or log:8, eight of them log-spaced
+    eval_every: int = 500  # steps between evaluations of held-out text and samples; 0: only at the end
+    val_tokens: int = 20_000  # held-out tokens per source in these evaluations
+
+
+def parse_count(text: str) -> float:
+    """ "4M" -> 4e6. UserError for anything that is not a positive number with an optional k, M, B or T."""
+    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:], 1)
+    try:
+        count = float(text[:-1] if scale != 1 else text) * scale
+    except ValueError:
+        count = 0
+    if not (count > 0 and math.isfinite(count)):
+        raise UserError(f"{text!r} is not a count: write it as 4000000, 4M or 50B")
+    return count
+
+
+def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
+    """The steps after which a checkpoint is kept, the last step always among them.
+
+    "100,200": steps. "0.5M,1M": tokens, rounded to the next step. "log:8": 8 checkpoints, log-spaced over the last
+    factor 8 of the run (where a curve over tokens has its points in the paper).
+    """
+    if text.startswith("log:") and text[4:].isdigit() and int(text[4:]) > 0:
+        n = int(text[4:])
+        at = [steps * 8 ** (i / max(1, n - 1) - 1) for i in range(n)]
+    else:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        at = [parse_count(part) / (1 if part[-1].isdigit() else tokens_per_step) for part in parts]
+    kept = sorted({min(max(1, math.ceil(s - 1e-9)), steps) for s in at if s <= steps + 1} | {steps})
+    return kept
+
+
+def resolve(config: Config) -> Config:
+    """Fill what was left to the scale. UserError for flags that cannot be combined."""
+    preset = PRESETS[config.scale]
+    if config.tokens and config.steps:
+        raise UserError("--tokens and --steps both say how long to train: pass one of them")
+    for name in ("batch", "seq_len", "lr", "save_at"):
+        setattr(config, name, getattr(config, name) or preset[name])
+    config.warmup = preset["warmup"] if config.warmup < 0 else config.warmup
+    if not config.steps:
+        config.tokens = config.tokens or preset["tokens"]
+        config.steps = max(1, round(parse_count(config.tokens) / (config.batch * config.seq_len)))
+    context = SCALES[config.scale]["context"]
+    if config.batch < 0 or config.seq_len < 0 or config.steps < 0 or config.lr < 0:
+        raise UserError("--batch, --seq_len, --steps and --lr must be positive")
+    if config.seq_len > context:
+        raise UserError(f"--seq_len {config.seq_len} exceeds the context of --scale {config.scale}, {context}")
+    return config
+
+
+def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config, process: Process, n_tokens: int):
+    """Add the gradient of this rank's rows of a step to .grad; returns their summed -log p (a float).
+
+    Every micro-batch is divided by `n_tokens`, the token count of the whole step over all ranks, so that neither the
+    micro-batch size nor the number of ranks changes the gradient.
+
+    Args:
+        batch: (rows, T + 1) int64 on this rank's device.
+    """
+    total = torch.zeros((), device=process.device, dtype=torch.float64)
+    for rows in batch.split(config.micro_batch):
+        inputs, targets = rows[:, :-1], rows[:, 1:]
+        doc_start = document_starts(inputs, eos) if config.doc_mask else None
+        with process.autocast():
+            hidden = model(inputs, doc_start=doc_start).flatten(0, 1)  # (N, C)
+            log_prob, _, logsumexp = kernels.linear_log_prob(hidden, model.head.weight, targets.flatten())
+        loss = -log_prob.sum() + config.z_loss * logsumexp.square().sum()
+        (loss / n_tokens).backward()
+        total -= log_prob.detach().sum().double()
+    return total.item()
+
+
+def document_starts(tokens: torch.Tensor, eos: int) -> torch.Tensor:
+    """(B, T): where the document of each token starts in its row; a document begins after an eos."""
+    position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    begins = torch.zeros_like(position)
+    begins[:, 1:] = torch.where(tokens[:, :-1] == eos, position[:, 1:], 0)
+    return begins.cummax(1).values
+
+
+def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: int, process: Process) -> str:
+    """A greedy answer to a validation question, or a continuation of nothing, for the terminal."""
+    prompt, answer = [tokenizer.eos], ""
+    if questions:
+        question = questions[index % len(questions)]
+        prompt, answer = encode_prompt(question["question"], tokenizer), f"  (right: {question['answer']})"
+    new = min(default_new_tokens(tokenizer), model.config.context - len(prompt))
+    if new < 1:
+        return ""
+    with process.autocast():
+        samples = sample(model, [prompt], 1, stop=tokenizer.eos, max_new_tokens=min(new, 128), temperature=0.0)
+    text = tokenizer.decode(prompt) + tokenizer.decode(samples.response(0))
+    return "  | " + text.replace("\n", "\n  | ") + answer
+
+
+def main(config: Config) -> None:
+    config = resolve(config)
+    process = start_process(config.device, config.dtype, config.seed)
+    run = Run(config, "pretrain", process)
+    last = load_checkpoint(run.out / "last.pt") if config.resume else None
+    if last and last["stage"] != "pretrain":
+        raise UserError(
+            f"{run.out / 'last.pt'} is of stage {last['stage']}, not of pretraining: pass its stage --resume"
+        )
+    if config.data == WORLD and process.main:
+        build_world(WORLD)
+    process.barrier()
+    loader = Loader(config.data, parse_mix(config.mix), config.batch, config.seq_len, config.seed)
+    tokenizer = load_tokenizer(loader.tokenizer)
+    tokens_per_step = config.batch * config.seq_len
+    kept = parse_save_at(config.save_at, config.steps, tokens_per_step)
+    config.micro_batch = config.micro_batch or max(
+        1, (2048 if process.device.type == "cpu" else 16384) // config.seq_len
+    )
+
+    progress = Progress()
+    if last:
+        if last["tokenizer"] != tokenizer.name:
+            raise UserError(f"{run.out / 'last.pt'} has the tokenizer {last['tokenizer']!r}, --data {tokenizer.name!r}")
+        must_match = ("scale", "data", "mix", "batch", "seq_len", "seed", "steps")
+        changed = [k for k in must_match if last["args"][k] != getattr(config, k)]
+        if changed:
+            raise UserError(
+                f"--resume with another --{changed[0]} ({last['args'][changed[0]]!r} before): start a new run"
+            )
+        progress = Progress(**last["train"]["progress"])
+        model = load_model(last, process.device)
+    else:
+        model = GPT(config_of(config.scale, tokenizer.padded_vocab_size))
+        model.init_weights(config.seed).to(process.device)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    if last:
+        optimizer.load_state_dict(last["train"]["optimizer"])
+    run.open(progress.step)
+    trained = torch.compile(model) if config.compile else model  # shares its parameters with `model`
+    flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)
+    validation = Path(config.data) / "questions" / "validation.jsonl"
+    questions = load_questions(validation) if validation.exists() else []
+
+    def save(keep: bool) -> Path:
+        return run.save(model, tokenizer.name, progress, [], {"optimizer": optimizer.state_dict()}, keep)
+
+    def evaluate() -> dict:
+        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in held_out}
+        return {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
+
+    held_out = [name for name, source in loader.sources.items() if source.val.windows(config.seq_len)]
+    if process.main:
+        print(
+            f"{config.scale}: {model.n_params / 1e6:.2f} M parameters, {config.steps} steps of {tokens_per_step} tokens"
+        )
+        print(f"data {config.data} ({', '.join(loader.sources)}), writes {run.out}")
+    bar = tqdm(
+        total=config.steps,
+        initial=progress.step,
+        unit="step",
+        disable=not process.main,
+        dynamic_ncols=True,
+        mininterval=1,
+    )
+    clock = Clock()
+    batches = loader.iterate(progress.step, process.rows(config.batch))
+    for step, rows in batches:
+        if step >= config.steps:
+            break
+        lr = learning_rate(config, step, config.steps)
+        batch = to_device(rows, process.device)
+        loss = loss_and_backward(trained, batch, tokenizer.eos, config, process, tokens_per_step)
+        (loss,) = process.sum([loss])
+        loss /= tokens_per_step
+        norm = optimizer_step(model, optimizer, process, lr, config.clip)
+        progress.step = step + 1
+        progress.tokens += tokens_per_step
+        progress.flops += flops_per_step
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            run.skip(progress, "loss or gradient")
+        values = {"tokens": progress.tokens, "loss": loss, "lr": lr, "grad_norm": norm, "skipped": progress.skipped}
+        values |= {"tokens_per_s": tokens_per_step / clock.lap(), "flops": progress.flops}
+
+        keep = progress.step in kept
+        if keep or (config.save_every and progress.step % config.save_every == 0):
+            save(keep)  # before evaluating: a crash there loses nothing
+        if progress.step == config.steps or (config.eval_every and progress.step % config.eval_every == 0):
+            values |= evaluate()
+            if process.main:
+                numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k.startswith("bpb_"))
+                shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
+                tqdm.write(
+                    f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  loss {loss:.3f}  {numbers}\n{shown}"
+                )
+            clock.lap()
+        run.log(progress.step, **values)
+        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{values['tokens_per_s']:.0f}", refresh=False)
+        bar.update()
+        if run.should_stop():
+            save(False)
+            break
+    batches.close()
+    bar.close()
+    if process.main and not run.stop_signal:
+        print(
+            f"kept {len(kept)} checkpoints in {run.out}; next: python eval.py --checkpoint {run.out}/step_*.pt",
+            file=sys.stderr,
+        )
+    run.close()
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,394 @@
+"""What every training process needs: devices and ranks, the optimizer step, checkpoints, metrics, signals.
+
+Gradients of all ranks are summed by one all-reduce after the last micro-batch of a step, not by DistributedDataParallel:
+a rank may then run any number of micro-batches (RL rollouts differ in length from rank to rank), losses may call the
+model as often as they like, and the sum over ranks of losses that are each divided by the *global* token count is exact.
+What is given up is overlap with backward, under 1% of a step at the batch sizes of PAPER-scale runs.
+"""
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from data.errors import UserError
+from model import GPT, GPTConfig
+
+FORMAT = 1  # of a checkpoint
+
+
+@dataclass
+class RunConfig:
+    """Flags that every training stage has."""
+
+    out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
+    resume: bool = False  # go on from out/last.pt, exactly where it stopped
+    seed: int = 0  # of initialisation, data order and sampling
+    device: str = "auto"  # cpu, cuda, mps; auto: cuda where there is one, else cpu
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
+    compile: bool = False  # torch.compile the model (CUDA; on a CPU it gains nothing at these sizes)
+    lr: float = 1e-3  # peak learning rate
+    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
+    warmup: int = 0  # steps of linear warm-up
+    final_lr: float = 0.1  # the schedule ends at this fraction of --lr
+    weight_decay: float = 0.1  # decoupled; on matrices, not on embeddings and gains
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.95  # of AdamW
+    clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
+    max_skipped: int = 20  # stop after so many steps with a non-finite loss or gradient (each is skipped and counted)
+    save_every: int = 0  # write last.pt every so many steps (0: at kept checkpoints and at the end)
+    wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
+    tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes and devices
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Process:
+    """This process among those that torchrun started (rank 0 of 1 without torchrun)."""
+
+    rank: int
+    world: int
+    device: torch.device
+    dtype: torch.dtype  # of matrix products
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def rows(self, n: int) -> slice:
+        """This rank's share of n rows of a global batch."""
+        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over ranks, in fp64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, thing) -> list:
+        """One picklable thing from each rank, in rank order, on every rank."""
+        if self.world == 1:
+            return [thing]
+        things = [None] * self.world
+        dist.all_gather_object(things, thing)
+        return things
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0) -> Process:
+    """Join the process group if torchrun made one, choose device and precision, seed everything."""
+    _keep_pages()
+    world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device == "cuda":
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- libraries below us may use the global state
+    torch.manual_seed(seed)
+    bf16 = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
+    return Process(rank, world, torch.device(device), torch.bfloat16 if bf16 else torch.float32)
+
+
+def end_process() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _keep_pages() -> None:
+    """Tell glibc to keep freed memory. By default it returns every large tensor's pages to the kernel and faults them
+    in again at the next allocation, which costs a third of a training step at micro scale."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The optimizer step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_optimizer(model: GPT, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW over fp32 weights: decay on the matrices, none on the embedding table and the gains (OLMo2)."""
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and not name.startswith("embed")]
+    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name.startswith("embed")]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+
+
+def learning_rate(c: RunConfig, step: int, total: int) -> float:
+    """The rate of step number `step` (from 0) of `total`."""
+    if step < c.warmup:
+        return c.lr * (step + 1) / c.warmup
+    done = min(1.0, (step - c.warmup) / max(1, total - c.warmup))
+    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[c.schedule]
+    return c.lr * shape if c.schedule == "constant" else c.lr * (c.final_lr + (1 - c.final_lr) * shape)
+
+
+def reduce_gradients(model: nn.Module, process: Process) -> None:
+    """Sum gradients over ranks in place. A rank that saw no data contributes zeros."""
+    if process.world == 1:
+        return
+    work = []
+    for p in model.parameters():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        work.append(dist.all_reduce(p.grad, async_op=True))
+    for w in work:
+        w.wait()
+
+
+def clip_gradients(model: nn.Module, limit: float) -> float:
+    """Scale gradients to norm `limit` if they are longer (0: never); returns the norm before. May be inf or nan."""
+    return nn.utils.clip_grad_norm_(model.parameters(), limit or math.inf).item()
+
+
+def optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer, process: Process, lr: float, clip: float):
+    """Reduce, clip, update, and clear the gradients. Returns the gradient norm; if it is not finite nothing is updated."""
+    reduce_gradients(model, process)
+    norm = clip_gradients(model, clip)
+    if math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    step: int = 0  # of this stage
+    tokens: int = 0  # pretraining tokens behind the base model
+    flops: float = 0.0  # spent in total, all stages, training and sampling
+    skipped: int = 0  # steps skipped for a non-finite loss or gradient
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write `checkpoint` to a temporary name, flush it to disk, rename: a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint of any stage (on the CPU, tensors only); UserError if it is missing, broken or no checkpoint."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pt'}")
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
+        raise UserError(
+            f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts other weights"
+        )
+    return checkpoint
+
+
+def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
+    """The model of a checkpoint, in fp32 on `device`."""
+    model = GPT(GPTConfig(**checkpoint["config"]))
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        raise UserError(f"checkpoint's weights do not fit its config: {str(error).splitlines()[-1].strip()}") from None
+    return model.to(device)
+
+
+class Run:
+    """A run's folder: its kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
+
+    out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
+    out/RUN/metrics.jsonl     a line a step           out/RUN/eval/     evaluation records
+    """
+
+    def __init__(self, config: RunConfig, stage: str, process: Process):
+        self.config, self.stage, self.process = config, stage, process
+        self.out = Path(config.out or f"out/{stage}")
+        self.stop_signal = 0
+        self.last_good: Path | None = None
+        self._metrics = self._wandb = self._tensorboard = None
+        if config.resume:
+            if not (self.out / "last.pt").exists():
+                raise UserError(f"--resume: {self.out / 'last.pt'} does not exist; start without --resume")
+        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise UserError(f"--out {self.out} is not empty: pass --resume to go on, or another --out")
+        process.barrier()  # every rank has looked before rank 0 writes
+
+    def open(self, resume_step: int) -> None:
+        """Create the folder and open the logs; lines after `resume_step`, of a run that was killed, are dropped."""
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+        if not self.process.main:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._metrics = open(path, "a")
+        if self.config.wandb:
+            import wandb
+
+            self._wandb = wandb.init(project=self.config.wandb, name=self.out.name, config=asdict(self.config))
+        if self.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.out))
+
+    def log(self, step: int, **values) -> None:
+        """One line in metrics.jsonl (and wandb, TensorBoard)."""
+        if self._metrics is None:
+            return
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        if self._wandb:
+            self._wandb.log(values, step=step)
+        if self._tensorboard:
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self._tensorboard.add_scalar(key, value, step)
+
+    def save(self, model: GPT, tokenizer: str, progress: Progress, lineage: list, train: dict, keep: bool) -> Path:
+        """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
+        path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
+        self.last_good = path
+        if not self.process.main:
+            return path
+        args = asdict(self.config)
+        checkpoint = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "config": asdict(model.config),
+            "tokenizer": tokenizer,
+            "model": model.state_dict(),
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "flops": progress.flops,
+            "lineage": [*lineage, {"stage": self.stage, "step": progress.step, "args": args}],
+            "args": args,
+            "metrics": {"skipped": progress.skipped},
+        }
+        save_checkpoint(self.out / "last.pt", {**checkpoint, "train": {**train, "progress": asdict(progress)}})
+        if keep:
+            save_checkpoint(path, checkpoint)
+        return path
+
+    def skip(self, progress: Progress, what: str) -> None:
+        """Count a step whose loss or gradient is not finite; stop the run after --max_skipped of them."""
+        progress.skipped += 1
+        if progress.skipped > self.config.max_skipped:
+            good = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was written yet"
+            raise UserError(f"{what} not finite in {progress.skipped} steps (--max_skipped); {good}; try a lower --lr")
+
+    def should_stop(self) -> bool:
+        """Did any rank get SIGTERM or SIGINT? (A rank may not leave the others waiting in a collective.)"""
+        self.stop_signal = max(self.process.gather(self.stop_signal))
+        return bool(self.stop_signal)
+
+    def close(self) -> None:
+        """Close the logs; after a signal, exit with the code that a signal gives."""
+        for log in (self._metrics, self._tensorboard):
+            if log:
+                log.close()
+        if self._wandb:
+            self._wandb.finish()
+        end_process()
+        if self.stop_signal:
+            if self.process.main:
+                print(f"stopped by a signal: saved {self.out / 'last.pt'}; go on with --resume", file=sys.stderr)
+            sys.exit(128 + self.stop_signal)
+
+    def _on_signal(self, signum, frame) -> None:
+        if self.stop_signal:  # a second Ctrl-C means now
+            raise KeyboardInterrupt
+        self.stop_signal = signum
+
+
+def random_state() -> dict:
+    """States of the global generators, for exact resume (torch.load(weights_only=True) can read it)."""
+    return {"torch": torch.get_rng_state()}
+
+
+def set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+@dataclass
+class Clock:
+    """Tokens per second since the last call."""
+
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.last = now - self.last, now
+        return seconds
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A numpy array on `device`, without waiting for the copy on CUDA."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

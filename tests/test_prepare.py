@@ -1,0 +1,429 @@
+"""data/prepare.py: documents become shards unchanged, held-out questions stay out, a killed run loses nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data import prepare, world
+from data.errors import UserError
+from data.loader import Loader
+from data.prepare import Config, build_world, main, shard_dtype
+from data.questions import BannedQuestions, format_prompt, load_questions, normalise
+from data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).parent.parent
+TOKENIZER = load_tokenizer("world")
+
+
+def run(tmp_path, *inputs, **flags):
+    """prepare.main in this process, into tmp_path/out; returns that folder."""
+    flags = {"tokenizer": "world", "workers": 1, "out": str(tmp_path / "out")} | flags
+    main(Config(input=tuple(map(str, inputs)), **flags))
+    return Path(flags["out"])
+
+
+def write(path, rows):
+    path.write_bytes(b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows))
+    return path
+
+
+def segments(folder, split):
+    """What the shards of a source hold, as text: one string per eos, and nothing after the last."""
+    meta = json.loads((folder / "meta.json").read_text())[split]
+    tokens = np.concatenate([np.empty(0, int), *(np.load(folder / name) for name in meta["shards"])])
+    assert len(tokens) == meta["tokens"] and (len(tokens) == 0 or tokens[-1] == TOKENIZER.eos)
+    pieces = np.split(tokens, np.flatnonzero(tokens == TOKENIZER.eos) + 1)[:-1]
+    return [TOKENIZER.decode(piece[:-1]) for piece in pieces]
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def texts(n, seed=0):
+    rng = random.Random(seed)
+    return [f"Text {i}: " + " ".join(rng.choices("the cat saw 12 dogs, né?".split(), k=20)) + "\n" for i in range(n)]
+
+
+# ------------------------------------------------------------------------------------------------------------ the world
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world") / "data"
+    build_world(out, seed=3, tokens=100_000)
+    return out
+
+
+def test_world_layout(small_world):
+    """The world folder holds what the stages look for, and about the tokens that were asked for, 55% of them math."""
+    assert {path.name for path in (small_world / "questions").iterdir()} == {
+        f"{split}.jsonl" for split in ("train", "validation", "test_easy", "test_hard", "examples")
+    }
+    for split, rows in world.questions(3).items():
+        assert load_questions(small_world / "questions" / f"{split}.jsonl", strict=True) == rows
+    for name, items in world.tasks(3).items():
+        lines = (small_world / "tasks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == items
+    loader = Loader(small_world, None, 8, 128, 0)
+    sizes = {name: source.train.size for name, source in loader.sources.items()}
+    assert abs(sum(sizes.values()) - 100_000) < 1000 and abs(sizes["math"] / 100_000 - 0.55) < 0.01
+    assert all(next(loader.val_batches(name, 2, 500)).shape == (2, 129) for name in ("general", "math"))
+    assert list(small_world.parent.iterdir()) == [small_world]  # nothing temporary is left
+
+
+def test_world_text_holds_no_asked_question(small_world):
+    """36: no question of any split, the training questions included, is in the world's text, train or held out; nor is
+    a text that is held out for bits per byte in the train text's first documents."""
+    asked = [row["question"] for rows in world.questions(3).values() for row in rows]
+    banned = BannedQuestions(asked)
+    text = {split: segments(small_world / "math", split) for split in ("train", "val")}
+    assert text["train"][0].strip() and len(text["train"]) > 700
+    assert not any(banned.found_in(segment) for split in text for segment in text[split])
+    assert banned.found_in(format_prompt(asked[7]))  # the search itself works on these questions
+
+
+def test_world_is_a_function_of_its_seed(small_world, tmp_path, capsys):
+    """The same seed gives the same files; a folder that holds the world asked for is left as it is, one that holds
+    anything else is refused and left as it is."""
+    build_world(tmp_path / "again", seed=3, tokens=100_000)
+    assert files_of(tmp_path / "again") == files_of(small_world)
+    before = {path: path.stat().st_mtime_ns for path in small_world.rglob("*")}
+    build_world(small_world, seed=3, tokens=100_000)
+    for flags in ({"seed": 4, "tokens": 100_000}, {"seed": 3, "tokens": 50_000}):
+        with pytest.raises(UserError, match="holds other data"):
+            build_world(small_world, **flags)
+    assert {path: path.stat().st_mtime_ns for path in small_world.rglob("*")} == before
+
+
+def test_world_is_whole_or_absent(tmp_path, monkeypatch):
+    """A build that fails, or that loses the race against another process, leaves no half-made folder."""
+    out = tmp_path / "data"
+    monkeypatch.setattr(prepare, "_write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_world(out, tokens=1000)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    build_world(out, tokens=1000)  # the other process
+    files = files_of(out)
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path != out and exists(path))  # it came after this one looked
+    build_world(out, tokens=1000)
+    assert files_of(out) == files and list(tmp_path.iterdir()) == [out]
+
+
+# -------------------------------------------------------------------------------------------------------- text → shards
+
+
+def test_every_kind_of_input(tmp_path):
+    """Texts, GSM8K's and our own question rows, txt files and parquet give their text unchanged, one eos after each
+    document or solution, in the order of the files' names."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    gsm8k = {"question": "Ann has 3*4 nuts?", "answer": "3*4=<<3*4=12>>12\n#### 12"}
+    own = {"question": "One?", "answer": "1", "solutions": ["\\boxed{1}", "It is \\boxed{1}."]}
+    write(folder / "a.jsonl", [{"text": " héllo <|endoftext|>\n", "id": 1}, gsm8k, own])
+    (folder / "b.txt").write_text("first\n<|endoftext|>\nsecond\n")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["from", "parquet"], "n": [1, 2]}), folder / "c.parquet")
+    (folder / "README.md").write_text("not data")
+    out = run(tmp_path, folder, source="mine", val_fraction=0)
+    assert segments(out / "mine", "train") == [
+        " héllo <|endoftext|>\n",
+        format_prompt("Ann has 3*4 nuts?") + "3*4=12\nThe answer is \\boxed{12}.",
+        format_prompt("One?") + "\\boxed{1}",
+        format_prompt("One?") + "It is \\boxed{1}.",
+        "first\n",
+        "second\n",
+        "from",
+        "parquet",
+    ]
+    meta = json.loads((out / "mine/meta.json").read_text())
+    assert meta["train"]["documents"] == 7 and meta["val"]["documents"] == 0
+    assert meta["train"]["bytes"] == sum(len(text.encode()) for text in segments(out / "mine", "train"))
+    assert (meta["tokenizer"], meta["dtype"], meta["vocab_size"]) == ("world", "uint16", TOKENIZER.vocab_size)
+
+
+def test_shard_dtype():
+    """cl100k's ids need 32 bits, gpt2's 16."""
+    assert [shard_dtype(SimpleNamespace(vocab_size=n)) for n in (50257, 65535, 65536, 100278)] == [
+        np.uint16,
+        np.uint16,
+        np.uint32,
+        np.uint32,
+    ]
+
+
+def test_workers_change_nothing(tmp_path):
+    """Tokenising in three processes gives the same files as in one."""
+    path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(1000)] + [b"{"] * 3)
+    one = run(tmp_path, path, out=str(tmp_path / "one"), shard_tokens=9000)
+    three = run(tmp_path, path, out=str(tmp_path / "three"), shard_tokens=9000, workers=3)
+    assert files_of(one) == files_of(three) and len(files_of(one)) > 5
+
+
+def test_held_out_documents(tmp_path):
+    """About the share that was asked for is held out; no text is on both sides, copies included; every document is on
+    one; another seed chooses others; a small input has something held out too."""
+    path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(2000) + texts(2000)])
+    out = run(tmp_path, path, val_fraction=0.1)
+    train, val = segments(out / "t", "train"), segments(out / "t", "val")
+    # a binomial of 2000 at .1 has a standard deviation of 13: 5 of them
+    assert abs(len(set(val)) - 200) < 67 and not set(train) & set(val) - {texts(1)[0]}
+    assert sorted(train + val) == sorted(texts(2000) * 2)
+    other = segments(run(tmp_path, path, val_fraction=0.1, seed=1, out=str(tmp_path / "o")) / "t", "val")
+    assert len(set(other) & set(val)) < 67
+    small = run(tmp_path, write(tmp_path / "s.jsonl", [{"text": text} for text in texts(3)]), val_fraction=0.001)
+    assert segments(small / "s", "val") == texts(3)[:1] and segments(small / "s", "train") == texts(3)[1:]
+    all_of_it = run(tmp_path, tmp_path / "s.jsonl", source="all", val_fraction=1.0)
+    assert segments(all_of_it / "all", "val") == texts(3)
+
+
+def test_max_tokens(tmp_path):
+    """The run stops with the document that reaches the limit."""
+    path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(500)])
+    out = run(tmp_path, path, max_tokens=1000.0, val_fraction=0)
+    meta = json.loads((out / "t/meta.json").read_text())
+    assert 1000 <= meta["train"]["tokens"] < 1100
+    assert segments(out / "t", "train") == texts(500)[: meta["train"]["documents"]]
+
+
+BAD = [b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"3", b'{"txt": "a"}', b'{"text": ""}', b'{"text": 5}', b'{"question": "Q?", "answer": "1"}']  # fmt: skip
+
+
+def test_bad_documents(tmp_path, capsys):
+    """A document that cannot be read is named as file:line, counted, and changes nothing else; --strict stops at the
+    first, and what it leaves is gone on from without --strict."""
+    rows = [{"text": text} for text in texts(9)]
+    mixed = [row for pair in zip(rows, [*BAD, None], strict=True) for row in pair if row is not None]
+    path = write(tmp_path / "t.jsonl", mixed)
+    out = run(tmp_path, path, val_fraction=0)
+    assert segments(out / "t", "train") == texts(9)
+    skipped = json.loads((out / "t/meta.json").read_text())["skipped"]
+    assert skipped["unreadable"] == len(BAD)
+    assert [line.split(": ")[0] for line in skipped["named"]] == [f"{path}:{line}" for line in range(2, 17, 2)]
+    printed = capsys.readouterr()
+    assert f"{len(BAD)} unreadable" in printed.out and all(line in printed.err for line in skipped["named"])
+    for bad in BAD:
+        with pytest.raises(UserError, match="s.jsonl:2: ") as error:
+            run(
+                tmp_path, write(tmp_path / "s.jsonl", [rows[0], bad, rows[1]]), strict=True, source=f"s{BAD.index(bad)}"
+            )
+        assert "\n" not in str(error.value)
+    out = run(tmp_path, tmp_path / "s.jsonl", source=f"s{len(BAD) - 1}", val_fraction=0.01)
+    assert segments(out / f"s{len(BAD) - 1}", "train") == texts(9)[1:2]
+
+
+def test_nothing_to_train_on(tmp_path):
+    """An input of which nothing is left is an error, and no folder stays behind."""
+    for rows in ([], [b"{"], [{"text": "just one"}]):
+        with pytest.raises(UserError, match="nothing to train on: .* held out, .* unreadable"):
+            run(tmp_path, write(tmp_path / "t.jsonl", rows))
+        assert not (tmp_path / "out/t").exists()
+
+
+def test_bad_inputs(tmp_path):
+    """Inputs and names that make no sense are refused before anything is written."""
+    (tmp_path / "empty").mkdir()
+    path = write(tmp_path / "t.jsonl", [{"text": "a"}])
+    for inputs, flags, match in [
+        ((tmp_path / "none.jsonl",), {}, "no such file or folder, nor one of world, gsm8k"),
+        ((tmp_path / "empty",), {}, "holds no file that ends in .jsonl"),
+        ((path, path), {}, "choose a name for their source with --source"),
+        (("dolmino", path), {"source": "x"}, "give one hub name, or one or more local files"),
+        ((path,), {"source": "questions"}, "choose another name"),
+        ((path,), {"source": "a/b"}, "choose another name"),
+        ((path,), {"val_fraction": 1.5}, "between 0 and 1"),
+        ((path,), {"tokenizer": "bert"}, "unknown tokenizer 'bert'"),
+        ((path,), {"ban": ("nowhere.jsonl",)}, "nowhere.jsonl: no such file"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            run(tmp_path, *inputs, **flags)
+        assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ questions
+
+
+def question_rows(n):
+    """n questions with two solutions each, as OpenMathInstruct-2 has them: a row per solution."""
+    row = {"problem_source": "gsm8k", "expected_answer": "7"}
+    return [
+        row | {"problem": f"Tom has {i} red nuts. How many?", "generated_solution": f"Way {way} of {i}: \\boxed{{7}}."}
+        for way in range(2)
+        for i in range(n)
+    ]
+
+
+def test_questions_and_text_do_not_overlap(tmp_path, capsys):
+    """36: validation questions are neither in the train questions nor in any text of the folder, with any solution,
+    prepared in the same call or later; nor are banned ones; near duplicates (white space, case) are gone as well."""
+    near = [row | {"problem": row["problem"].upper().replace(" ", "  ")} for row in question_rows(50)]
+    path = write(tmp_path / "q.jsonl", question_rows(50) + near)
+    ban = write(tmp_path / "test.jsonl", [{"question": "tom has 3 RED nuts.  How many?", "answer": "7"}])
+    out = run(tmp_path, path, questions="also", validation_questions=20, ban=(str(ban),), val_fraction=0.05)
+    train, validation = (load_questions(out / "questions" / f"{name}.jsonl") for name in ("train", "validation"))
+    keys = [{normalise(row["question"]) for row in rows} for rows in (train, validation)]
+    assert len(validation) == 20 and not keys[0] & keys[1]
+    assert not any("tomhas3red" in key for key in keys[0] | keys[1]) and len(keys[0] | keys[1]) == 49
+    assert all(len(row["solutions"]) == 2 for row in train + validation)
+    text = segments(out / "q", "train") + segments(out / "q", "val")
+    held_out = BannedQuestions([row["question"] for row in validation] + ["Tom has 3 red nuts. How many?"])
+    assert not any(held_out.found_in(segment) for segment in text)
+    assert len(text) == 2 * len(train)
+    assert f"{2 * (len(near) // 2 + 50) - len(text)} with a held-out question" in capsys.readouterr().out
+
+    web = [{"text": f"I asked: {row['question'].lower()} And then?"} for row in train[:5] + validation[:5]]
+    out = run(tmp_path, write(tmp_path / "web.jsonl", web), val_fraction=0)  # later, and without a word about questions
+    assert len(segments(out / "web", "train")) == 5
+    assert json.loads((out / "web/meta.json").read_text())["skipped"]["banned"] == 5
+
+
+def test_questions_only_and_never_replaced(tmp_path):
+    """`only` writes no shards; the same call again changes nothing; other questions are refused."""
+    path = write(tmp_path / "q.jsonl", question_rows(50))
+    out = run(tmp_path, path, questions="only", validation_questions=10)
+    assert [path.name for path in out.iterdir()] == ["questions"]
+    before = files_of(out)
+    run(tmp_path, path, questions="only", validation_questions=10)
+    with pytest.raises(UserError, match="holds other questions"):
+        run(tmp_path, path, questions="only", validation_questions=11)
+    assert files_of(out) == before
+
+
+def test_hub_questions_bring_their_test_split(tmp_path, monkeypatch):
+    """36: with GSM8K from the hub, its test split becomes a question file, and its questions leave the train split."""
+    rows = [{"question": f"Q {i}, how many nuts?", "answer": f"It is {i}.\n#### {i}"} for i in range(30)]
+    monkeypatch.setattr(
+        "data.questions.stream_hub", lambda repo, config, split: iter(rows[25:] if split == "test" else rows)
+    )
+    out = run(tmp_path, "gsm8k", questions="also", validation_questions=5, val_fraction=0)
+    sizes = {name: len(load_questions(out / f"questions/{name}.jsonl")) for name in ("train", "validation", "test")}
+    assert sizes == {"train": 20, "validation": 5, "test": 5}
+    assert len(segments(out / "gsm8k", "train")) == 20
+
+
+# -------------------------------------------------------------------------------------------------------------- restart
+
+
+def test_interrupted_stream_goes_on(tmp_path, monkeypatch):
+    """A hub stream that breaks off is gone on from after the last complete shard: those records are not asked for
+    again, and the files are those of an unbroken run."""
+    rows = [{"text": text} if i % 7 else {"no": 1} for i, text in enumerate(texts(600))]
+    asked = []
+
+    def stream(repository, config, split, seed, skip, breaks_at=None):
+        asked.append((repository, config, split, seed, skip))
+        for i, row in enumerate(rows[skip:], start=skip):
+            if i == breaks_at:
+                raise UserError("network gone")
+            yield row
+
+    flags = {"shard_tokens": 3000, "subset": "math", "seed": 5, "val_fraction": 0.05}
+    monkeypatch.setattr(prepare, "stream_hub", stream)
+    whole = run(tmp_path, "dolmino", out=str(tmp_path / "whole"), **flags)
+    for breaks_at in (200, 201, 470):
+        monkeypatch.setattr(prepare, "stream_hub", lambda *args, at=breaks_at: stream(*args, breaks_at=at))
+        with pytest.raises(UserError, match="network gone"):
+            run(tmp_path, "dolmino", **flags)
+    monkeypatch.setattr(prepare, "stream_hub", stream)
+    out = run(tmp_path, "dolmino", **flags)
+    assert files_of(out) == files_of(whole) and len(files_of(out)) > 6
+    skips = [skip for *_, skip in asked[1:]]
+    assert skips == sorted(skips) and 300 < skips[-1] <= 470
+    assert set(args[:4] for args in asked) == {("allenai/dolmino-mix-1124", "math", "train", 5)}
+
+
+def test_other_settings_are_refused(tmp_path, capsys):
+    """A prepared folder is left as it is by the same flags, and refused to others, which are named; so is a folder that
+    something else made."""
+    path = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(50)])
+    out = run(tmp_path, path)
+    before = files_of(out)
+    run(tmp_path, path, workers=2, strict=True)  # these do not change what is made
+    assert "already prepared" in capsys.readouterr().out
+    for flags, named in [
+        ({"seed": 1}, "seed"),
+        ({"val_fraction": 0.5, "max_tokens": 10}, "max_tokens, val_fraction"),
+        ({"ban": (str(write(tmp_path / "b.jsonl", [{"question": "Why?", "answer": "1"}])),)}, "banned"),
+    ]:
+        with pytest.raises(UserError, match=rf"made with other settings \({named}\)"):
+            run(tmp_path, path, **flags)
+    write(path, [{"text": "changed"}])
+    with pytest.raises(UserError, match=r"other settings \(input\)"):
+        run(tmp_path, path)
+    assert files_of(out) == before
+    (tmp_path / "out/mine").mkdir()
+    (tmp_path / "out/mine/thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and was not made here"):
+        run(tmp_path, path, source="mine")
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker processes in /proc")
+def test_killed_run_goes_on(tmp_path):
+    """kill -9 between any two shards: what is there is not mistaken for a finished source, the workers end by
+    themselves, and the same command again leaves the files of a run that was never killed."""
+    path = write(tmp_path / "t.jsonl", [{"text": text * 10} for text in texts(1500)] + [b"{"])
+    flags = {"shard_tokens": 10_000, "val_fraction": 0.05}
+    whole = run(tmp_path, path, out=str(tmp_path / "whole"), **flags)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "data.prepare", "--input", str(path), "--out", str(out), "--tokenizer", "world"]
+    command += ["--workers", "2", *(str(x) for name, value in flags.items() for x in (f"--{name}", value))]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    shard = out / "t" / f"train_{random.randrange(2, 12):05d}.npy"
+    while not shard.exists():
+        assert process.poll() is None, "finished before it could be killed"
+        time.sleep(0.001)
+    workers = [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == process.pid]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(workers) >= 2
+    assert not (out / "t/meta.json").exists()
+    with pytest.raises(UserError, match="holds no prepared source"):
+        Loader(out, None, 4, 16, 0)
+    kept = {name: (out / "t" / name).stat().st_mtime_ns for name in ("train_00000.npy", "train_00001.npy")}
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in workers):
+        assert time.monotonic() < deadline, "orphaned workers"
+        time.sleep(0.01)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert files_of(out) == files_of(whole)
+    assert kept == {name: (out / "t" / name).stat().st_mtime_ns for name in kept}  # not made again
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has just ended
+        return -1
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_command_line(tmp_path):
+    """A user's mistake is one line and exit code 2; --help explains every flag."""
+    command = [sys.executable, "-m", "data.prepare"]
+    bad = subprocess.run([*command, "--input", "nowhere.txt"], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 2 and bad.stdout == ""
+    assert bad.stderr.startswith("error: --input nowhere.txt: no such file") and bad.stderr.count("\n") == 1
+    shown = subprocess.run(
+        [*command, "--help"], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"}
+    )
+    assert shown.returncode == 0 and "goes on after its last complete shard" in shown.stdout
+    assert all(f"--{name.replace('_', '-')}" in shown.stdout or f"--{name}" in shown.stdout for name in vars(Config()))

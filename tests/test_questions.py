@@ -1,0 +1,309 @@
+"""data/questions.py: reading questions of every form, splits that do not overlap, and what a model is shown."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import questions
+from data.errors import UserError
+from data.questions import (
+    EXAMPLES,
+    BannedQuestions,
+    encode_prompt,
+    few_shot_prompt,
+    format_prompt,
+    load_examples,
+    load_questions,
+    normalise,
+    parse_question,
+    read_records,
+    remove,
+    save_jsonl,
+    sft_row,
+    split_validation,
+)
+from data.tokenizer import load_tokenizer
+from data.verifier import is_correct
+
+REAL = Path(__file__).parent.parent.parent / "shared" / "realdata"
+TOKENIZER = load_tokenizer("world")
+
+GSM8K = {"question": " Ann has 3 bags of 4 nuts. How many? ", "answer": "She has 3*4=<<3*4=12>>12 nuts.\n#### 1,012"}
+MATH = {"problem": "Half?", "solution": "It is $\\boxed{7}$, no, $\\boxed{\\frac{1}{2}}$.", "level": "Level 1"}
+OMI2 = {
+    "problem": "Two and two?",
+    "generated_solution": "2+2=4, so \\boxed{4}.",
+    "expected_answer": "4",
+    "problem_source": "augmented_gsm8k",
+}
+OWN = {
+    "id": "x1",
+    "question": "One?",
+    "answer": 1,
+    "solutions": ["One.", "It is \\boxed{1}."],
+    "source": "s",
+    "level": "easy",
+}
+
+
+def write(path, rows):
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    content = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def rows_of(*texts):
+    return [parse_question({"question": text, "answer": "1", "solution": "\\boxed{1}"}, "t") for text in texts]
+
+
+def test_forms():
+    """GSM8K's, MATH's, OpenMathInstruct-2's and our own form become the same row; GSM8K's calculator marks and
+    thousands separators go; a solution without a box gets a closing sentence with one."""
+    row = parse_question(GSM8K, "gsm8k")
+    assert row["question"] == "Ann has 3 bags of 4 nuts. How many?" and row["answer"] == "1012"
+    assert row["solutions"] == ["She has 3*4=12 nuts.\nThe answer is \\boxed{1012}."]
+    assert row["source"] == "gsm8k" and row["level"] is None
+    row = parse_question(MATH, "math")
+    assert row["answer"] == "\\frac{1}{2}" and row["solutions"] == [MATH["solution"]] and row["level"] == "Level 1"
+    row = parse_question(OMI2, "omi2")
+    assert (row["answer"], row["solutions"], row["source"]) == ("4", [OMI2["generated_solution"]], "augmented_gsm8k")
+    row = parse_question(OWN, "own")
+    assert row == OWN | {"answer": "1", "solutions": ["One.\nThe answer is \\boxed{1}.", "It is \\boxed{1}."]}
+    assert parse_question(row, "other") == row  # our own form is a fixed point
+    assert parse_question({"problem": "p", "answer": "3"}, "t")["solutions"] == []
+    ids = {parse_question(form, "t")["id"] for form in (GSM8K, MATH, OMI2, OWN)}
+    assert len(ids) == 4 and parse_question(MATH, "t")["id"] in ids  # ids do not change from run to run
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_many_solutions_are_one_row(tmp_path, suffix):
+    """Rows of one problem string are one question with all their solutions, each once, the first one first."""
+    path = tmp_path / f"omi2{suffix}"
+    other = OMI2 | {"generated_solution": "Count: \\boxed{4}."}
+    equal = OMI2 | {"generated_solution": "\\boxed{4.0}", "expected_answer": "4.0"}
+    rows = [OMI2, OMI2 | {"problem": "Else?"}, other, OMI2, equal]
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write(path, rows)
+    first, second = load_questions(path)
+    assert first["solutions"] == ["2+2=4, so \\boxed{4}.", "Count: \\boxed{4}.", "\\boxed{4.0}"]
+    assert second["question"] == "Else?" and second["solutions"] == ["2+2=4, so \\boxed{4}."]
+    save_jsonl(tmp_path / "saved.jsonl", [first, second])
+    assert load_questions(tmp_path / "saved.jsonl") == [first, second]
+
+
+def test_bad_rows_are_named_counted_and_skipped(tmp_path, capsys):
+    """A row that cannot be used is named as file:line and skipped; the good ones around it are read."""
+    bad = {
+        2: (b"{", "Expecting property name"),
+        3: (b'{"question": "\xff", "answer": "1"}', "can't decode byte 0xff"),
+        5: (b"[1]", "a JSON object is wanted, not list"),
+        6: ({"answer": "1"}, "no field 'question'"),
+        7: ({"question": "Q?", "solution": "\\boxed{1"}, "no answer"),
+        8: ({"question": "Q?", "answer": "1", "solutions": [1]}, "'solutions'"),
+        9: (b'{"question": "\\ud800", "answer": "1"}', "surrogates"),
+        10: (OWN | {"answer": "2"}, "answer '2', but an earlier row of this question has '1'"),
+        11: (b"[" * 10**6, "nested too deep"),
+    }
+    rows = [OWN, *(bad[i][0] if i in bad else MATH if i == 12 else b"" for i in range(2, 13))]
+    path = write(tmp_path / "q.jsonl", rows)
+    assert [row["question"] for row in load_questions(path)] == ["One?", "Half?"]
+    told = capsys.readouterr().err
+    for line, (_, why) in bad.items():
+        assert f"{path}:{line}: " in told and why in told, line
+    assert f"{len(bad)} rows skipped, 2 questions kept" in told
+    for line, (row, _) in bad.items():
+        path = write(tmp_path / "strict.jsonl", [OWN, row])
+        with pytest.raises(UserError, match="strict.jsonl:2: .*--strict") as error:
+            load_questions(path, strict=True)
+        assert "\n" not in str(error.value), line
+
+
+def test_bad_files(tmp_path, monkeypatch):
+    """A file that is missing, empty of questions, of another kind, or broken off is one line."""
+    truncated = write(tmp_path / "t.jsonl.gz", [OWN | {"id": str(i)} for i in range(2000)])
+    truncated.write_bytes(truncated.read_bytes()[:-20])
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
+    for path, match in {
+        tmp_path / "none.jsonl": "no such file, nor one of the hub's gsm8k, math, openmathinstruct2",
+        write(tmp_path / "e.jsonl", []): "holds no usable question",
+        write(tmp_path / "x.csv", [OWN]): "unknown kind of file",
+        truncated: "t.jsonl.gz: cannot be read .EOFError",
+        write(tmp_path / "not.jsonl.gz", []).with_name("n.jsonl.gz"): "no such file",
+        tmp_path / "p.parquet": "cannot be read as parquet",
+    }.items():
+        with pytest.raises(UserError, match=match):
+            load_questions(path)
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
+    with pytest.raises(UserError, match="cannot stream openai/gsm8k .*ConnectionError: no; .*path of a local") as error:
+        load_questions("gsm8k")
+    assert "\n" not in str(error.value)
+
+
+def test_hub_names(monkeypatch):
+    """OpenMathInstruct-2 is filtered to the paper's problem sources; MATH is all its subjects; GSM8K is its split."""
+    asked = []
+
+    def stream(repository, config, split):
+        asked.append((repository, config, split))
+        sources = ["gsm8k", "math", "augmented_gsm8k", "augmented_math"]
+        yield from (OMI2 | {"problem": f"{config} {source}?", "problem_source": source} for source in sources)
+
+    monkeypatch.setattr(questions, "stream_hub", stream)
+    kept = load_questions("openmathinstruct2")
+    assert [row["source"] for row in kept] == ["gsm8k", "augmented_gsm8k"]
+    assert len(load_questions("math", "test")) == 7 * 4
+    assert asked[0] == ("nvidia/OpenMathInstruct-2", "default", "train") and asked[-1][2] == "test"
+
+
+def test_txt(tmp_path):
+    """A text file is cut at separator lines and, if long, at line ends; nothing but the separators is lost."""
+    lines = [f"line {i} é\n" for i in range(5000)]
+    text = "first\n<|endoftext|>\nsecond <|endoftext|> still\n" + "".join(lines)
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    records = list(read_records(tmp_path / "a.txt"))
+    texts = [record.content["text"].decode() for record in records]
+    assert texts[0] == "first\n" and texts[1].startswith("second <|endoftext|> still\nline 0")
+    assert "".join(texts) == text.replace("\n<|endoftext|>\n", "\n", 1)
+    assert 3 < len(texts) < 8 and max(map(len, texts)) < 21_000
+    assert records[0].where.endswith("a.txt:1") and records[1].where.endswith("a.txt:3")
+    assert [r.position for r in records] == sorted(r.position for r in records)
+    assert records[-1].position == len(text.encode())
+
+
+def test_split_validation():
+    """36: validation and train share no question, also not one that differs in white space or case; a question's
+    solutions go with it. The split is that of a shuffle with seed 42 and does not change."""
+    texts = [f"How many is {i} and {i}?" for i in range(60)]
+    near = [f" how  many IS {i} and\n{i}?" for i in range(60)]
+    rows = rows_of(*texts, *near)
+    for row in rows:
+        row["solutions"] = [f"{row['question']} {i}" for i in range(3)]
+    train, validation = split_validation(rows, n=20)
+    held_out = {normalise(row["question"]) for row in validation}
+    assert len(validation) == 20
+    assert not held_out & {normalise(row["question"]) for row in train}
+    assert all(solution.startswith(row["question"]) for row in train + validation for solution in row["solutions"])
+    assert {normalise(row["question"]) for row in train} | held_out == {normalise(text) for text in texts}
+    assert [row["question"] for row in split_validation(rows, n=20)[1]] == [row["question"] for row in validation]
+    order = np.random.default_rng(42).permutation(120)  # what datasets.Dataset.shuffle(seed=42) does
+    assert validation == [rows[i] for i in order[:20]]
+    with pytest.raises(UserError, match="120 validation questions of 120"):
+        split_validation(rows, n=120)
+
+
+def test_remove():
+    """36: removal ignores white space and case, and nothing else."""
+    rows = rows_of("What is 3+4?", "what  is 3 + 4 ?", "What is 3+5?")
+    assert [row["question"] for row in remove(rows, ["WHAT IS 3+4?"])] == ["What is 3+5?"]
+
+
+WORDS = st.sampled_from("what is the sum of 3 + 4 Tom has 12 nuts, é how many? x^2".split())
+SPACES = st.sampled_from([" ", "  ", "\n", "\t "])
+
+
+@given(st.lists(WORDS, min_size=1, max_size=9), st.lists(WORDS, max_size=9), st.lists(WORDS, max_size=9), st.data())
+@settings(max_examples=200, deadline=None)
+def test_banned_questions_are_found(question, before, after, data):
+    """36: a question is found in any text that holds it, however white space and case differ; the quick search agrees
+    with the plain one on every text."""
+    banned = BannedQuestions([" ".join(question), "some other question that is never asked?"])
+    spell = data.draw(st.sampled_from([str.upper, str.lower, str]))
+    text = "".join(word + data.draw(SPACES) for word in [*before, *map(spell, question), *after])
+    assert banned.found_in(text)
+    text = " ".join(before + after)
+    whole = "\0" + "\0".join(before + after) + "\0"  # word by word, so that no piece of a word counts
+    if "\0" + "\0".join(question) + "\0" in whole:
+        assert banned.found_in(text)
+    if normalise(" ".join(question)) not in normalise(text):
+        assert not banned.found_in(text)
+
+
+def test_banned_question_within_other_text():
+    """36: punctuation right before a question, as in `Q:question`, does not hide it; a changed number is no match."""
+    banned = BannedQuestions(["Tom has 12 nuts. How many?", "3+4=?"])
+    assert banned.found_in("Q:Tom has 12 nuts. How many?\nA: 12") and banned.found_in("so 3 + 4 = ? yes")
+    assert not banned.found_in("Tom has 13 nuts. How many?") and not banned.found_in("3+5=?")
+
+
+def test_sft_row_ends_in_one_stop_token():
+    """37: prompt, solution, exactly one stop token at the end, also if the text spells it; too long is None, never cut."""
+    question, solution = "Tom has 3 pears. How many?", "Tom has 3<|endoftext|> pears. The answer is \\boxed{3}."
+    tokens, prompt_length = sft_row(question, solution, TOKENIZER, max_length=10**6)
+    assert tokens[:prompt_length] == encode_prompt(question, TOKENIZER)
+    assert tokens.count(TOKENIZER.eos) == 1 and tokens[-1] == TOKENIZER.eos
+    assert TOKENIZER.decode(tokens[:-1]) == format_prompt(question) + solution
+    assert sft_row(question, solution, TOKENIZER, len(tokens)) == (tokens, prompt_length)
+    assert sft_row(question, solution, TOKENIZER, len(tokens) - 1) is None
+
+
+def test_few_shot_prompt_is_rows_and_a_prompt():
+    """A few-shot prompt is the SFT rows of its examples followed by the zero-shot prompt: the same tokens that a model
+    has been or will be trained on."""
+    examples = rows_of("What is 3 and 4?", "What is 5?")
+    expected = [token for row in examples for token in sft_row(row["question"], row["solutions"][0], TOKENIZER, 999)[0]]
+    assert few_shot_prompt(examples, "And 6?", TOKENIZER) == expected + encode_prompt("And 6?", TOKENIZER)
+    assert TOKENIZER.decode(encode_prompt("And 6?", TOKENIZER)) == (
+        "And 6? Let's think step by step and output the final answer within \\boxed{}.\n"
+    )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_worked_examples(name, tmp_path):
+    """The shipped examples are 8 different ones whose every solution earns the reward; a file of questions does as
+    well, its first 8 with solutions; too few are refused."""
+    rows = load_examples(name)
+    assert len({row["question"] for row in rows}) == 8
+    assert all(is_correct(row["solutions"][0], row["answer"], strict=True) for row in rows)
+    save_jsonl(tmp_path / "e.jsonl", [rows[0] | {"question": "No solution?", "solutions": []}, *rows])
+    assert load_examples(tmp_path / "e.jsonl") == rows
+    with pytest.raises(UserError, match="9 worked examples are wanted, it has 8"):
+        load_examples(name, 9)
+
+
+def test_worked_equations_are_right():
+    """Each "a op b op c = d" in the grade-school examples holds: wrong arithmetic would prompt for more of it."""
+    apply = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
+    number = r"\d+(?:\.\d+)?"
+    equations = re.findall(rf"({number}(?: [-+*/] {number})+) = ({number})", "\n".join(s for _, s in EXAMPLES["gsm8k"]))
+    for left, right in equations:
+        first, *terms = left.split()
+        value = float(first)  # from left to right: none of them mixes + and *
+        for sign, term in zip(terms[::2], terms[1::2], strict=True):
+            value = apply[sign](value, float(term))
+        assert value == float(right), left
+    assert len(equations) == 25
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/realdata")
+def test_real_files():
+    """GSM8K, MATH and OpenMathInstruct-2 as published are read whole, and every reference solution is right by the
+    strict verifier against its own answer."""
+    counts = {
+        "gsm8k_train.jsonl.gz": 7473,
+        "gsm8k_test.jsonl.gz": 1319,
+        "math_train.jsonl.gz": 7470,
+        "math_test.jsonl.gz": 5000,
+        "openmathinstruct2_sample.jsonl": 100,
+    }
+    for name, count in counts.items():
+        rows = load_questions(REAL / name, strict=True)
+        assert len(rows) == count and len({row["id"] for row in rows}) == count
+        for row in rows[:500]:
+            assert all(is_correct(solution, row["answer"], strict=True) for solution in row["solutions"]), row
+            assert not any("<<" in solution or "####" in solution for solution in row["solutions"])
