@@ -237,13 +237,16 @@ class KVCache:
                 side by side, so that its keys are read once for all its rows.
         """
         b, device = own_length.shape[0], own_length.device
-        rows = torch.arange(b, device=device)
         own_len = int(own_length.max()) + 1
         prompt_len = int(prompt_length.max())
         hidden_own = torch.arange(own_len, device=device) > own_length[:, None]  # (B, own_len)
         hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length[:, None]
         hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
         bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+        # where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
+        _, h_kv, new_tokens, d = self.own_k.shape[1:]
+        write = torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length[:, None]
+        write = write.flatten()
         p, m = members.shape
         place = torch.empty(b + 1, dtype=torch.long, device=device)  # where each row stands in `members`
         place[members.flatten()] = torch.arange(p * m, device=device)
@@ -251,10 +254,9 @@ class KVCache:
         members = members.flatten().clamp(max=b - 1)  # padding reads some row and is never read back
 
         def attend(layer, q, k, v):
-            h_kv, d = k.shape[2:]
             g = q.shape[2] // h_kv
-            self.own_k[layer, rows, :, own_length] = k[:, 0]
-            self.own_v[layer, rows, :, own_length] = v[:, 0]
+            self.own_k[layer].view(-1, d).index_copy_(0, write, k.reshape(-1, d).to(self.own_k.dtype))
+            self.own_v[layer].view(-1, d).index_copy_(0, write, v.reshape(-1, d).to(self.own_v.dtype))
             own_k, own_v = (x[layer, :b, :, :own_len] for x in (self.own_k, self.own_v))  # (B, H_kv, own_len, D)
             prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
             q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)

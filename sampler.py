@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.errors import UserError
 from model import GPT, KVCache
 
+BLOCK = 128  # words in a block of the two-level search for a token
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 
 
@@ -145,7 +147,7 @@ def sample(
             members = None
         # 3. One token for every live row: one decoding step, except for rows that were just admitted
         fresh = new == 0
-        logits = torch.empty(len(row), model.config.vocab_size, device=device)
+        logits = []
         old = len(row) - int(fresh.sum())  # fresh rows stand behind the others
         if old:
             if members is None:
@@ -157,11 +159,11 @@ def sample(
                 members,
             )
             hidden = model(torch.from_numpy(token[:old, None]).to(device), position[:, None], attend)
-            logits[:old] = model.logits(hidden[:, 0])
+            logits.append(model.logits(hidden[:, 0]))
         if fresh.any():
-            logits[old:] = first_logits[torch.from_numpy(entry[old:]).to(device)]
+            logits.append(first_logits[torch.from_numpy(entry[old:]).to(device)])
             members = None
-        token = draw(logits)
+        token = draw(torch.cat(logits) if len(logits) > 1 else logits[0])
         new += 1
         # 4. Rows that are done are copied out, and the rows behind close the gaps
         done = (token == stop) | (new == max_new_tokens)
@@ -198,22 +200,44 @@ def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple
         tokens (B,) and their log-probs (B,) at `temperature`, over the whole vocabulary (top_p does not renormalise).
         Greedy tokens (temperature 0) have the log-probs of temperature 1.
     """
-    log_p = torch.log_softmax(logits / temperature if temperature not in (0.0, 1.0) else logits, -1)
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
+    largest = logits.amax(-1, keepdim=True)
+    weight = (logits - largest).exp_()  # (B, V), proportional to the probabilities
     if temperature == 0.0:
-        token = log_p.argmax(-1, keepdim=True)
+        token, total = logits.argmax(-1, keepdim=True), weight.sum(-1, keepdim=True)
     elif top_p < 1.0:
-        p, index = log_p.exp().sort(dim=-1, descending=True, stable=True)
-        cumulative = p.cumsum(-1)
+        total = weight.sum(-1, keepdim=True)
+        sorted_weight, index = weight.sort(dim=-1, descending=True, stable=True)
+        cumulative = sorted_weight.cumsum(-1)
         # the nucleus: the fewest most probable tokens that reach top_p (arXiv 1904.09751)
-        size = (cumulative - p < top_p).sum(-1, keepdim=True)
-        total = cumulative.gather(1, size - 1)
-        place = torch.searchsorted(cumulative, u[:, None] * total, right=True)
-        token = index.gather(1, torch.minimum(place, size - 1))
+        size = (cumulative - sorted_weight < top_p * total).sum(-1, keepdim=True)
+        place = _invert(sorted_weight * (torch.arange(weight.shape[1], device=weight.device) < size), u)[0]
+        token = index.gather(1, place)
     else:
-        cumulative = log_p.exp().cumsum(-1)
-        place = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
-        token = place.clamp(max=logits.shape[1] - 1)
-    return token.squeeze(1), log_p.gather(1, token).squeeze(1)
+        token, total = _invert(weight, u)
+    log_prob = logits.gather(1, token) - largest - total.log()
+    return token.squeeze(1), log_prob.squeeze(1)
+
+
+def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 1) the first index at which the cumulative sum of `weight` (B, V) exceeds u of its total, and the totals.
+
+    In two levels, blocks and then words in the block: a running sum over 100,000 words is slow and less exact.
+    """
+    if weight.shape[1] % BLOCK:
+        weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
+    blocks = weight.view(len(weight), -1, BLOCK)
+    cumulative = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
+    total = cumulative[:, -1:]
+    goal = u[:, None] * total
+    block = torch.searchsorted(cumulative, goal, right=True).clamp(max=blocks.shape[1] - 1)
+    goal = goal - (cumulative.gather(1, block) - blocks.sum(-1).gather(1, block))
+    inner = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
+    place = torch.searchsorted(inner.cumsum(-1), goal, right=True)
+    # rounding may put the goal at or behind the block's end: take the last word of it that has any weight
+    last = BLOCK - 1 - (inner > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
+    return block * BLOCK + torch.minimum(place, last), total
 
 
 def uniform(seed: int, row: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -192,6 +192,7 @@ def parse_question(record: dict, source: str) -> dict:
     if not answer:
         raise ValueError("no answer: neither a field 'answer' or 'expected_answer', nor a \\boxed{} in the solution")
     solutions = [solution.strip() for solution in solutions if solution.strip()]
+    "".join([question, answer, *solutions]).encode("utf-8")  # a ValueError: JSON can spell half a surrogate pair
     closing = f"The answer is \\boxed{{{answer}}}."
     return {
         "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
@@ -208,9 +209,7 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
     for name in names:
         value = record.get(name)
         if isinstance(value, str | int | float) and str(value).strip():
-            text = str(value).strip()
-            text.encode("utf-8")  # JSON can spell half a surrogate pair, which no tokenizer takes: a ValueError
-            return text
+            return str(value).strip()
     if required:
         raise ValueError(f"no field {' or '.join(map(repr, names))}")
     return ""

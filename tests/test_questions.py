@@ -112,7 +112,7 @@ def test_bad_rows_are_named_counted_and_skipped(tmp_path, capsys):
         6: ({"answer": "1"}, "no field 'question'"),
         7: ({"question": "Q?", "solution": "\\boxed{1"}, "no answer"),
         8: ({"question": "Q?", "answer": "1", "solutions": [1]}, "'solutions'"),
-        9: (b'{"question": "\\ud800", "answer": "1"}', "surrogates"),
+        9: (b'{"id": "a", "question": "Q?", "answer": "1", "solutions": ["\\ud800"]}', "surrogates"),
         10: (OWN | {"answer": "2"}, "answer '2', but an earlier row of this question has '1'"),
         11: (b"[" * 10**6, "nested too deep"),
     }
