@@ -320,6 +320,63 @@ def bits_per_byte(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# While a stage trains
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class HeldOut:
+    """Flags of the evaluation that sft.py, rl.py and average.py make at intervals: 0-shot, strict, on validation data."""
+
+    eval_every: int = 16  # steps between evaluations; 0: none
+    eval_questions: str = "validation"  # DATA/questions/NAME.jsonl, or a file; empty: none
+    eval_limit: int = 128  # use the first so many of them
+    eval_n: int = 8  # samples per question
+    eval_tasks: tuple[str, ...] = ("all",)  # likelihood tasks (general capability): names, files, or all of DATA
+    eval_items: int = 128  # use the first so many items of each
+    eval_tokens: int = 10_000  # held-out tokens of each of DATA's sources for bits per byte; 0: none
+
+
+def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, process: Process):
+    """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_lenient@1,
+    val_box, task_NAME, bpb_NAME. What it needs is read here, once, so that a wrong flag fails before training."""
+    questions = find_questions(data, config.eval_questions, "test", config.eval_limit) if config.eval_questions else []
+    tasks = find_tasks(data, config.eval_tasks, config.eval_items) if Path(data, "tasks").is_dir() else {}
+    loader = None
+    if config.eval_tokens and any(Path(data).glob("*/meta.json")):
+        loader = Loader(data, None, 1, model.config.context, seed=0)
+        if loader.tokenizer != tokenizer.name:
+            raise UserError(
+                f"--data {data} is tokenized with {loader.tokenizer!r}, the checkpoint with {tokenizer.name!r}"
+            )
+    new = getattr(config, "max_new_tokens", 0) or default_new_tokens(tokenizer)
+
+    def evaluate() -> dict[str, float]:
+        values = {}
+        if questions:
+            record, _ = evaluate_questions(
+                model,
+                tokenizer,
+                questions,
+                process,
+                n=config.eval_n,
+                ks=(1, 8, 32),
+                max_new_tokens=new,
+                label="held out",
+            )
+            values = {f"val_{k}": v["mean"] for k, v in record["strict"].items()}
+            values |= {"val_lenient@1": record["lenient"]["pass@1"]["mean"], "val_box": record["box"]}
+        for name, items in tasks.items():
+            values[f"task_{name}"] = main_accuracy(evaluate_task(model, tokenizer, items, process, name))["mean"]
+        for name in loader.sources if loader else ():
+            result = bits_per_byte(model, tokenizer, loader, name, config.eval_tokens, process)
+            values[f"bpb_{name}"] = result["bits_per_byte"]
+        return values
+
+    return evaluate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -353,19 +410,19 @@ def default_new_tokens(tokenizer: Tokenizer) -> int:
     return 64 if tokenizer.name == "world" else 512
 
 
-def find_questions(config: Config, name: str) -> list[dict]:
-    in_data = Path(config.data) / "questions" / f"{name}.jsonl"
+def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
+    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`); the first `limit` of them."""
+    in_data = Path(data) / "questions" / f"{name}.jsonl"
     if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
-        raise UserError(f"--questions {name}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
-    rows = load_questions(in_data if in_data.exists() else name, config.split)
-    return rows[: config.limit or None]
+        raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
+    return load_questions(in_data if in_data.exists() else name, split)[: limit or None]
 
 
-def find_tasks(config: Config) -> dict[str, list[dict]]:
-    """name → items of --tasks."""
-    folder = Path(config.data) / "tasks"
+def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, list[dict]]:
+    """name → items of likelihood tasks; "all": every one in DATA/tasks."""
+    folder = Path(data) / "tasks"
     tasks = {}
-    for name in config.tasks:
+    for name in names:
         if name == "all":
             paths = sorted(folder.glob("*.jsonl"))
         else:
@@ -373,7 +430,7 @@ def find_tasks(config: Config) -> dict[str, list[dict]]:
             if not paths:
                 raise UserError(f"--tasks {name}: neither {folder / name}.jsonl nor a file")
         for path in paths:
-            tasks[path.name.split(".")[0]] = load_items(path)[: config.limit or None]
+            tasks[path.name.split(".")[0]] = load_items(path)[: limit or None]
     return tasks
 
 
@@ -393,7 +450,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
     }
     samples = []
     for name in config.questions:
-        questions = find_questions(config, name)
+        questions = find_questions(config.data, name, config.split, config.limit)
         examples = []
         if shots:
             source = config.examples or Path(config.data) / "questions" / "examples.jsonl"
@@ -416,7 +473,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             label=label,
         )
         samples += [{"set": label, **row} for row in rows]
-    for name, items in find_tasks(config).items():
+    for name, items in find_tasks(config.data, config.tasks, config.limit).items():
         record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, config.seed)
     folder = Path(config.data)
     if config.text and any(folder.glob("*/meta.json")):

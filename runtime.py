@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,8 +24,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from data.errors import UserError
+from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 
 FORMAT = 1  # of a checkpoint
@@ -52,6 +55,31 @@ class RunConfig:
     save_every: int = 0  # write last.pt every so many steps (0: at kept checkpoints and at the end)
     wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
     tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
+
+
+@dataclass
+class PostConfig(RunConfig):
+    """Flags of the stages that start from a checkpoint: sft.py, rl.py, average.py."""
+
+    init: str = ""  # the checkpoint to start from: base, SFT or RL
+    data: str = "out/data"  # folder of data/prepare.py
+    questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
+    limit: int = 0  # use the first so many questions; 0: all
+    steps: int = 64  # how long to train
+    epochs: float = 0.0  # or: passes over the questions (sft.py: over the rows)
+    save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
+    show: int = 16  # print an example of what happens every so many steps; 0: never
+
+    def check(self) -> None:
+        """UserError for what no stage can do."""
+        if not self.init and not self.resume:
+            raise UserError("--init: name the checkpoint to start from, such as out/pretrain/last.pt")
+        if self.steps < 1 or self.epochs < 0 or self.lr < 0:
+            raise UserError(
+                f"--steps {self.steps} must be at least 1, --epochs {self.epochs} and --lr {self.lr} not negative"
+            )
+        if not all(part.strip().isdigit() for part in self.save_at.split(",") if part):
+            raise UserError(f"--save_at {self.save_at!r}: steps such as 16,32")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -96,6 +124,16 @@ class Process:
         things = [None] * self.world
         dist.all_gather_object(things, thing)
         return things
+
+    def share(self, sizes: list[int]) -> list[int]:
+        """This rank's part of things of these sizes: the largest first, each to the rank with the least so far."""
+        load, mine = [0] * self.world, []
+        for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            rank = load.index(min(load))
+            load[rank] += sizes[i]
+            if rank == self.rank:
+                mine.append(i)
+        return mine
 
     def barrier(self) -> None:
         if self.world > 1:
@@ -245,6 +283,58 @@ def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
     return model.to(device)
 
 
+@dataclass
+class Start:
+    """Where a post-training stage begins: at --init, or where last.pt stopped."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    progress: Progress
+    lineage: list  # of the checkpoint behind this stage
+    train: dict | None  # what --resume goes on from; None: a fresh run
+    init: str  # path of the checkpoint behind this stage
+
+    def initial_model(self) -> GPT:
+        """The model at --init, on the CPU, without gradients: the KL reference. A resumed run reads it again."""
+        return load_model(load_checkpoint(self.init)).eval().requires_grad_(False)
+
+
+def open_checkpoint(run: "Run", init: str, process: Process) -> Start:
+    """Load --init for a fresh run, RUN/last.pt with --resume (which must then agree with the flags in all but a few)."""
+    if not run.config.resume:
+        checkpoint = load_checkpoint(init)
+        progress = Progress(tokens=checkpoint["tokens"], flops=checkpoint["flops"])
+        lineage, train = checkpoint["lineage"], None
+    else:
+        checkpoint = load_checkpoint(run.out / "last.pt")
+        if checkpoint["stage"] != run.stage:
+            raise UserError(f"{run.out / 'last.pt'} is of stage {checkpoint['stage']}: resume it with that stage")
+        free = (
+            "resume",
+            "device",
+            "wandb",
+            "tensorboard",
+            "save_every",
+            "save_at",
+            "show",
+            "max_skipped",
+            "out",
+            "init",
+        )
+        now = asdict(run.config)
+        changed = [k for k, v in checkpoint["args"].items() if k not in free and now.get(k) != v]
+        if changed:
+            raise UserError(
+                f"--resume with another --{changed[0]} ({checkpoint['args'][changed[0]]!r} before): "
+                "pass the flags of the first start, or begin a new run"
+            )
+        init = checkpoint["args"]["init"]
+        train = checkpoint["train"]
+        progress, lineage = Progress(**train["progress"]), checkpoint["lineage"][:-1]
+    tokenizer = load_tokenizer(checkpoint["tokenizer"])
+    return Start(load_model(checkpoint, process.device), tokenizer, progress, lineage, train, init)
+
+
 class Run:
     """A run's folder: its kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
 
@@ -359,13 +449,54 @@ class Run:
         self.stop_signal = signum
 
 
-def random_state() -> dict:
-    """States of the global generators, for exact resume (torch.load(weights_only=True) can read it)."""
-    return {"torch": torch.get_rng_state()}
+def train(
+    run: Run,
+    start: Start,
+    steps: int,
+    step: Callable[[float], dict],
+    train_state: Callable[[], dict],
+    evaluate: Callable[[], dict],
+    eval_every: int,
+    shown: tuple[str, ...],
+) -> None:
+    """The loop of the post-training stages: step, save, evaluate, log, until `steps` or a signal.
 
+    Args:
+        step: makes one step at a learning rate and returns metrics; "flops" among them is what it spent.
+        train_state: optimizer states and data cursors, for exact resume.
+        evaluate: held-out metrics of the model as it is.
+        shown: the metrics on the progress bar.
+    """
+    config, process, progress = run.config, run.process, start.progress
+    kept = {int(s) for s in config.save_at.split(",") if s} | {steps}
 
-def set_random_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
+    def save(keep: bool) -> None:
+        run.save(start.model, start.tokenizer.name, progress, start.lineage, train_state(), keep)
+
+    if progress.step == 0 and eval_every:
+        run.log(0, **evaluate())
+    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True)
+    while progress.step < steps:
+        lr = learning_rate(config, progress.step, steps)
+        values = {"lr": lr, **step(lr)}
+        progress.step += 1
+        progress.flops += values["flops"]
+        values |= {"flops": progress.flops, "skipped": progress.skipped}
+        keep = progress.step in kept
+        if keep or (config.save_every and progress.step % config.save_every == 0):
+            save(keep)  # before evaluating: a crash there loses nothing
+        if eval_every and (progress.step % eval_every == 0 or progress.step == steps):
+            values |= evaluate()
+        run.log(progress.step, **values)
+        bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values}, refresh=False)
+        bar.update()
+        if run.should_stop():
+            save(keep)
+            break
+    bar.close()
+    if process.main and not run.stop_signal:
+        print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}", file=sys.stderr)
+    run.close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,10 +10,15 @@ class UserError(Exception):
     """Bad input: a flag, a file, a checkpoint, a data row. The message says what, where and how to fix it."""
 
 
-def cli(main: Callable, config_class: type, argv: list[str] | None = None):
-    """Parse flags into `config_class` (tyro, flags_with_underscores) and run `main(config)`; a UserError exits with 2."""
+def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = None):
+    """Parse flags into `config_class` (tyro) and run `main(config)`; a UserError exits with 2.
+
+    `--preset NAME` replaces the defaults by presets[NAME] first, so that flags beside it win.
+    """
     description = sys.modules[main.__module__].__doc__
-    config = tyro.cli(config_class, args=argv, description=description, use_underscores=True)
+    chosen = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--preset"), "")
+    default = config_class(**presets[chosen], preset=chosen) if chosen in (presets or {}) else None
+    config = tyro.cli(config_class, default=default, description=description, use_underscores=True)
     try:
         return main(config)
     except UserError as error:

@@ -160,11 +160,11 @@ def apply(value: int, sign: str, n: int) -> int:
 
 def draw_problem(rng: random.Random, n_steps: int) -> Problem:
     """A problem of n_steps whose values all lie in [LOW, HIGH]."""
-    start = value = rng.randint(5, 90)
+    start = value = rng.randint(5, 60)
     steps = []
     while len(steps) < n_steps:
         sign = rng.choices("+-*/", (4, 4, 1.2, 0.8))[0]
-        n = rng.randint(3, 60) if sign in "+-" else 2 if sign == "/" or rng.random() < 0.5 else 3
+        n = rng.randint(3, 40 if sign == "+" else 30) if sign in "+-" else 2 if sign == "/" or rng.random() < 0.5 else 3
         result = apply(value, sign, n)
         if LOW <= result <= HIGH and not (sign == "/" and value % 2):
             value = result
@@ -347,9 +347,10 @@ P_DRILL = 0.26  # of documents: 15% of the math tokens
 
 def math_document(rng: random.Random, banned: frozenset[Problem]) -> list[str]:
     """A worksheet of 1–5 problems in one form, a segment each; or a drill of bare equations."""
-    if rng.random() < P_DRILL:
-        problems = [draw_problem(rng, 1) for _ in range(rng.randint(6, 14))]
-        return ["\n".join(equations(p, "in order")[0] for p in problems)]
+    if rng.random() < P_DRILL:  # last steps, so that drills meet the same values as solutions do
+        path = rng.choice(("in order", "commuted"))
+        problems = [draw_problem(rng, rng.randint(1, 4)) for _ in range(rng.randint(6, 14))]
+        return ["\n".join(equations(p, path)[-1] for p in problems)]
 
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
     path, style = rng.choices(list(PATHS), PATHS.values())[0], rng.choice(STYLES)

@@ -1,0 +1,536 @@
+"""GRPO from any checkpoint: sample, verify, advantages, minibatched updates. No trainer in between.
+
+    python rl.py --init out/pretrain/step_0003300.pt --out out/rl                 # minutes on a CPU
+    python rl.py --init M.pt --data out/paper --preset paper                      # the paper's settings (PAPER.md)
+    torchrun --nproc_per_node=8 rl.py --init M.pt --data out/paper --preset paper
+    python rl.py --resume --out out/rl                                            # go on after a kill: the same bits
+
+One step, as the loop in main() has it:
+
+    rollouts   = n answers to each of `prompts` questions, sampled from the current weights at temperature 1
+    reward     = 1 if the last closed \\boxed{} is right, else 0  (+ format_score for a box that is wrong)
+    advantage  = (reward - mean) / std within the n answers of a question
+    loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
+
+with weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches nor
+ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
+
+Departures from the authors' code: a configured format score acts; the token mean is over the minibatch, not the
+micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
+"""
+
+import contextlib
+import gzip
+import json
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.errors import UserError, cli
+from data.questions import encode_prompt
+from data.tokenizer import Tokenizer
+from data.verifier import extract_answer, is_equal
+from eval import HeldOut, default_new_tokens, find_questions, held_out
+from model import GPT, packed_batches, sequence_flops
+from runtime import (
+    Clock,
+    PostConfig,
+    Process,
+    Progress,
+    Run,
+    Start,
+    make_optimizer,
+    open_checkpoint,
+    optimizer_step,
+    start_process,
+    train,
+)
+from sampler import sample
+
+
+@dataclass
+class GRPOConfig:
+    """Flags of the RL objective, shared with average.py."""
+
+    prompts: int = 16  # questions per step
+    n: int = 16  # answers sampled per question
+    minibatch: int = 0  # questions per optimizer step; 0: all of a step's (exactly on-policy)
+    inner_epochs: int = 1  # passes over a step's rollouts
+    clip_low: float = 0.2  # the ratio counts down to 1 - this
+    clip_high: float = 0.2  # and up to 1 + this
+    advantage: Literal["std", "mean"] = "std"  # (r - mean) / std, or r - mean (arXiv 2503.20783)
+    aggregation: Literal["token", "sequence", "constant"] = "token"  # mean over all tokens; mean of each answer's mean;
+    # or sum over tokens divided by answers × max_new_tokens
+    kl: float = 0.0  # coefficient of the k3 KL to the starting model; 0: no reference model is kept
+    entropy: float = 0.0  # coefficient of the entropy bonus
+    temperature: float = 1.0  # of sampling, applied in the loss too
+    top_p: float = 1.0  # must be 1: the loss is not renormalised over a nucleus
+    max_new_tokens: int = 0  # longest answer; 0: 64 with the world's tokenizer, else 512
+    format_score: float = 0.0  # reward of a closed box with a wrong answer
+    zero_variance: Literal["skip", "keep"] = "skip"  # groups of equal rewards: not computed (the same policy gradient,
+    # since the denominator still counts them; their KL and entropy terms are lost), or computed
+    resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
+    truncated: Literal["wrong", "mask"] = "wrong"  # answers without a stop token: reward 0, or left out
+    micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
+    slots: int = 512  # answers sampled side by side on a rank
+    kv_gib: float = 4.0  # memory for keys and values while sampling, in GiB
+
+
+@dataclass
+class Config(PostConfig, GRPOConfig, HeldOut):
+    """Flags of rl.py."""
+
+    lr: float = 1e-4  # learning rate (the paper's 1B model: 1e-6)
+    beta2: float = 0.999  # of AdamW
+    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    save_rollouts: int = 4  # groups a step that go to rollouts.jsonl.gz
+    preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
+
+
+PRESETS = {
+    "paper": dict(
+        prompts=512, n=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
+        weight_decay=0.01, beta1=0.9, beta2=0.999, clip_low=0.2, clip_high=0.2, advantage="std", aggregation="token",
+        kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, zero_variance="keep",
+    )
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The algorithm's pieces, as pure functions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def advantages(rewards: Tensor, valid: Tensor, kind: str = "std") -> Tensor:
+    """Group-relative advantages; 0 for invalid answers and for whole groups whose rewards are equal.
+
+    Args:
+        rewards: (P, n). valid: (P, n) bool, answers that count.
+        kind: "std": (r - mean) / std with the n - 1 denominator, so that two answers get ± 0.7071; "mean": r - mean.
+    """
+    rewards = rewards.double()
+    count = valid.sum(1, keepdim=True)
+    mean = torch.where(valid, rewards, 0).sum(1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(valid, rewards - mean, 0)
+    std = (centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    scaled = centred / std.clamp(min=1e-12) if kind == "std" else centred
+    # equal rewards differ by rounding when they are sums of parts; that must not become an advantage of ± 1
+    return torch.where(std > 1e-6, scaled, 0).float()
+
+
+class PolicyLoss(NamedTuple):
+    loss: Tensor  # scalar
+    stats: dict[str, float]  # weighted sums over tokens, to be added over micro-batches and ranks
+
+
+def policy_loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, clip_low: float, clip_high: float
+) -> PolicyLoss:
+    """The clipped surrogate, -Σ w min(ρ A, clip(ρ) A), over tokens. All arguments (N,).
+
+    `weight` carries the aggregation and sums to 1 over the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
+    clipped, where A < 0 only ρ < 1 - low.
+    """
+    ratio = (log_prob - old_log_prob).exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    loss = -(weight * surrogate).sum()
+    with torch.no_grad():
+        active = clipped * advantage < ratio * advantage
+        stats = {"clip_fraction": (weight * active).sum().item(), "ratio": (weight * ratio).sum().item()}
+    return PolicyLoss(loss, stats)
+
+
+def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
+    """(N,) the estimator r - 1 - log r of KL(policy ‖ reference), r = p_ref / p (http://joschu.net/blog/kl-approx.html).
+
+    Never negative, 0 at equal weights. The log-ratio is held to ± 20, beyond which exp overflows what AdamW can take.
+    """
+    log_ratio = (reference - log_prob).clamp(-20, 20)
+    return torch.expm1(log_ratio) - log_ratio
+
+
+def token_weights(lengths: Tensor, valid: Tensor, kind: str, max_new_tokens: int) -> Tensor:
+    """(R,) weight of each token of each answer, from all answers of a minibatch, (R,) each."""
+    counted = lengths * valid
+    if kind == "token":
+        weight = torch.ones(len(lengths)) / counted.sum().clamp(min=1)
+    elif kind == "sequence":
+        weight = 1.0 / (lengths.clamp(min=1) * valid.sum().clamp(min=1))
+    else:
+        weight = torch.ones(len(lengths)) / (max_new_tokens * valid.sum().clamp(min=1))
+    return weight * valid
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts and their gradient
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """The n answers to one question, with what the update needs of them."""
+
+    question: dict
+    prompt: list[int]
+    answers: list[list[int]]  # token ids, the stop token included if it was sampled
+    old_log_prob: list[np.ndarray]  # of each answer's tokens, as sampled
+    rewards: list[float]
+    valid: list[bool]  # answers that count (see --truncated)
+    finished: list[bool]
+    right: list[bool]
+    advantage: np.ndarray  # (n,)
+
+    @property
+    def signal(self) -> bool:
+        return bool(np.any(self.advantage))
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tuple[float, bool]:
+    """(reward, right) of one answer. Strict: only the last closed box counts; without a stop token nothing is right."""
+    given = extract_answer(text, strict=True)
+    right = finished and given is not None and is_equal(given, answer)
+    return (1.0 if right else config.format_score if given is not None and finished else 0.0), right
+
+
+class GRPO:
+    """Questions, sampling and the gradient of the RL objective; average.py uses it as rl.py does.
+
+    `cursor` (an integer) is the only state: how many questions have been drawn.
+    """
+
+    def __init__(
+        self,
+        config: GRPOConfig,
+        questions: list[dict],
+        tokenizer: Tokenizer,
+        process: Process,
+        seed: int,
+        context: int,
+        reference: GPT | None = None,
+    ):
+        if config.clip_low < 0 or config.clip_high < 0 or config.kl < 0:
+            raise UserError("--clip_low, --clip_high and --kl must not be negative")
+        if config.top_p != 1.0:
+            raise UserError(
+                f"--top_p {config.top_p}: GRPO samples the whole distribution, its loss is not renormalised"
+            )
+        if config.temperature <= 0:
+            raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
+        if config.n < 2 or config.prompts < 1:
+            raise UserError(f"--prompts {config.prompts} --n {config.n}: a group needs at least 2 answers to compare")
+        self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
+        self.reference = reference  # on the CPU, moved to the device while it is used
+        self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
+        self.micro_tokens = config.micro_tokens or (2048 if process.device.type == "cpu" else 16384)
+        room = context - self.max_new_tokens
+        self.questions = [(q, ids) for q in questions if len(ids := encode_prompt(q["question"], tokenizer)) <= room]
+        if len(self.questions) < len(questions) and process.main:
+            print(f"{len(questions) - len(self.questions)} questions leave no room for {self.max_new_tokens} new tokens "
+                  f"in a context of {context}: left out", file=sys.stderr)  # fmt: skip
+        if not self.questions:
+            raise UserError(f"no question fits a context of {context} with {self.max_new_tokens} new tokens")
+        self.cursor = 0
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
+
+    def draw(self, count: int) -> list[tuple[dict, list[int]]]:
+        """The next questions; every epoch is a permutation of (seed, epoch)."""
+        drawn = []
+        for index in range(self.cursor, self.cursor + count):
+            epoch, place = divmod(index, len(self.questions))
+            if self._order[0] != epoch:
+                self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
+            drawn.append(self.questions[self._order[1][place]])
+        self.cursor += count
+        return drawn
+
+    def rollouts(self, model: GPT, show_progress: bool = False) -> tuple[list[Group], dict]:
+        """Sample and judge --prompts groups (with --resample: until so many carry signal). Every rank gets all of them."""
+        c, groups, stats = self.config, [], {"sampled_tokens": 0, "flops": 0.0, "groups_sampled": 0}
+        clock = Clock()
+        for _ in range(1 + c.resample):
+            batch = self._sample(model, self.draw(c.prompts), self.cursor - c.prompts)
+            stats["groups_sampled"] += len(batch)
+            stats["sampled_tokens"] += sum(len(a) for g in batch for a in g.answers)
+            stats["flops"] += sum(self._forward_flops(model, g, range(c.n)) for g in batch)
+            groups += batch
+            if not c.resample or sum(g.signal for g in groups) >= c.prompts:
+                break
+        stats["sample_s"] = clock.lap()
+        rewards = np.array([g.rewards for g in groups])
+        stats |= {
+            "reward": float(rewards.mean()),
+            "pass_at_1": float(np.mean([g.right for g in groups])),
+            "pass_at_n": float(np.mean([any(g.right) for g in groups])),
+            "signal": float(np.mean([g.signal for g in groups])),
+            "length": float(np.mean([len(a) for g in groups for a in g.answers])),
+            "truncated": 1.0 - float(np.mean([g.finished for g in groups])),
+            "entropy": -float(np.mean(np.concatenate([lp for g in groups for lp in g.old_log_prob]))),
+        }
+        if c.resample:  # the groups with signal, and others only to make up the number
+            groups = sorted(groups, key=lambda g: not g.signal)[: c.prompts]
+        return groups, stats
+
+    def _sample(self, model: GPT, drawn: list[tuple[dict, list[int]]], first: int) -> list[Group]:
+        c, n = self.config, self.config.n
+        mine = np.arange(len(drawn))[self.process.rank :: self.process.world]
+        with self.process.autocast():
+            samples = sample(
+                model,
+                [drawn[i][1] for i in mine],
+                n,
+                stop=self.tokenizer.eos,
+                max_new_tokens=self.max_new_tokens,
+                temperature=c.temperature,
+                seed=self.seed,
+                slots=c.slots,
+                kv_gib=c.kv_gib,
+                row_ids=((first + mine[:, None]) * n + np.arange(n)).ravel(),  # never the same numbers twice in a run
+            )
+        groups = []
+        for j, i in enumerate(mine):
+            rows = range(j * n, (j + 1) * n)
+            lengths = [int(samples.lengths[r]) for r in rows]
+            finished = [bool(samples.finished[r]) for r in rows]
+            texts = [self.tokenizer.decode(samples.response(r)) for r in rows]
+            judged = [reward_of(t, drawn[i][0]["answer"], f, c) for t, f in zip(texts, finished, strict=True)]
+            rewards, valid = [r for r, _ in judged], [f or c.truncated == "wrong" for f in finished]
+            group = Group(
+                question=drawn[i][0],
+                prompt=drawn[i][1],
+                answers=[samples.tokens[r, :m].tolist() for r, m in zip(rows, lengths, strict=True)],
+                old_log_prob=[samples.log_probs[r, :m].numpy().copy() for r, m in zip(rows, lengths, strict=True)],
+                rewards=rewards,
+                valid=valid,
+                finished=finished,
+                right=[right for _, right in judged],
+                advantage=advantages(torch.tensor([rewards]), torch.tensor([valid]), c.advantage)[0].numpy(),
+            )
+            groups.append(group)
+        shares = self.process.gather(groups)
+        return [shares[i % self.process.world][i // self.process.world] for i in range(len(drawn))]
+
+    def _forward_flops(self, model: GPT, g: Group, rows) -> float:
+        """One forward pass over a prompt and some of its answers, in sampling as in training."""
+        mean_length = sum(len(g.answers[r]) for r in rows) / len(rows)
+        return sequence_flops(model.config, len(g.prompt), mean_length, len(rows))
+
+    def minibatches(self, groups: list[Group]):
+        """The groups of each optimizer step. A group is never divided between two."""
+        size = self.config.minibatch or len(groups)
+        for _ in range(self.config.inner_epochs):
+            for start in range(0, len(groups), size):
+                yield groups[start : start + size]
+
+    def backward(self, model: GPT, groups: list[Group], first: bool, scale: float = 1.0) -> dict | None:
+        """Add this rank's part of the minibatch's gradient to .grad; None if no group of it has anything to learn from.
+
+        first: no update has been made since these groups were sampled. Then p_old is p itself and the ratio exactly 1,
+        where the recorded log-probs, of other matrix shapes, would differ in the last digits.
+
+        scale: factor of the gradient (average.py's combined loss).
+
+        Returns stats that are sums over the tokens of this rank; the caller adds them over ranks.
+        """
+        c = self.config
+        n = len(groups[0].answers)
+        lengths = torch.tensor([[len(a) for a in g.answers] for g in groups])
+        valid = torch.tensor([g.valid for g in groups])
+        weight = token_weights(lengths.flatten(), valid.flatten(), c.aggregation, self.max_new_tokens).view(-1, n)
+        regularised = c.zero_variance == "keep" and (c.kl > 0 or c.entropy > 0)
+        used = [i for i, g in enumerate(groups) if g.signal or c.zero_variance == "keep"]
+        if not any(g.signal for g in groups) and not regularised:
+            return None
+        row_weight = {id(g): w for g, w in zip(groups, weight, strict=True)}
+        stats = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
+        if self.reference is not None:
+            self.reference.to(self.process.device)
+        mine = self.process.share([groups[i].n_tokens for i in used])
+        items = [(groups[used[i]].prompt, groups[used[i]].answers) for i in mine]
+        for packed, parts in packed_batches(items, self.micro_tokens, self.process.device):
+            with self.process.autocast():
+                out = packed.log_probs(model, c.temperature, entropy=c.entropy > 0)
+
+            def per_token(values: list) -> Tensor:  # of each answer -> (ΣA,)
+                return torch.tensor(values, device=self.process.device)[packed.answer]  # noqa: B023
+
+            def recorded(values: list[np.ndarray]) -> Tensor:
+                return torch.from_numpy(np.concatenate(values)).to(self.process.device)
+
+            pairs = [(groups[used[mine[i]]], r) for i, rows in parts for r in rows]
+            token_weight = per_token([float(row_weight[id(g)][r]) for g, r in pairs])
+            old = out.log_prob.detach() if first else recorded([g.old_log_prob[r] for g, r in pairs])
+            advantage = per_token([float(g.advantage[r]) for g, r in pairs])
+            loss, sums = policy_loss(out.log_prob, old, advantage, token_weight, c.clip_low, c.clip_high)
+            if self.reference is not None:
+                with torch.no_grad(), self.process.autocast():
+                    reference = packed.log_probs(self.reference, c.temperature).log_prob
+                divergence = (token_weight * k3(out.log_prob, reference)).sum()
+                loss = loss + c.kl * divergence
+                stats["kl"] += divergence.item()
+            if c.entropy:
+                loss = loss - c.entropy * (token_weight * out.entropy).sum()
+            (scale * loss).backward()
+            stats["loss"] += loss.item()
+            for key, value in sums.items():
+                stats[key] += value
+            stats["weight"] += token_weight.sum().item()
+            stats["trained_tokens"] += packed.tokens.numel()
+            passes = 3 if self.reference is None else 4
+            stats["flops"] += passes * sum(self._forward_flops(model, groups[used[mine[i]]], rows) for i, rows in parts)
+        if self.reference is not None:
+            self.reference.to("cpu")
+        return stats
+
+    def state(self) -> dict:
+        return {"cursor": self.cursor}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def total_over_ranks(process: Process, stats: dict | None) -> dict | None:
+    """Sums of a minibatch's stats over ranks, as means per unit of weight where they are weighted. (None is the same on
+    every rank: all know all rewards.)"""
+    if stats is None:
+        return None
+    total = dict(zip(stats, process.sum(list(stats.values())), strict=True))
+    weight = max(total.pop("weight"), 1e-12)
+    return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
+
+
+def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, progress: Progress, lr: float) -> dict:
+    """All minibatch updates on one step's rollouts; returns means over them."""
+    clock, first, results = Clock(), True, []
+    for minibatch in grpo.minibatches(groups):
+        stats = total_over_ranks(run.process, grpo.backward(model, minibatch, first))
+        if stats is None:
+            continue  # equal rewards everywhere: no gradient, so no step (and no decay, no momentum)
+        stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
+        if not math.isfinite(stats["loss"] + stats["grad_norm"]):
+            run.skip(progress, "loss or gradient")
+        results.append(stats)
+        first = False
+    if not results:
+        return {"updates": 0, "flops": 0.0}
+    mean = {key: float(np.mean([r[key] for r in results])) for key in results[0]}
+    mean |= {key: float(np.sum([r[key] for r in results])) for key in ("trained_tokens", "flops")}
+    return mean | {"updates": len(results), "train_s": clock.lap()}
+
+
+def merge(sampled: dict, trained: dict) -> dict:
+    """The metrics of one step."""
+    values = {**sampled, **trained, "flops": sampled["flops"] + trained["flops"]}
+    values["sample_tokens_per_s"] = sampled["sampled_tokens"] / sampled["sample_s"]
+    if trained["updates"]:
+        values["train_tokens_per_s"] = trained["trained_tokens"] / trained["train_s"]
+    return values
+
+
+class RolloutLog:
+    """Some rollouts with their rewards to OUT/rollouts.jsonl.gz, one now and then to the terminal, and a word to the
+    user when no group carries signal."""
+
+    def __init__(self, run: Run, tokenizer: Tokenizer, groups: int, show: int, progress: Progress):
+        self.path, self.tokenizer, self.groups, self.show = run.out / "rollouts.jsonl.gz", tokenizer, groups, show
+        self.progress, self.main, self.silent = progress, run.process.main, 0
+        if self.main and self.path.exists():
+            self._drop_after(progress.step)
+
+    def __call__(self, groups: list[Group], learned: bool) -> None:
+        step = self.progress.step + 1
+        self.silent = 0 if learned else self.silent + 1
+        if not self.main:
+            return
+        if self.silent and self.silent & (self.silent - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
+            tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
+                       f"learned; {self.silent} such steps in a row")  # fmt: skip
+        if self.groups:
+            with gzip.open(self.path, "at") as file:
+                file.writelines(json.dumps(self._row(step, g)) + "\n" for g in groups[: self.groups])
+        if self.show and step % self.show == 1 % self.show:
+            g = groups[0]
+            text = self.tokenizer.decode(g.prompt) + self._text(g, 0)
+            tqdm.write(f"step {step}  reward {g.rewards[0]:g}  (right: {g.question['answer']})\n"
+                       "  | " + text.replace("\n", "\n  | "))  # fmt: skip
+
+    def _text(self, g: Group, row: int) -> str:
+        return self.tokenizer.decode(g.answers[row][: len(g.answers[row]) - g.finished[row]])
+
+    def _row(self, step: int, g: Group) -> dict:
+        row = {"step": step, "id": g.question["id"], "question": g.question["question"]}
+        row |= {"answer": g.question["answer"], "rewards": g.rewards, "finished": g.finished}
+        return row | {"samples": [self._text(g, r) for r in range(len(g.answers))]}
+
+    def _drop_after(self, step: int) -> None:
+        """On resume: forget the rollouts of steps that will be made again, and a line that a kill cut."""
+        kept = []
+        with contextlib.suppress(EOFError, OSError, json.JSONDecodeError), gzip.open(self.path, "rt") as file:
+            for line in file:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with gzip.open(temporary, "wt") as file:
+            file.writelines(kept)
+        temporary.replace(self.path)
+
+
+def make_grpo(config, start: Start, process: Process) -> GRPO:
+    """The GRPO side of a stage, from its flags (PostConfig and GRPOConfig)."""
+    return GRPO(
+        config,
+        find_questions(config.data, config.questions, "train", config.limit),
+        start.tokenizer,
+        process,
+        config.seed,
+        start.model.config.context,
+        reference=start.initial_model() if config.kl > 0 else None,
+    )
+
+
+def main(config: Config) -> None:
+    config.check()
+    process = start_process(config.device, config.dtype, config.seed)
+    run = Run(config, "rl", process)
+    start = open_checkpoint(run, config.init, process)
+    model, tokenizer, progress = start.model, start.tokenizer, start.progress
+    grpo = make_grpo(config, start, process)
+    steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    if start.train:
+        optimizer.load_state_dict(start.train["optimizer"])
+        grpo.cursor = start.train["grpo"]["cursor"]
+    evaluate = held_out(config, config.data, model, tokenizer, process)
+    run.open(progress.step)
+    log = RolloutLog(run, tokenizer, config.save_rollouts, config.show, progress)
+    if process.main:
+        print(f"{start.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
+              f"{steps} steps of {config.prompts} x {config.n} answers; writes {run.out}")  # fmt: skip
+
+    def step(lr: float) -> dict:
+        groups, sampled = grpo.rollouts(model)
+        trained = update(grpo, model, optimizer, groups, run, progress, lr)
+        log(groups, trained["updates"] > 0)
+        return merge(sampled, trained)
+
+    def state() -> dict:
+        return {"optimizer": optimizer.state_dict(), "grpo": grpo.state()}
+
+    shown = ("reward", "signal", "length", "val_pass@1")
+    train(run, start, steps, step, state, evaluate, config.eval_every, shown)
+
+
+if __name__ == "__main__":
+    cli(main, Config, PRESETS)
