@@ -40,6 +40,7 @@ from eval import HeldOut, default_new_tokens, find_questions, held_out
 from model import GPT, packed_batches, sequence_flops
 from runtime import (
     Clock,
+    Cursor,
     PostConfig,
     Process,
     Progress,
@@ -206,7 +207,7 @@ def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tup
 class GRPO:
     """Questions, sampling and the gradient of the RL objective; average.py uses it as rl.py does.
 
-    `cursor` (an integer) is the only state: how many questions have been drawn.
+    `order.position` (an integer) is the only state.
     """
 
     def __init__(
@@ -240,26 +241,16 @@ class GRPO:
                   f"in a context of {context}: left out", file=sys.stderr)  # fmt: skip
         if not self.questions:
             raise UserError(f"no question fits a context of {context} with {self.max_new_tokens} new tokens")
-        self.cursor = 0
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0))
-
-    def draw(self, count: int) -> list[tuple[dict, list[int]]]:
-        """The next questions; every epoch is a permutation of (seed, epoch)."""
-        drawn = []
-        for index in range(self.cursor, self.cursor + count):
-            epoch, place = divmod(index, len(self.questions))
-            if self._order[0] != epoch:
-                self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
-            drawn.append(self.questions[self._order[1][place]])
-        self.cursor += count
-        return drawn
+        self.order = Cursor(len(self.questions), seed)
 
     def rollouts(self, model: GPT, show_progress: bool = False) -> tuple[list[Group], dict]:
         """Sample and judge --prompts groups (with --resample: until so many carry signal). Every rank gets all of them."""
         c, groups, stats = self.config, [], {"sampled_tokens": 0, "flops": 0.0, "groups_sampled": 0}
         clock = Clock()
         for _ in range(1 + c.resample):
-            batch = self._sample(model, self.draw(c.prompts), self.cursor - c.prompts)
+            first = self.order.position
+            drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
+            batch = self._sample(model, drawn, first)
             stats["groups_sampled"] += len(batch)
             stats["sampled_tokens"] += sum(len(a) for g in batch for a in g.answers)
             stats["flops"] += sum(self._forward_flops(model, g, range(c.n)) for g in batch)
@@ -392,9 +383,6 @@ class GRPO:
             self.reference.to("cpu")
         return stats
 
-    def state(self) -> dict:
-        return {"cursor": self.cursor}
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage
@@ -406,7 +394,7 @@ def total_over_ranks(process: Process, stats: dict | None) -> dict | None:
     every rank: all know all rewards.)"""
     if stats is None:
         return None
-    total = dict(zip(stats, process.sum(list(stats.values())), strict=True))
+    total = process.sum_dict(stats)
     weight = max(total.pop("weight"), 1e-12)
     return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
 
@@ -511,7 +499,7 @@ def main(config: Config) -> None:
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
     if start.train:
         optimizer.load_state_dict(start.train["optimizer"])
-        grpo.cursor = start.train["grpo"]["cursor"]
+        grpo.order.position = start.train["grpo"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(progress.step)
     log = RolloutLog(run, tokenizer, config.save_rollouts, config.show, progress)
@@ -526,7 +514,7 @@ def main(config: Config) -> None:
         return merge(sampled, trained)
 
     def state() -> dict:
-        return {"optimizer": optimizer.state_dict(), "grpo": grpo.state()}
+        return {"optimizer": optimizer.state_dict(), "grpo": grpo.order.position}
 
     shown = ("reward", "signal", "length", "val_pass@1")
     train(run, start, steps, step, state, evaluate, config.eval_every, shown)

@@ -117,6 +117,9 @@ class Process:
         dist.all_reduce(total)
         return total.tolist()
 
+    def sum_dict(self, values: dict[str, float]) -> dict[str, float]:
+        return dict(zip(values, self.sum(list(values.values())), strict=True))
+
     def gather(self, thing) -> list:
         """One picklable thing from each rank, in rank order, on every rank."""
         if self.world == 1:
@@ -505,6 +508,24 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+class Cursor:
+    """Items 0 .. n-1 without end, each epoch in the order of a permutation of (seed, epoch). `position` is the state."""
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed, self.position = n, seed, 0
+        self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def draw(self, count: int) -> list[int]:
+        drawn = []
+        for index in range(self.position, self.position + count):
+            epoch, place = divmod(index, self.n)
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            drawn.append(int(self._order[place]))
+        self.position += count
+        return drawn
 
 
 @dataclass

@@ -1,0 +1,258 @@
+"""Parallel averaging of RL and SFT updates (the paper's §"Parallel averaging"), and the baselines beside it.
+
+    python average.py --init out/pretrain/step_0003300.pt --out out/average                 # minutes on a CPU
+    python average.py --init M.pt --data out/paper --preset paper                           # the paper's settings
+    python average.py --init M.pt --mode interleaved --sft_steps 4 --rl_steps 1             # a baseline
+    python average.py --mode soup --init RL.pt --other SFT.pt --weight 0.5 --out out/soup   # average finished models
+
+Every step of `parallel`, from a snapshot θ̄ of the weights:
+
+    g_RL = ∇ L_RL(θ̄)      g_SFT = ∇ L_SFT(θ̄)          each clipped on its own
+    Δ_RL, Δ_SFT = two AdamW steps, each with its own moments, learning rate and decay
+    θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
+
+Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes --sft_steps SFT steps,
+then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT steps to 1 RL step, and each round has one
+SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
+
+Beyond the paper: --weight_end moves w linearly over the run; --adapt norm sets w so that both gradients (before
+clipping) get equal say, --adapt signal sets w to the share of questions whose answers carry signal.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data.errors import UserError, cli
+from eval import HeldOut, held_out
+from model import GPT
+from rl import GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
+from runtime import (
+    Clock,
+    PostConfig,
+    Run,
+    clip_gradients,
+    load_checkpoint,
+    make_optimizer,
+    open_checkpoint,
+    optimizer_step,
+    reduce_gradients,
+    save_checkpoint,
+    start_process,
+    train,
+)
+from sft import SFTConfig, make_sft, sft_update
+
+
+@dataclass
+class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
+    """Flags of average.py. --lr, --beta1, --beta2, --weight_decay are those of the RL side."""
+
+    mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"  # see above
+    weight: float = 0.5  # w, the share of the RL update (loss, or model)
+    weight_end: float = -1.0  # w moves linearly to this over the run; -1: constant
+    adapt: Literal["", "norm", "signal"] = ""  # choose w at each step; see above
+    lr: float = 1e-4  # of the RL side, and of RL steps
+    sft_lr: float = 3e-4  # of the SFT side, and of SFT steps
+    beta2: float = 0.999  # of AdamW
+    sft_beta1: float = 0.9  # of the SFT side's AdamW
+    sft_beta2: float = 0.999  # of the SFT side's AdamW
+    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    sft_weight_decay: float = 0.01  # of the SFT side
+    sft_steps: int = 1  # interleaved: SFT steps in a row
+    rl_steps: int = 1  # interleaved: RL steps in a row
+    curriculum: int = 200  # curriculum: SFT steps of the first round
+    other: str = ""  # soup: the second checkpoint
+    preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
+
+
+PRESETS = {
+    "paper": dict(prompts=512, n=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0)
+}
+
+
+class TwoStreams:
+    """The averaged step: two optimizers that never see each other's gradient."""
+
+    def __init__(self, model: GPT, rl: torch.optim.Optimizer, sft: torch.optim.Optimizer):
+        self.model, self.rl, self.sft = model, rl, sft
+        self.parameters = list(model.parameters())
+
+    @torch.no_grad()
+    def snapshot(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def take_update(self, optimizer: torch.optim.Optimizer, lr: float, snapshot: list[Tensor]) -> list[Tensor]:
+        """Δ of an AdamW step on the current .grad; puts the weights back to the snapshot and clears .grad."""
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        delta = []
+        for p, at in zip(self.parameters, snapshot, strict=True):
+            delta.append(p - at)
+            p.copy_(at)
+        return delta
+
+    @torch.no_grad()
+    def apply(self, rl: list[Tensor] | None, sft: list[Tensor] | None, weight: float) -> None:
+        """θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT, in fp32; None is a zero update."""
+        for i, p in enumerate(self.parameters):
+            if rl is not None and sft is not None:
+                p.add_(rl[i].mul_(weight).add_(sft[i].mul_(1 - weight)))
+            elif rl is not None:
+                p.add_(rl[i], alpha=weight)
+            elif sft is not None:
+                p.add_(sft[i], alpha=1 - weight)
+
+
+def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
+    """w of a step: constant, moving linearly, or adapted."""
+    if config.adapt == "norm":
+        return sft_norm / max(rl_norm + sft_norm, 1e-12)  # w |g_RL| = (1 - w) |g_SFT|
+    if config.adapt == "signal":
+        return signal
+    if config.weight_end < 0:
+        return config.weight
+    return config.weight + (config.weight_end - config.weight) * step / max(1, steps - 1)
+
+
+def is_rl_step(config: Config, step: int) -> bool:
+    """Interleaved and curriculum: is step number `step` (from 0) an RL step?"""
+    if config.mode == "interleaved":
+        return step % (config.sft_steps + config.rl_steps) >= config.sft_steps
+    sft_steps, rl_steps = config.curriculum, 1
+    while step >= sft_steps + rl_steps:
+        step -= sft_steps + rl_steps
+        sft_steps, rl_steps = max(0, sft_steps - 1), rl_steps + 1
+    return step >= sft_steps
+
+
+def soup(config: Config, run: Run) -> None:
+    """Write the weighted mean of two finished models of one shape: w of --init, 1 - w of --other."""
+    if not config.other:
+        raise UserError("--mode soup: name the second checkpoint with --other")
+    a, b = load_checkpoint(config.init), load_checkpoint(config.other)
+    for key in ("config", "tokenizer"):
+        if a[key] != b[key]:
+            raise UserError(
+                f"--init and --other differ in {key}: {a[key]} and {b[key]}; only equal models can be averaged"
+            )
+    a["model"] = {k: config.weight * v + (1 - config.weight) * b["model"][k] for k, v in a["model"].items()}
+    a["lineage"] = [*a["lineage"], {"stage": "average", "step": 0, "args": asdict(config)}]
+    a |= {"stage": "average", "step": 0, "flops": a["flops"] + b["flops"], "args": asdict(config)}
+    a.pop("train", None)
+    run.out.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(run.out / "last.pt", a)
+    print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
+
+
+def check(config: Config) -> None:
+    config.check()
+    if not 0 <= config.weight <= 1 or config.weight_end > 1:
+        raise UserError(f"--weight {config.weight} and --weight_end {config.weight_end} must lie between 0 and 1")
+    if config.mode in ("parallel", "combined") and (config.minibatch or config.inner_epochs != 1):
+        raise UserError(
+            f"--mode {config.mode} makes one update on a step's rollouts: leave out --minibatch, --inner_epochs"
+        )
+    if config.adapt and config.mode != "parallel":
+        raise UserError(f"--adapt {config.adapt} goes with --mode parallel")
+    if min(config.sft_steps, config.rl_steps, config.curriculum) < 0 or config.sft_steps + config.rl_steps < 1:
+        raise UserError("--sft_steps, --rl_steps and --curriculum must not be negative, nor the first two both 0")
+
+
+def main(config: Config) -> None:
+    check(config)
+    process = start_process(config.device, config.dtype, config.seed)
+    run = Run(config, "average", process)
+    if config.mode == "soup":
+        return soup(config, run)
+    start = open_checkpoint(run, config.init, process)
+    model, tokenizer, progress = start.model, start.tokenizer, start.progress
+    grpo, sft = make_grpo(config, start, process), make_sft(config, start, process)
+    steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    sft_betas = (config.sft_beta1, config.sft_beta2)
+    second = make_optimizer(model, config.sft_lr, config.sft_weight_decay, sft_betas)  # parallel alone uses it
+    streams = TwoStreams(model, optimizer, second)
+    if start.train:
+        optimizer.load_state_dict(start.train["optimizer"])
+        second.load_state_dict(start.train["sft_optimizer"])
+        grpo.order.position, sft.order.position = start.train["grpo"], start.train["sft"]
+    evaluate = held_out(config, config.data, model, tokenizer, process)
+    run.open(progress.step)
+    log = RolloutLog(run, tokenizer, 4, config.show, progress)
+    if process.main:
+        print(f"{config.mode} from {start.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
+              f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip
+
+    def rl_gradient(scale: float) -> tuple[dict, bool]:
+        groups, sampled = grpo.rollouts(model)
+        clock = Clock()
+        stats = total_over_ranks(process, grpo.backward(model, groups, first=True, scale=scale))
+        log(groups, stats is not None)
+        trained = {"updates": 0, "flops": 0.0} if stats is None else {**stats, "updates": 1, "train_s": clock.lap()}
+        return merge(sampled, trained), stats is not None
+
+    def sft_rate(lr: float) -> float:  # the schedule moves both rates
+        return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
+
+    def parallel(lr: float) -> dict:
+        values, learned = rl_gradient(1.0)
+        snapshot, delta_rl, rl_norm = streams.snapshot(), None, 0.0
+        if learned:
+            reduce_gradients(model, process)
+            rl_norm = clip_gradients(model, config.clip)
+        finite = math.isfinite(rl_norm + values.get("loss", 0.0))
+        if learned and finite:
+            delta_rl = streams.take_update(optimizer, lr, snapshot)
+        optimizer.zero_grad()
+        stats = process.sum_dict(sft.backward(model, sft.draw()))  # at the snapshot: take_update has put it back
+        reduce_gradients(model, process)
+        sft_norm = clip_gradients(model, config.clip)
+        delta_sft = None
+        if math.isfinite(sft_norm + stats["sft_loss"]):
+            delta_sft = streams.take_update(second, sft_rate(lr), snapshot)
+        else:
+            finite = False
+        second.zero_grad()
+        weight = weight_at(config, progress.step, steps, rl_norm, sft_norm, values["signal"])
+        streams.apply(delta_rl, delta_sft, weight)
+        if not finite:
+            run.skip(progress, "loss or gradient")
+        values["flops"] += stats.pop("flops")
+        return values | stats | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight}
+
+    def combined(lr: float) -> dict:
+        weight = weight_at(config, progress.step, steps, 0.0, 0.0, 0.0)
+        values, _ = rl_gradient(weight)
+        stats = process.sum_dict(sft.backward(model, sft.draw(), scale=1 - weight))
+        norm = optimizer_step(model, optimizer, process, lr, config.clip)
+        if not math.isfinite(norm + stats["sft_loss"]):
+            run.skip(progress, "loss or gradient")
+        values["flops"] += stats.pop("flops")
+        return values | stats | {"grad_norm": norm, "weight": weight}
+
+    def alternate(lr: float) -> dict:
+        if not is_rl_step(config, progress.step):
+            return sft_update(sft, model, optimizer, run, progress, sft_rate(lr))
+        groups, sampled = grpo.rollouts(model)
+        trained = update(grpo, model, optimizer, groups, run, progress, lr)
+        log(groups, trained["updates"] > 0)
+        return merge(sampled, trained)
+
+    def state() -> dict:
+        both = {"optimizer": optimizer.state_dict(), "sft_optimizer": second.state_dict()}
+        return both | {"grpo": grpo.order.position, "sft": sft.order.position}
+
+    step = {"parallel": parallel, "combined": combined}.get(config.mode, alternate)
+    shown = ("reward", "signal", "sft_loss", "val_pass@1")
+    train(run, start, steps, step, state, evaluate, config.eval_every, shown)
+
+
+if __name__ == "__main__":
+    cli(main, Config, PRESETS)

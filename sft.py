@@ -1,0 +1,179 @@
+"""Supervised fine-tuning from any checkpoint: NLL on one solution per question, or on all of them (Gold).
+
+    python sft.py --init out/pretrain/step_0003300.pt --solutions one --out out/sft      # minutes on a CPU
+    python sft.py --init M.pt --solutions all --out out/gold
+    torchrun --nproc_per_node=8 sft.py --init M.pt --data out/paper --preset paper       # the paper's settings
+    python sft.py --resume --out out/sft                                                 # go on after a kill: the same bits
+
+A row is prompt, solution, one stop token; the loss is on the solution and its stop token alone. Rows are packed without
+padding, and no row attends to another (model.Packed, which RL uses too; solutions of the same question in a batch share
+its prompt). A row that is too long for the model is left out, counted and reported; none is cut.
+
+The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departure: the loss is the mean over the tokens of the
+whole batch by default; --loss token_sum is the sum that the authors' code takes. Adam's step is nearly the same under
+either, but not the clipping: a summed gradient is thousands of times longer, so --clip 1 scales every step to length 1.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from data.errors import UserError, cli
+from data.questions import sft_row
+from data.tokenizer import Tokenizer
+from eval import HeldOut, find_questions, held_out
+from model import GPT, packed_batches, sequence_flops
+from runtime import (
+    Clock,
+    Cursor,
+    PostConfig,
+    Process,
+    Progress,
+    Run,
+    Start,
+    make_optimizer,
+    open_checkpoint,
+    optimizer_step,
+    start_process,
+    train,
+)
+
+
+@dataclass
+class SFTConfig:
+    """Flags of the SFT objective, shared with average.py."""
+
+    solutions: Literal["one", "all"] = "one"  # per question: one, chosen by the seed, or every one (Gold)
+    rows: int = 32  # rows per step, over all ranks
+    loss: Literal["token_mean", "token_sum"] = "token_mean"  # over the solution tokens of a step
+    sft_micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
+
+
+@dataclass
+class Config(PostConfig, SFTConfig, HeldOut):
+    """Flags of sft.py."""
+
+    steps: int = 400  # how long to train
+    lr: float = 3e-4  # learning rate (the paper's 1B model: 4e-5)
+    beta2: float = 0.999  # of AdamW
+    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    eval_every: int = 50  # steps between evaluations; 0: none
+    show: int = 0  # print a row every so many steps; 0: never
+    preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
+
+
+PRESETS = {"paper": dict(rows=512, lr=4e-5, schedule="constant", warmup=0, steps=9500, clip=1.0, eval_every=500)}
+
+
+class SFT:
+    """Rows, their order, and the gradient of the SFT objective; average.py uses it as sft.py does.
+
+    `order.position` (an integer) is the only state.
+    """
+
+    def __init__(
+        self, config: SFTConfig, questions: list[dict], tokenizer: Tokenizer, process: Process, seed: int, context: int
+    ):
+        self.config, self.process, self.seed = config, process, seed
+        self.micro_tokens = config.sft_micro_tokens or (2048 if process.device.type == "cpu" else 16384)
+        if config.rows < 1:
+            raise UserError(f"--rows {config.rows}: a step needs at least 1")
+        rng = np.random.default_rng(seed)
+        self.data: list[tuple[list[int], list[int]]] = []  # (prompt, solution with its stop token)
+        long = unsolved = 0
+        for question in questions:
+            solutions = question["solutions"]
+            unsolved += not solutions
+            choice = int(rng.integers(len(solutions) or 1))  # drawn always, so that one question changes no other's
+            for solution in solutions if config.solutions == "all" else solutions[choice : choice + 1]:
+                row = sft_row(question["question"], solution, tokenizer, context + 1)
+                long += row is None
+                if row is not None:
+                    tokens, prompt_length = row
+                    self.data.append((tokens[:prompt_length], tokens[prompt_length:]))
+        if process.main and (long or unsolved):
+            print(f"left out: {long} rows longer than the context of {context}, {unsolved} questions without a solution",
+                  file=sys.stderr)  # fmt: skip
+        if not self.data:
+            raise UserError(f"no row to train on: {long} of them too long for {context} tokens, {unsolved} unsolved")
+        self.order = Cursor(len(self.data), seed)
+
+    def draw(self) -> list[tuple[list[int], list[int]]]:
+        """The rows of the next step."""
+        return [self.data[i] for i in self.order.draw(self.config.rows)]
+
+    def backward(self, model: GPT, rows: list[tuple[list[int], list[int]]], scale: float = 1.0) -> dict:
+        """Add this rank's part of the rows' gradient to .grad; stats are this rank's sums, to be added over ranks."""
+        n_tokens = sum(len(solution) for _, solution in rows)  # of all ranks: every rank knows all rows
+        denominator = n_tokens if self.config.loss == "token_mean" else 1
+        by_prompt: dict[tuple, list[list[int]]] = {}
+        for prompt, solution in rows:
+            by_prompt.setdefault(tuple(prompt), []).append(solution)
+        items = [(list(prompt), solutions) for prompt, solutions in by_prompt.items()]
+        mine = self.process.share([len(p) + sum(map(len, s)) for p, s in items])
+        stats = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
+        for packed, parts in packed_batches([items[i] for i in mine], self.micro_tokens, self.process.device):
+            with self.process.autocast():
+                nll = -packed.log_probs(model, temperature=1.0).log_prob.sum()
+            (scale / denominator * nll).backward()
+            stats["sft_loss"] += nll.item() / n_tokens
+            stats["sft_tokens"] += packed.tokens.numel()
+            for i, chosen in parts:
+                prompt, solutions = items[mine[i]]
+                mean = sum(len(solutions[r]) for r in chosen) / len(chosen)
+                stats["flops"] += 3 * sequence_flops(model.config, len(prompt), mean, len(chosen))
+        return stats
+
+
+def make_sft(config, start: Start, process: Process) -> SFT:
+    """The SFT side of a stage, from its flags (PostConfig and SFTConfig)."""
+    questions = find_questions(config.data, config.questions, "train", config.limit)
+    return SFT(config, questions, start.tokenizer, process, config.seed, start.model.config.context)
+
+
+def sft_update(sft: SFT, model: GPT, optimizer, run: Run, progress: Progress, lr: float) -> dict:
+    """One SFT step; returns its metrics over all ranks."""
+    clock = Clock()
+    stats = run.process.sum_dict(sft.backward(model, sft.draw()))
+    stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
+    if not math.isfinite(stats["sft_loss"] + stats["grad_norm"]):
+        run.skip(progress, "loss or gradient")
+    return stats | {"train_tokens_per_s": stats["sft_tokens"] / clock.lap()}
+
+
+def main(config: Config) -> None:
+    config.check()
+    process = start_process(config.device, config.dtype, config.seed)
+    run = Run(config, "sft", process)
+    start = open_checkpoint(run, config.init, process)
+    model, tokenizer = start.model, start.tokenizer
+    sft = make_sft(config, start, process)
+    steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    if start.train:
+        optimizer.load_state_dict(start.train["optimizer"])
+        sft.order.position = start.train["sft"]
+    evaluate = held_out(config, config.data, model, tokenizer, process)
+    run.open(start.progress.step)
+    if process.main:
+        print(f"{start.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
+              f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
+
+    def step(lr: float) -> dict:
+        if process.main and config.show and start.progress.step % config.show == 0:
+            prompt, solution = sft.data[start.progress.step % len(sft.data)]
+            tqdm.write("  | " + tokenizer.decode(prompt + solution).replace("\n", "\n  | "))
+        return sft_update(sft, model, optimizer, run, start.progress, lr)
+
+    def state() -> dict:
+        return {"optimizer": optimizer.state_dict(), "sft": sft.order.position}
+
+    train(run, start, steps, step, state, evaluate, config.eval_every, ("sft_loss", "grad_norm", "val_pass@1"))
+
+
+if __name__ == "__main__":
+    cli(main, Config, PRESETS)
