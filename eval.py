@@ -22,7 +22,7 @@ import gzip
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,8 @@ class Config:
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
+    difficulty: bool = False  # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
+    # (rl.py --difficulty takes it); --questions, --tasks, --text, --n and --k are set for that
     ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
 
 
@@ -556,19 +558,26 @@ def main(config: Config) -> None:
         raise UserError(f"--n {config.n}: no pass@k of --k {config.k} can be computed from so few samples")
     if config.temperature < 0 or not 0 < config.top_p <= 1:
         raise UserError(f"--temperature {config.temperature} must be ≥ 0 and --top_p {config.top_p} in (0, 1]")
-    places = [(path, Path(config.out) if config.out else Path(path).parent / "eval") for path in config.checkpoint]
-    for path, folder in places:
-        if (folder / f"{Path(path).stem}.json").exists() and not (config.overwrite or config.ask):
-            raise UserError(f"{folder / Path(path).stem}.json exists: pass --overwrite, or another --out")
+    if config.difficulty:
+        config = replace(config, questions=("train",), tasks=(), text=(), n=64, k=(1, 8, 32))
+    places = []  # (checkpoint, folder and name of its record)
+    for path in config.checkpoint:
+        folder = Path(config.out) if config.out else Path(path).parent / "eval"
+        name = Path(path).stem + (".difficulty" if config.difficulty else "")
+        places.append((path, folder, name))
+        if (folder / f"{name}.json").exists() and not (config.overwrite or config.ask):
+            raise UserError(f"{folder / name}.json exists: pass --overwrite, or another --out")
+    if len({place[1:] for place in places}) < len(places):
+        raise UserError("two checkpoints would write the same record: evaluate them into different --out folders")
     process = start_process(config.device, config.dtype, config.seed)
     if config.ask:
         return ask(config, process)
     records = []
-    for path, folder in places:
+    for path, folder, name in places:
         record, samples = evaluate_checkpoint(config, path, process)
         records.append(record)
         if process.main:
-            print(f"wrote {save_record(record, samples, folder, Path(path).stem)}")
+            print(f"wrote {save_record(record, samples, folder, name)}")
     if process.main:
         print_table(records)
     end_process()

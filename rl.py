@@ -25,6 +25,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -78,6 +79,8 @@ class GRPOConfig:
     # since the denominator still counts them; their KL and entropy terms are lost), or computed
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     truncated: Literal["wrong", "mask"] = "wrong"  # answers without a stop token: reward 0, or left out
+    difficulty: str = ""  # a record of `eval.py --difficulty`: train on questions whose pass rate there is in --band
+    band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
     slots: int = 512  # answers sampled side by side on a rank
     kv_gib: float = 4.0  # memory for keys and values while sampling, in GiB
@@ -243,7 +246,7 @@ class GRPO:
             raise UserError(f"no question fits a context of {context} with {self.max_new_tokens} new tokens")
         self.order = Cursor(len(self.questions), seed)
 
-    def rollouts(self, model: GPT, show_progress: bool = False) -> tuple[list[Group], dict]:
+    def rollouts(self, model: GPT) -> tuple[list[Group], dict]:
         """Sample and judge --prompts groups (with --resample: until so many carry signal). Every rank gets all of them."""
         c, groups, stats = self.config, [], {"sampled_tokens": 0, "flops": 0.0, "groups_sampled": 0}
         clock = Clock()
@@ -475,11 +478,38 @@ class RolloutLog:
         temporary.replace(self.path)
 
 
+BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}  # the paper's, and its released code's
+
+
+def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
+    """The questions whose strict pass rate in an evaluation record lies in a band (inclusive). UserError if none does."""
+    low, high = BANDS.get(band, (-1.0, -1.0))
+    if band.count(":") == 1:
+        with contextlib.suppress(ValueError):
+            low, high = map(float, band.split(":"))
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"--band {band}: {', '.join(BANDS)} or LOW:HIGH with 0 ≤ LOW ≤ HIGH ≤ 1, such as 0.1:0.5")
+    try:
+        sets = json.loads(Path(path).read_text())["questions"].values()
+        rate = {q["id"]: q["c"] / q["n"] for s in sets for q in s["questions"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --difficulty"
+        ) from None
+    kept = [q for q in questions if low <= rate.get(q["id"], -1.0) <= high]
+    if not kept:
+        raise UserError(f"--band {band}: none of {len(questions)} questions has a pass rate in it in {path}")
+    return kept
+
+
 def make_grpo(config, start: Start, process: Process) -> GRPO:
     """The GRPO side of a stage, from its flags (PostConfig and GRPOConfig)."""
+    questions = find_questions(config.data, config.questions, "train", config.limit)
+    if config.difficulty:
+        questions = in_band(questions, config.difficulty, config.band)
     return GRPO(
         config,
-        find_questions(config.data, config.questions, "train", config.limit),
+        questions,
         start.tokenizer,
         process,
         config.seed,

@@ -342,7 +342,7 @@ HEADERS = {
     "{question} {solution}": 0.15,
     QUESTION_ANSWER: 0.40,
 }
-P_DRILL = 0.26  # of documents: 15% of the math tokens
+P_DRILL = 0.45  # of documents: 30% of the math tokens, so that arithmetic is learned gradually and not in a jump
 
 
 def math_document(rng: random.Random, banned: frozenset[Problem]) -> list[str]:
