@@ -3,6 +3,7 @@
     python eval.py --checkpoint out/pretrain/step_*.pt                     # the world's questions, tasks and text
     python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears does he have?"
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
+    python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --split test --examples gsm8k
 
 Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: n = 32) and judged twice: *strict*
@@ -47,7 +48,11 @@ BATCH_TOKENS = 8192  # in one forward pass of a likelihood task
 class Config:
     """Flags of eval.py."""
 
-    checkpoint: tuple[str, ...]  # one or more .pt files
+    checkpoint: tuple[str, ...] = ()  # one or more .pt files
+    compare: tuple[
+        str, ...
+    ] = ()  # instead: evaluation records; the change from the first one to the others (say, three
+    # seeds of one recipe, averaged), paired by question, with bootstrap 95% intervals over questions
     data: str = "out/data"  # folder of data/prepare.py: names below are looked up in it
     questions: tuple[str, ...] = ("test_easy", "test_hard")  # DATA/questions/NAME.jsonl, files, or gsm8k, math (hub)
     split: str = "test"  # of a hub data set
@@ -530,6 +535,31 @@ def print_table(records: list[dict]) -> None:
         print(*(f"{cell:>24}" for cell in cells))
 
 
+def compare(paths: tuple[str, ...], seed: int = 0) -> dict:
+    """{set: {"pass@k" or "lenient@1": interval}}: mean over the other records of the change from the first record,
+    question by question. UserError unless all records have the same questions."""
+    try:
+        first, *others = [json.loads(Path(path).read_text())["questions"] for path in paths]
+        table = {}
+        for name, base in first.items():
+            ids = [q["id"] for q in base["questions"]]
+            if any([q["id"] for q in other[name]["questions"]] != ids for other in others):
+                raise UserError(f"--compare: the records hold different questions in {name}; evaluate them alike")
+
+            def values(record: dict, key: str, k: int) -> np.ndarray:
+                rows = record["questions"]
+                return pass_at_k(np.array([q["n"] for q in rows]), np.array([q[key] for q in rows]), k)
+
+            columns = {column: ("c", int(column[5:])) for column in base["strict"]} | {"lenient@1": ("c_lenient", 1)}
+            table[name] = {
+                column: mean_interval(np.mean([values(o[name], *at) for o in others], 0) - values(base, *at), seed)
+                for column, at in columns.items()
+            }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--compare: these are not evaluation records of the same sets ({error!r})") from None
+    return table
+
+
 def main_accuracy(task: dict) -> dict:
     """The accuracy that the paper reports of a task: length-normalised where there are choices."""
     return task.get("accuracy_norm", task["accuracy"])
@@ -552,6 +582,18 @@ def ask(config: Config, process: Process) -> None:
 
 
 def main(config: Config) -> None:
+    if config.compare:
+        if len(config.compare) < 2:
+            raise UserError("--compare: name two or more records")
+        print(f"change from {config.compare[0]}, points of % [95% interval, paired by question]")
+        for name, row in compare(config.compare, config.seed).items():
+            cells = (
+                f"{k} {100 * v['mean']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}]" for k, v in row.items()
+            )
+            print(f"{name:<16}", "   ".join(cells))
+        return
+    if not config.checkpoint:
+        raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdigit():
         raise UserError(f"--shots {config.shots}: a number, or auto")
     if not config.ask and config.n < min(config.k):

@@ -175,11 +175,18 @@ def test_failing_download_is_one_clear_line(monkeypatch, fresh_cache, name, fail
 
 
 def test_cache_is_tiktokens_own(monkeypatch, fresh_cache):
-    """The cached file has the name and place that tiktoken itself uses."""
+    """The cached file has the name and place that tiktoken itself uses, so that one copy serves both; both read it
+    without the network."""
+
+    def no_network(*args, **kwargs):
+        raise requests.ConnectionError
+
     assert cache_name("cl100k") == "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"
     (fresh_cache / cache_name("gpt2")).write_bytes(small_ranks(monkeypatch))
+    monkeypatch.setattr(requests, "get", no_network)
     url, sha256 = RANKS_URL + PUBLISHED["gpt2"][0], PUBLISHED["gpt2"][1]
     assert len(tiktoken.load.load_tiktoken_bpe(url, sha256)) == 256
+    assert load_tokenizer("gpt2").encode("ab") == [97, 98]
 
 
 def test_download_is_kept_and_reused(monkeypatch, fresh_cache):

@@ -1,0 +1,62 @@
+"""What the tests share: one thread, a tiny prepared world, a tiny pretraining run."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.prepare import build_world
+from data.tokenizer import load_tokenizer
+from model import GPT, GPTConfig
+
+ROOT = Path(__file__).parent.parent
+
+# At the tests' shapes a second thread costs more than it brings; and so the commands that the tests start
+# (they inherit the variable) add up in the same order as the functions that they call in this process.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """A training run that is called in this process must not leave its handlers behind."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """The embedded world with 40,000 tokens of training text, for reading only."""
+    folder = tmp_path_factory.mktemp("world") / "data"
+    build_world(folder, tokens=40_000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer("world")
+
+
+def tiny_gpt(seed: int = 0, std: float = 0.02, vocab_size: int = 131, context: int = 96, n_kv_heads: int = 0) -> GPT:
+    """2 layers, 4 heads of 8. With std = 0.3 its predictions are far from uniform and differ from token to token."""
+    config = GPTConfig(vocab_size, d_model=32, n_layers=2, n_heads=4, d_ff=48, context=context, n_kv_heads=n_kv_heads)
+    return GPT(config).init_weights(seed, std)
+
+
+def start(*command, **kwargs) -> subprocess.Popen:
+    """Start `python COMMAND` in the project's folder."""
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def run(*command) -> tuple[int, str, str]:
+    """Run `python COMMAND` in the project's folder: exit code, stdout, stderr."""
+    process = start(*command)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
