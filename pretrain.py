@@ -52,7 +52,7 @@ WORLD = "out/data"  # where the embedded world is built if no --data is given
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
 PRESETS = {
     "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, warmup=10, save_at="50k,100k"),
-    "micro": dict(batch=4, seq_len=256, tokens="4M", lr=2e-3, warmup=100, save_at="log:8"),
+    "micro": dict(batch=4, seq_len=256, tokens="5M", lr=2e-3, warmup=100, save_at="log:10"),
     "mini": dict(batch=16, seq_len=512, tokens="40M", lr=1e-3, warmup=100, save_at="log:8"),
     "small": dict(batch=64, seq_len=1024, tokens="1B", lr=6e-4, warmup=200, save_at="log:8"),
     "190m": dict(batch=256, seq_len=4096, tokens="10B", lr=6e-4, warmup=500, save_at="log:10"),
@@ -259,19 +259,20 @@ def main(config: Config) -> None:
         values = {"tokens": progress.tokens, "loss": loss, "lr": lr, "grad_norm": norm, "skipped": progress.skipped}
         values |= {"tokens_per_s": tokens_per_step / clock.lap(), "flops": progress.flops}
 
+        run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
         keep = progress.step in kept
         if keep or (config.save_every and progress.step % config.save_every == 0):
             save(keep)  # before evaluating: a crash there loses nothing
         if progress.step == config.steps or (config.eval_every and progress.step % config.eval_every == 0):
-            values |= evaluate()
+            held_out_values = evaluate()
+            run.log(progress.step, **held_out_values)
             if process.main:
-                numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k.startswith("bpb_"))
+                numbers = "  ".join(f"{k} {v:.3f}" for k, v in held_out_values.items())
                 shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
                 tqdm.write(
                     f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  loss {loss:.3f}  {numbers}\n{shown}"
                 )
             clock.lap()
-        run.log(progress.step, **values)
         bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{values['tokens_per_s']:.0f}", refresh=False)
         bar.update()
         if run.should_stop():

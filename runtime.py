@@ -342,7 +342,7 @@ class Run:
     """A run's folder: its kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
-    out/RUN/metrics.jsonl     a line a step           out/RUN/eval/     evaluation records
+    out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
     """
 
     def __init__(self, config: RunConfig, stage: str, process: Process):
@@ -485,12 +485,14 @@ def train(
         progress.step += 1
         progress.flops += values["flops"]
         values |= {"flops": progress.flops, "skipped": progress.skipped}
+        run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
         keep = progress.step in kept
         if keep or (config.save_every and progress.step % config.save_every == 0):
             save(keep)  # before evaluating: a crash there loses nothing
         if eval_every and (progress.step % eval_every == 0 or progress.step == steps):
-            values |= evaluate()
-        run.log(progress.step, **values)
+            held_out_values = evaluate()
+            run.log(progress.step, **held_out_values)
+            values |= held_out_values
         bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values}, refresh=False)
         bar.update()
         if run.should_stop():

@@ -1,0 +1,239 @@
+"""Whole runs: kill and resume, two ranks, bad input, evaluation records."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import run, start
+
+import average
+import eval as evaluation
+import pretrain
+import rl
+import runtime
+import sft
+from data.errors import UserError
+from data.tokenizer import load_tokenizer
+
+SMALL = [
+    "--scale",
+    "smoke",
+    "--batch",
+    "4",
+    "--seq_len",
+    "64",
+    "--steps",
+    "12",
+    "--eval_every",
+    "0",
+    "--save_every",
+    "2",
+]
+
+
+def same(a, b) -> bool:
+    """Bitwise equality of nested checkpoints, whatever flags they record."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a, b):
+    x, y = (runtime.load_checkpoint(p / "last.pt") for p in (a, b))
+    assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))
+
+
+@pytest.fixture(scope="module")
+def base(world, tmp_path_factory):
+    """A checkpoint of the smoke scale after 12 steps, by the command itself."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    code, _, err = run("pretrain.py", *SMALL, "--data", world, "--out", out)
+    assert code == 0, err
+    return out
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_33_pretraining_resumes_bitwise(base, world, tmp_path, signum):
+    """Property 33: killed at a random moment and resumed, the same bits as without; SIGTERM saves and exits 143."""
+    process = start("pretrain.py", *SMALL, "--data", world, "--out", tmp_path / "run")
+    while not (tmp_path / "run/last.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().random() * 0.3)
+    process.send_signal(signum)
+    process.communicate()
+    assert process.returncode in (-9, 143, 0)  # 0: it had finished
+    code, _, err = run("pretrain.py", *SMALL, "--data", world, "--out", tmp_path / "run", "--resume")
+    assert code == 0, err
+    assert_same_run(base, tmp_path / "run")
+    lines = map(json.loads, open(tmp_path / "run/metrics.jsonl"))
+    assert [x["step"] for x in lines if "loss" in x] == list(range(1, 13))
+
+
+def test_34_two_ranks_are_one(base, world, tmp_path):
+    """Property 34: the same data and gradient on two gloo ranks as on one."""
+    code, _, err = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "pretrain.py", *SMALL,
+                       "--data", world, "--out", tmp_path / "run")  # fmt: skip
+    assert code == 0, err
+    one, two = (
+        [x["loss"] for x in map(json.loads, open(p / "metrics.jsonl")) if "loss" in x] for p in (base, tmp_path / "run")
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+POST = dict(prompts=2, n=4, max_new_tokens=8, limit=12, steps=4, save_every=1, eval_every=0, show=0)
+STAGES = {
+    "rl": (rl, dict(**POST, kl=0.1, zero_variance="keep")),
+    "sft": (sft, dict(rows=4, limit=12, steps=4, save_every=1, eval_every=0)),
+    "parallel": (average, dict(**POST, rows=4)),
+    "interleaved": (average, dict(**POST, rows=4, mode="interleaved")),
+    "combined": (average, dict(**POST, rows=4, mode="combined")),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_33_post_training_resumes_bitwise(base, world, tmp_path, monkeypatch, name):
+    """Property 33: optimizers, cursors and reference; the reward is made to vary, since a new model gets none right."""
+    stage, flags = STAGES[name]
+    monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
+    common = dict(init=str(base / "last.pt"), data=str(world), **flags)
+    stage.main(stage.Config(out=str(tmp_path / "whole"), **common))
+    log = runtime.Run.log
+
+    def killed(self, step, **values):
+        if step == 2:
+            raise KeyboardInterrupt
+        log(self, step, **values)
+
+    monkeypatch.setattr(runtime.Run, "log", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(stage.Config(out=str(tmp_path / "killed"), **common))
+    monkeypatch.setattr(runtime.Run, "log", log)
+    stage.main(stage.Config(out=str(tmp_path / "killed"), resume=True, **common))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    before, after = (runtime.load_checkpoint(p)["model"] for p in (base / "last.pt", tmp_path / "whole/last.pt"))
+    assert not same(before, after)
+
+
+def test_rl_on_nothing_says_so(base, world, tmp_path, capsys):
+    """Rewards that are all 0 change no weight and are reported, not trained on."""
+    config = rl.Config(out=str(tmp_path / "run"), init=str(base / "last.pt"), data=str(world), **POST)
+    rl.main(config)
+    assert "no group carries signal" in "".join(capsys.readouterr())
+    before, after = (runtime.load_checkpoint(p)["model"] for p in (base / "last.pt", tmp_path / "run/last.pt"))
+    assert same(before, after)
+
+
+def test_36_37_sft_rows(world, capsys):
+    """Properties 36, 37: no validation question in the Gold set; one stop token, at the end; long rows are reported."""
+    tokenizer = load_tokenizer("world")
+    questions = evaluation.find_questions(str(world), "train", "train", 40)
+    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    rows = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, 256).data
+    assert len(rows) > 40 and all(s.count(tokenizer.eos) == 1 and s[-1] == tokenizer.eos for _, s in rows)
+    held_out = {q["question"] for q in evaluation.find_questions(str(world), "validation", "test")}
+    assert not held_out & {tokenizer.decode(p).rsplit(" Let's", 1)[0] for p, _ in rows}
+    short = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, 60).data
+    assert 0 < len(short) < len(rows) and f"{len(rows) - len(short)} rows longer" in capsys.readouterr().err
+
+
+def test_evaluation_record(base, world, tmp_path):
+    """A record holds what pass@k can be computed from again; a second evaluation into it is refused."""
+    flags = ["--checkpoint", base / "last.pt", "--data", world, "--out", tmp_path, "--n", "4", "--k", "1", "4"]
+    flags += ["--limit", "6", "--max_new_tokens", "8", "--val_tokens", "500"]
+    code, out, err = run("eval.py", *flags)
+    assert code == 0 and "test_easy: 6 questions x 4" in out, err
+    record = json.loads((tmp_path / "last.json").read_text())
+    rows = record["questions"]["test_hard"]["questions"]
+    assert record["questions"]["test_hard"]["strict"]["pass@1"]["mean"] == np.mean([q["c"] / q["n"] for q in rows])
+    assert set(record["text"]) == {"general", "math"} and set(record["tasks"]) == {"facts", "categories", "stories"}
+    code, _, err = run("eval.py", *flags)
+    assert code == 2 and "--overwrite" in err and len(err.splitlines()) == 1
+
+
+def refused(match, function, *args, **kwargs):
+    with pytest.raises(UserError, match=match) as error:
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_input_is_one_line(base, world, tmp_path):
+    """Missing, truncated, of another kind, impossible, not empty: one line that names it, and nothing is written."""
+
+    def pretraining(**flags):
+        return lambda: pretrain.main(
+            pretrain.Config(**{"scale": "smoke", "data": str(world), "out": str(tmp_path / "new")} | flags)
+        )
+
+    refused("no such checkpoint", runtime.load_checkpoint, tmp_path / "none.pt")
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes((base / "last.pt").read_bytes()[:20_000])
+    refused("truncated", runtime.load_checkpoint, broken)
+    refused("not empty", pretraining(out=str(base)))
+    refused("--tokens and --steps", pretraining(tokens="1M", steps=3))
+    refused("seq_len 512", pretraining(seq_len=512))
+    refused("not a count", pretraining(tokens="many"))
+    refused("no such data folder", pretraining(data=str(tmp_path / "nothing")))
+    refused("unknown tokenizer", load_tokenizer, "cl50k")
+    refused("--init", rl.main, rl.Config())
+    refused(
+        "group needs", rl.main, rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "new"), n=1)
+    )
+    assert not (tmp_path / "new").exists()
+    code, _, err = run("eval.py", "--checkpoint", broken)
+    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_shard_of_the_wrong_dtype_and_tokenizer(base, world, tmp_path):
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(world, folder)
+    shard = folder / "math/train_00000.npy"
+    np.save(shard, np.load(shard).astype(np.uint32))
+    config = dict(scale="smoke", out=str(tmp_path / "new"))
+    refused("uint32", lambda: pretrain.main(pretrain.Config(data=str(folder), **config)))
+    np.save(shard, np.load(shard).astype(np.uint16))
+    for meta in folder.glob("*/meta.json"):
+        meta.write_text(meta.read_text().replace('"tokenizer": "world"', '"tokenizer": "gpt2"', 1))
+    record = evaluation.Config(
+        checkpoint=(str(base / "last.pt"),), data=str(folder), questions=(), tasks=(), out=str(tmp_path / "e")
+    )
+    refused("tokenized with 'gpt2'", evaluation.main, record)
+
+
+def test_save_at_and_atomic_save(tmp_path, monkeypatch):
+    """Kept steps from steps, tokens and log spacing; a failing save leaves the old file."""
+    assert pretrain.parse_save_at("3,5", 10, 100) == [3, 5, 10]
+    assert pretrain.parse_save_at("0.2k,1k", 10, 100) == [2, 10]
+    assert pretrain.parse_save_at("log:4", 80, 100) == [10, 20, 40, 80]
+    runtime.save_checkpoint(tmp_path / "a.pt", {"format": 1, "model": {}})
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        runtime.save_checkpoint(tmp_path / "a.pt", {"format": 1, "model": {"x": torch.ones(1)}})
+    assert runtime.load_checkpoint(tmp_path / "a.pt")["model"] == {}
+
+
+def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base):
+    """A gradient that is not finite changes no weight; after --max_skipped the last good checkpoint is named."""
+    model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
+    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    assert not np.isfinite(runtime.optimizer_step(model, optimizer, one, 1e-3, 1.0))
+    assert same(before, dict(model.state_dict()))
+    run_ = runtime.Run(runtime.RunConfig(out=str(tmp_path / "r"), max_skipped=1), "pretrain", one)
+    run_.last_good, progress = tmp_path / "good.pt", runtime.Progress()
+    run_.skip(progress, "loss")
+    refused("good.pt", run_.skip, progress, "loss")
+    assert progress.skipped == 2 and os.path.basename(run_.last_good) == "good.pt"
