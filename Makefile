@@ -14,7 +14,7 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=8
 
-bench: .venv/run
+bench: .venv/dev
 	$(BIN)/python bench.py
 
 # Files that say when which requirements were installed

@@ -47,6 +47,7 @@ from runtime import (
 from sampler import sample
 
 WORLD = "out/data"  # where the embedded world is built if no --data is given
+WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 
 # What a scale trains with unless flags say otherwise. The paper's checkpoints are at 1k, 2k, ... steps of 2.1 M tokens.
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
@@ -67,7 +68,7 @@ class Config(RunConfig):
 
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
     data: str = WORLD  # folder of token shards (data/prepare.py); the default is the embedded world, built if absent
-    mix: str = ""  # weights per source, such as general=0.6,math=0.4; empty: by their sizes
+    mix: str = ""  # weights per source, such as general=0.6,math=0.4; empty: by their sizes (the world: WORLD_MIX)
     tokens: str = ""  # how long to train: 4M, 50B, ...
     steps: int = 0  # or: how many steps to train
     batch: int = 0  # sequences per step, over all ranks
@@ -122,6 +123,8 @@ def resolve(config: Config) -> Config:
     if not config.steps:
         config.tokens = config.tokens or preset["tokens"]
         config.steps = max(1, round(parse_count(config.tokens) / (config.batch * config.seq_len)))
+    if config.data == WORLD and not config.mix:
+        config.mix = WORLD_MIX
     context = SCALES[config.scale]["context"]
     if config.batch < 0 or config.seq_len < 0 or config.steps < 0 or config.lr < 0:
         raise UserError("--batch, --seq_len, --steps and --lr must be positive")

@@ -68,7 +68,7 @@ from data.questions import (
 from data.tokenizer import WORLD_RANKS, load_tokenizer
 
 WORLD_TOKENS = 8_000_000
-WORLD_MATH_SHARE = 0.65  # of tokens
+WORLD_MATH_SHARE = 0.55  # of tokens
 
 # name → (repository, configuration); their documents come in a shuffled order
 HUB_TEXT = {
