@@ -1,35 +1,37 @@
-# Every target makes .venv by itself. PYTHON=python3.12 make test chooses another interpreter (3.10 or newer).
+# Every target makes .venv by itself and installs again when its requirements change. PYTHON=python3.12 make test
+# chooses another interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: smoke test bench clean
 
-smoke: .venv/run
+smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke
 	$(BIN)/torchrun pretrain.py --scale smoke --out out/smoke
 	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --n 8 --k 1 8
 
-test: .venv/dev
+test: .venv/installed-dev  # style and all tests that need no GPU; what .ci/run calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=8
 
-bench: .venv/dev
+bench: .venv/installed-bench  # speed and memory, as ratios to the machine's own limits and to other libraries
 	$(BIN)/python bench.py
 
-# Files that say when which requirements were installed
-.venv/run: requirements.txt | .venv/bin/pip
-	@echo "installing requirements.txt into .venv (about 2 minutes)"
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt 2>&1 | grep -v '^WARNING: Location' || true
-	@$(BIN)/python -c "import torch, tiktoken, tyro" && touch $@
+clean:  # caches and the smoke run; .venv and all other runs in out/ stay
+	rm -rf out/smoke .pytest_cache .ruff_cache .hypothesis
 
-.venv/dev: requirements.txt requirements-dev.txt | .venv/bin/pip
-	@echo "installing requirements-dev.txt into .venv (about 2 minutes)"
-	@$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt 2>&1 | grep -v '^WARNING: Location' || true
-	@$(BIN)/python -c "import torch, pytest, hypothesis, transformers" && touch $@
+# Stamps: each is newer than the requirements that were last installed for it
+.venv/installed-run: requirements.txt
+.venv/installed-dev: requirements-dev.txt requirements.txt
+.venv/installed-bench: requirements-bench.txt requirements.txt
 
-.venv/bin/pip:
+.venv/installed-%: | $(BIN)/pip
+	@echo "installing $< into .venv (about 2 minutes the first time)"
+	@$(BIN)/pip install -qq --disable-pip-version-check -r $<
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than Python 3.10: name a newer one, as in 'make PYTHON=python3.12 $(MAKECMDGOALS)'"; exit 1; }
 	$(PYTHON) -m venv .venv
-
-clean:
-	rm -rf out .pytest_cache .ruff_cache .hypothesis
