@@ -1,52 +1,68 @@
-"""Speed and memory, as ratios measured side by side in one run.
+"""Speed and memory, as ratios to the machine's own limits and to other libraries, all measured in one run.
 
-    python bench.py                     everything
-    python bench.py --part sample       train, sample, log_prob or rl
+    python bench.py                      everything, some minutes on a CPU
+    python bench.py train sample         only these parts: train, sample, log_prob, rl
+    pip install -r requirements-bench.txt          the peers: transformers and TRL; without them their columns stay empty
 
-The bound of a figure is the machine's own rate for large matrix products, measured right beside it. On CUDA the same
-commands run in bf16. Peers (transformers) are measured where they are installed: pip install -r requirements-bench.txt.
+Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
+round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and ratios
+are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA.
+
+    of bound   train, sample: the share of the matrix-product rate, from the FLOPs in model.py
+    ratio      how many times as long the peer takes
 """
 
+import dataclasses
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 
 import kernels
 import pretrain
 import rl
 from data.errors import cli
-from data.tokenizer import load_tokenizer
+from data.hf import to_olmo2
+from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, config_of, sequence_flops, train_flops
 from runtime import Process, Progress, make_optimizer, optimizer_step, start_process
 from sampler import sample
+
+PROMPT, NEW = 48, 64  # tokens of a prompt and of its answer
+LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
 
 
 @dataclass
 class Config:
     """Flags of bench.py."""
 
-    part: Literal["all", "train", "sample", "log_prob", "rl", "memory"] = "all"  # memory: log_prob's own subprocess
-    repeats: int = 5  # of every timing; medians are printed
-    which: str = ""  # memory: fused or plain
+    parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl"], ...]] = ()
+    """what to measure; nothing: all"""
+    repeats: int = 5
+    """rounds behind each figure (rl: at most 3)"""
+    device: str = "auto"
+    """cpu, cuda; auto: cuda where there is one"""
 
 
-def peak(process: Process) -> float:
-    """FLOP/s of large matrix products, the best of a few."""
-    n = 2048 if process.device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=process.device, dtype=process.dtype)
-    return 2 * n**3 / min(seconds(lambda: a @ a, process) for _ in range(6))
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def seconds(run: Callable, process: Process) -> float:
+def seconds(run: Callable[[], object], process: Process) -> float:
+    """Wall time of one call, with what it left running on the GPU."""
     if process.device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -56,174 +72,385 @@ def seconds(run: Callable, process: Process) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(runs: dict[str, Callable], process: Process, repeats: int) -> tuple[dict[str, float], float]:
-    """Median seconds of each, taken in turn so that noise hits all alike, and the median matmul peak between them."""
-    times, peaks = {name: [] for name in runs}, []
+def matmul_peak(process: Process) -> float:
+    """FLOP/s of large square matrix products, the best of a few sizes."""
+    rates = []
+    for n in (1024, 1536, 2048) if process.device.type == "cpu" else (4096, 8192):
+        a = torch.randn(n, n, device=process.device, dtype=process.dtype)
+        out = torch.empty_like(a)
+        rates += [2 * n**3 / seconds(lambda: torch.mm(a, a, out=out), process) for _ in range(3)]  # noqa: B023
+    return max(rates)
+
+
+@dataclass
+class Rounds:
+    """What was measured in each round, (repeats,) each."""
+
+    seconds: dict[str, np.ndarray]
+    peak: np.ndarray  # FLOP/s
+
+    def time(self, name: str) -> float:
+        return float(np.median(self.seconds[name]))
+
+    def share(self, name: str, flops: float) -> float:
+        return float(np.median(flops / self.seconds[name] / self.peak))
+
+    def ratio(self, slow: str, fast: str) -> float:
+        return float(np.median(self.seconds[slow] / self.seconds[fast]))
+
+
+def measure(runs: dict[str, Callable[[], object]], process: Process, repeats: int) -> Rounds:
+    """Time all `runs` in rounds, every other one in reverse order, after a warm-up."""
     for run in runs.values():
         run()
-    for _ in range(repeats):
-        peaks.append(peak(process))
-        for name, run in runs.items():
-            times[name].append(seconds(run, process))
-    return {name: float(np.median(t)) for name, t in times.items()}, float(np.median(peaks))
+    times, peak = {name: [] for name in runs}, []
+    for i in range(repeats):
+        peak.append(matmul_peak(process))
+        for name in list(runs)[:: 1 - 2 * (i % 2)]:
+            times[name].append(seconds(runs[name], process))
+    return Rounds({name: np.array(t) for name, t in times.items()}, np.array(peak))
 
 
-def olmo2(config, process: Process):
-    """transformers' model of the same shape, or None."""
+def row(*cells: str) -> None:
+    """One line of the table."""
+    widths = (9, 32, 18, 24, 26, 8, 0)
+    print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip(), flush=True)
+
+
+def of_peak(share: float, rounds: Rounds) -> str:
+    return f"{100 * share:.0f}% of {np.median(rounds.peak) / 1e9:,.0f} GFLOP/s"
+
+
+def olmo2(model: GPT):
+    """transformers' model with the same weights; None if transformers is not installed."""
     try:
         from transformers import Olmo2Config, Olmo2ForCausalLM
     except ImportError:
         return None
-    return Olmo2ForCausalLM(
-        Olmo2Config(vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
-                    num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, pad_token_id=0,
-                    eos_token_id=None, max_position_embeddings=config.context)
-    ).to(process.device)  # fmt: skip
+    c = model.config
+    config = Olmo2Config(
+        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.context,
+        rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    theirs = Olmo2ForCausalLM(config)
+    theirs.load_state_dict(to_olmo2(model.state_dict()))
+    return theirs.to(model.head.weight.device)
 
 
-def bench_train(process: Process, repeats: int) -> None:
-    vocab = load_tokenizer("world").padded_vocab_size
-    cases = [("micro", config_of("micro", vocab), 4, 256), ("micro", config_of("micro", vocab), 32, 128)]
-    cases += [("d_model 512", config_of("small", vocab, n_layers=2), 4, 256)]
-    for name, config, rows, length in cases:
-        model = GPT(config).init_weights(0).to(process.device)
-        optimizer = make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
-        batch = torch.randint(vocab, (rows, length + 1), device=process.device)
-        flags = SimpleNamespace(micro_batch=max(1, 2048 // length), doc_mask=False, z_loss=1e-5)
-
-        def ours():
-            pretrain.loss_and_backward(model, batch, -1, flags, process, rows * length)  # noqa: B023
-            optimizer_step(model, optimizer, process, 1e-4, 1.0)  # noqa: B023
-
-        runs = {"ours": ours}
-        theirs = olmo2(config, process)
-        if theirs is not None:
-            peer = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
-
-            def transformers_step():
-                with process.autocast():
-                    loss = theirs(batch[:, :-1], labels=batch[:, :-1]).loss  # noqa: B023
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)  # noqa: B023
-                peer.step()  # noqa: B023
-                peer.zero_grad()  # noqa: B023
-
-            runs["transformers"] = transformers_step
-        times, top = interleaved(runs, process, repeats)
-        tokens = rows * length
-        share = tokens * train_flops(config, length) / times["ours"] / top
-        line = f"train  {name} {rows} x {length}: {tokens / times['ours']:,.0f} tokens/s, {100 * share:.0f}% of {top / 1e9:.0f} GFLOP/s"
-        if theirs is not None:
-            line += f"; transformers {tokens / times['transformers']:,.0f}, ratio {times['transformers'] / times['ours']:.2f}"
-        print(line)
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def bench_sample(process: Process, repeats: int) -> None:
-    config = config_of("micro", load_tokenizer("world").padded_vocab_size)
-    model = GPT(config).init_weights(0).to(process.device)
-    prompts = np.random.default_rng(0).integers(1, 600, (32, 48)).tolist()
-    runs = {"ours": lambda: sample(model, prompts, 16, stop=-1, max_new_tokens=64)}
-    theirs = olmo2(config, process)
-    if theirs is not None:
-        tokens = torch.tensor(prompts, device=process.device).repeat_interleave(16, 0)
-        flags = dict(do_sample=True, max_new_tokens=64, min_new_tokens=64, top_k=0)
-        runs["transformers"] = lambda: theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **flags)
-    times, top = interleaved(runs, process, min(repeats, 3))
-    share = 32 * sequence_flops(config, 48, 64, 16) / times["ours"] / top
-    line = f"sample micro 512 rows, 48 + 64: {512 * 64 / times['ours']:,.0f} tokens/s, {100 * share:.0f}% of {top / 1e9:.0f} GFLOP/s"
-    if theirs is not None:
-        line += f"; generate {512 * 64 / times['transformers']:,.0f}, ratio {times['transformers'] / times['ours']:.1f}"
-    print(line)
-
-
-def log_prob_step(which: str, process: Process) -> Callable:
-    n, width, vocab = 8192, 256, 50304
-    hidden, weight = (torch.randn(s, device=process.device, requires_grad=True) for s in ((n, width), (vocab, width)))
-    targets = torch.randint(vocab, (n,), device=process.device)
+def training_step(model: GPT, rows: int, length: int, process: Process) -> Callable[[], object]:
+    """A step of pretrain.py on random tokens, in its micro-batches."""
+    optimizer = make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
+    batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
+    micro_tokens = 2048 if process.device.type == "cpu" else 16384
+    flags = SimpleNamespace(micro_batch=max(1, micro_tokens // length), doc_mask=False, z_loss=1e-5)
 
     def step():
-        if which == "fused":
-            log_p = kernels.linear_log_prob(hidden, weight, targets).log_prob
-        else:
-            log_p = F.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None])
-        torch.autograd.grad(log_p.sum(), (hidden, weight))
+        pretrain.loss_and_backward(model, batch, -1, flags, process, rows * length)
+        optimizer_step(model, optimizer, process, 1e-4, 1.0)
 
     return step
 
 
-def bench_memory(which: str, process: Process) -> None:
-    """Extra peak memory of one forward and backward, in MiB, alone in this process."""
+def transformers_step(theirs, rows: int, length: int, process: Process) -> Callable[[], object]:
+    """The same by transformers' own loss, with the same AdamW."""
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    batch = torch.randint(theirs.config.vocab_size, (rows, length), device=process.device)
+
+    def step():
+        with process.autocast():
+            loss = theirs(batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def bench_train(process: Process, repeats: int) -> None:
+    """Forward, backward and optimizer; N in 6N counts the matrices that multiply every token."""
+    vocab = load_tokenizer("world").padded_vocab_size
+    wide = config_of("small", vocab, n_layers=2)
+    cases = [
+        ("micro", config_of("micro", vocab), 4, 256, "≥ 55%"),
+        ("micro", config_of("micro", vocab), 32, 128, "≥ 55%, ≥ 1.4 x"),
+        (f"d_model {wide.d_model}, {wide.n_layers} layers", wide, 4, 256, "≥ 75%"),
+    ]
+    for name, config, rows, length, aim in cases:
+        model = GPT(config).init_weights(0).to(process.device)
+        theirs = olmo2(model)
+        runs = {"ours": training_step(model, rows, length, process)}
+        if theirs is not None:
+            runs["peer"] = transformers_step(theirs, rows, length, process)
+        rounds = measure(runs, process, repeats)
+        speed = {name: rows * length / rounds.time(name) for name in runs}
+        row(
+            "train",
+            f"{name}, {rows} x {length}",
+            f"{speed['ours']:,.0f} tokens/s",
+            of_peak(rounds.share("ours", rows * length * train_flops(config, length)), rounds),
+            f"transformers {speed['peer']:,.0f}" if theirs else "",
+            f"{rounds.ratio('peer', 'ours'):.2f} x" if theirs else "",
+            aim,
+        )
+
+
+def bench_sample(process: Process, repeats: int) -> None:
+    """No row stops early. transformers' generate prefills every row; that its rows share prompts is nothing to it."""
+    config = config_of("micro", load_tokenizer("world").padded_vocab_size)
+    model = GPT(config).init_weights(0).to(process.device)
+    theirs = olmo2(model)
+    n_prompts, n = 32, 16
+    prompts = np.random.default_rng(0).integers(1, config.vocab_size, (n_prompts, PROMPT)).tolist()
+
+    def ours():
+        with process.autocast():
+            sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
+
+    runs = {"ours": ours}
+    if theirs is not None:
+        theirs = theirs.to(process.dtype)
+        tokens = torch.tensor(prompts, device=process.device).repeat_interleave(n, 0)
+        flags = {"do_sample": True, "top_k": 0, "max_new_tokens": NEW, "attention_mask": torch.ones_like(tokens)}
+
+        def generate():
+            assert theirs.generate(tokens, **flags).shape[1] == PROMPT + NEW
+
+        runs["peer"] = generate
+    rounds = measure(runs, process, repeats)
+    speed = {name: n_prompts * n * NEW / rounds.time(name) for name in runs}
+    row(
+        "sample",
+        f"micro, {n_prompts} x {n} rows, {PROMPT} + {NEW}",
+        f"{speed['ours']:,.0f} tokens/s",
+        of_peak(rounds.share("ours", n_prompts * sequence_flops(config, PROMPT, NEW, n)), rounds),
+        f"generate {speed['peer']:,.0f}" if theirs else "",
+        f"{rounds.ratio('peer', 'ours'):.1f} x" if theirs else "",
+        "≥ 40%, ≥ 5 x",
+    )
+
+
+def log_prob_step(which: str, process: Process) -> Callable[[], object]:
+    """Forward and backward of the log-probs of targets, from hidden states and the output head."""
+    n, width, vocab = LOG_PROB_SHAPE
+    hidden = torch.randn(n, width, device=process.device, requires_grad=True)
+    weight = torch.randn(vocab, width, device=process.device, requires_grad=True)
+    targets = torch.randint(vocab, (n,), device=process.device)
+
+    def step():
+        with process.autocast():
+            if which == "ours":
+                log_prob = kernels.linear_log_prob(hidden, weight, targets).log_prob
+            else:
+                log_prob = F.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None])
+        torch.autograd.grad(log_prob.sum(), (hidden, weight))
+
+    return step
+
+
+def resident(field: str) -> float:
+    """MiB of memory of this process: VmRSS, now, or VmHWM, at most so far.
+
+    Where there is no /proc both are getrusage's maximum. (On Linux that is of no use: it includes what the parent held
+    when it started this process.)
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+
+
+def log_prob_memory(which: str, device: str) -> float:
+    """MiB that one step needs at its peak, beyond its inputs. To be called in a process of its own."""
+    process = start_process(device)
     step = log_prob_step(which, process)
+    small = torch.ones(256, 256, device=process.device, dtype=process.dtype, requires_grad=True)
+    torch.autograd.grad((small @ small).sum(), small)  # threads and libraries start before the count does
     if process.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
 
 
 def bench_log_prob(process: Process, repeats: int) -> None:
-    def memory(which: str) -> float:
-        command = [sys.executable, __file__, "--part", "memory", "--which", which]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    """kernels.linear_log_prob against logits, log_softmax, gather."""
 
-    mib = {which: memory(which) for which in ("fused", "plain")}
-    times, _ = interleaved({w: log_prob_step(w, process) for w in mib}, process, min(repeats, 3))
-    print(
-        f"log_prob 8192 x 256 x 50304 forward and backward: {times['fused']:.2f} s against {times['plain']:.2f} "
-        f"(ratio {times['fused'] / times['plain']:.2f}), extra memory {mib['fused']:.0f} MiB against {mib['plain']:.0f} "
-        f"(1/{mib['plain'] / mib['fused']:.0f})"
+    def memory(which: str) -> float:
+        call = f"import bench; print(bench.log_prob_memory({which!r}, {process.device.type!r}))"
+        command = [sys.executable, "-c", call]
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
+        return float(result.stdout)
+
+    shape = " x ".join(map(str, LOG_PROB_SHAPE))
+    mib = {which: memory(which) for which in ("ours", "peer")}
+    row(
+        "log_prob",
+        f"{shape}, memory",
+        f"{mib['ours']:,.0f} MiB",
+        "",
+        f"log_softmax {mib['peer']:,.0f}",
+        f"{mib['peer'] / mib['ours']:.0f} x",
+        "≥ 20 x",
     )
+    rounds = measure({which: log_prob_step(which, process) for which in mib}, process, repeats)
+    row(
+        "log_prob",
+        f"{shape}, time",
+        f"{1e3 * rounds.time('ours'):,.1f} ms",
+        "",
+        f"log_softmax {1e3 * rounds.time('peer'):,.1f}",
+        f"{rounds.ratio('peer', 'ours'):.2f} x",
+        "≥ 1.25 x",
+    )
+
+
+def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process: Process) -> Callable[[], object]:
+    """A step of rl.py: sample, verify, advantages, one update. No answer stops early, and a coin decides on its reward,
+    since a new model is never right: every group carries signal and all tokens are trained on."""
+    unstopped = dataclasses.replace(tokenizer, eos=-1)
+    rng = np.random.default_rng(0)
+    digits = PROMPT - 2  # the instruction and a newline are the other two tokens
+    questions = [
+        {"id": str(i), "question": "".join(map(str, rng.integers(10, size=digits))), "answer": "1"}
+        for i in range(n_prompts)
+    ]
+    flags = rl.GRPOConfig(prompts=n_prompts, n=n, max_new_tokens=NEW)
+    grpo = rl.GRPO(flags, questions, unstopped, process, 0, model.config.context)
+    assert {len(prompt) for _, prompt in grpo.questions} == {PROMPT}
+    optimizer = make_optimizer(model, 1e-6, 0.01, (0.9, 0.999))
+    run = SimpleNamespace(process=process, config=SimpleNamespace(clip=1.0), skip=lambda *_: None)
+    verify = rl.reward_of
+
+    def coin(*args):
+        verify(*args)
+        return float(rng.integers(2)), False
+
+    def step():
+        with mock.patch.object(rl, "reward_of", coin):
+            groups, _ = grpo.rollouts(model)
+            rl.update(grpo, model, optimizer, groups, run, Progress(), 1e-6)
+
+    return step
 
 
 def bench_rl(process: Process, repeats: int) -> None:
-    """One GRPO step against sampling and pretraining on as many tokens. Rewards are made up; answers never stop."""
+    """A GRPO step against what its tokens cost in sampling and, in rows of their own with their prompts, in pretraining;
+    and against TRL's."""
+    repeats = min(repeats, 3)
     tokenizer = load_tokenizer("world")
-    config = config_of("micro", tokenizer.padded_vocab_size)
-    model = GPT(config).init_weights(0).to(process.device)
-    optimizer = make_optimizer(model, 1e-6, 0.0, (0.9, 0.999))
-    rng = np.random.default_rng(0)
-    flags = rl.GRPOConfig(prompts=64, n=16, max_new_tokens=64)
-    grpo = rl.GRPO(flags, [{"id": "0", "question": "1", "answer": "1"}], tokenizer, process, 0, config.context)
-    grpo.questions = [({"id": str(i), "answer": "1"}, rng.integers(1, 600, 48).tolist()) for i in range(64)]
-    grpo.order = rl.Cursor(64, 0)
-    grpo.tokenizer = SimpleNamespace(eos=-1, decode=tokenizer.decode)
-    rl.reward_of = lambda *_: (float(rng.integers(2)), False)
-    run = SimpleNamespace(process=process, config=SimpleNamespace(clip=1.0), skip=lambda *_: None)
-    batch = torch.randint(600, (8, 257), device=process.device)
-    train_flags = SimpleNamespace(micro_batch=8, doc_mask=False, z_loss=0.0)
-    prompts = [ids for _, ids in grpo.questions]
+    model = GPT(config_of("micro", tokenizer.padded_vocab_size)).init_weights(0).to(process.device)
+    n_prompts, n = 64, 16
+    prompts = np.random.default_rng(0).integers(1, model.config.vocab_size, (n_prompts, PROMPT)).tolist()
 
-    def training():
-        pretrain.loss_and_backward(model, batch, -1, train_flags, process, 2048)
-        optimizer_step(model, optimizer, process, 1e-6, 1.0)
+    def sampling():
+        with process.autocast():
+            sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
 
-    runs = {
-        "step": lambda: rl.update(grpo, model, optimizer, grpo.rollouts(model)[0], run, Progress(), 1e-6),
-        "sampling": lambda: sample(model, prompts, 16, stop=-1, max_new_tokens=64),
-        "training": training,
-    }
-    times, _ = interleaved(runs, process, min(repeats, 3))
-    tokens = 64 * 16 * (48 + 64)  # what a trainer without shared prompts computes
-    floor = times["sampling"] + times["training"] * tokens / 2048
-    print(
-        f"rl     micro 64 x 16 answers, 48 + 64: {times['step']:.2f} s a step; sampling {times['sampling']:.2f} s + "
-        f"pretraining on {tokens} tokens {floor - times['sampling']:.2f} s, ratio {times['step'] / floor:.2f}"
+    ours = grpo_step(model, tokenizer, n_prompts, n, process)
+    rows, length = 8, 256
+    runs = {"ours": ours, "sampling": sampling, "training": training_step(model, rows, length, process)}
+    rounds = measure(runs, process, repeats)
+    tokens = n_prompts * n * (PROMPT + NEW)
+    rounds.seconds["parts"] = rounds.seconds["sampling"] + rounds.seconds["training"] * tokens / (rows * length)
+    case = f"micro, {n_prompts} x {n} answers, {PROMPT} + {NEW}"
+    row(
+        "rl",
+        case,
+        f"{rounds.time('ours'):.2f} s a step",
+        "",
+        f"sample + pretrain {rounds.time('parts'):.2f}",
+        f"{rounds.ratio('parts', 'ours'):.2f} x",
+        "≥ 0.77 x",
     )
+    times = trl_steps(model, ours, n_prompts, n, process, repeats)
+    if times is not None:
+        row(
+            "rl",
+            case,
+            f"{times.time('ours'):.2f} s a step",
+            "",
+            f"TRL {times.time('peer'):.2f}",
+            f"{times.ratio('peer', 'ours'):.1f} x",
+            "≥ 2.5 x",
+        )
+
+
+def trl_steps(model: GPT, ours: Callable, n_prompts: int, n: int, process: Process, repeats: int) -> Rounds | None:
+    """TRL's GRPOTrainer doing the same work, our step before each of its steps. None if TRL is not installed."""
+    try:
+        from datasets import Dataset
+        from tokenizers import Tokenizer as Words
+        from tokenizers import models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast, TrainerCallback
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError:
+        return None
+    vocab = {f"w{i}": i for i in range(model.config.vocab_size)}
+    words = Words(models.WordLevel(vocab, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2", unk_token="w1")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{i}" for i in rng.integers(3, len(vocab), PROMPT)) for _ in range(n_prompts)]
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+
+    class Timer(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            times["ours"].append(seconds(ours, process))
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            if process.device.type == "cuda":
+                torch.cuda.synchronize()
+            times["peer"].append(time.perf_counter() - self.start)
+
+    micro_batch = 64 if process.device.type == "cpu" else 256  # answers in a backward pass
+    with tempfile.TemporaryDirectory() as folder:
+        flags = GRPOConfig(
+            output_dir=folder, max_steps=repeats + 1, per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=n_prompts * n // micro_batch, num_generations=n, max_completion_length=NEW,
+            generation_kwargs={"min_new_tokens": NEW}, top_k=0, temperature=1.0, beta=0.0, learning_rate=1e-6,
+            gradient_checkpointing=False, bf16=process.dtype == torch.bfloat16, use_cpu=process.device.type == "cpu",
+            logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = GRPOTrainer(
+            model=olmo2(model),
+            reward_funcs=lambda completions, **_: rng.integers(2, size=len(completions)).astype(float).tolist(),
+            args=flags,
+            train_dataset=Dataset.from_dict({"prompt": texts}),
+            processing_class=tokenizer,
+            callbacks=[Timer()],
+        )
+        trainer.train()
+    return Rounds({name: np.array(t[1:]) for name, t in times.items()}, np.full(repeats, np.nan))
+
+
+PARTS = {"train": bench_train, "sample": bench_sample, "log_prob": bench_log_prob, "rl": bench_rl}
 
 
 def main(config: Config) -> None:
-    process = start_process()
-    if config.part == "memory":
-        return bench_memory(config.which, process)
-    print(f"torch {torch.__version__}, {process.device}, {torch.get_num_threads()} threads, {process.dtype}")
-    if olmo2(config_of("smoke", 128), process) is None:
-        print("without transformers: pip install -r requirements-bench.txt for the ratios to it")
-    for name in ("train", "sample", "log_prob", "rl"):
-        if config.part in ("all", name):
-            globals()[f"bench_{name}"](process, config.repeats)
+    process = start_process(config.device)
+    print(f"torch {torch.__version__}, {process.device}, {process.dtype}, {torch.get_num_threads()} threads")
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        print("transformers is not installed, nothing is compared with it: pip install -r requirements-bench.txt")
+    row("part", "case", "ours", "of bound", "peer", "ratio", "aim")
+    for name, part in PARTS.items():
+        if name in config.parts or not config.parts:
+            part(process, config.repeats)
 
 
 if __name__ == "__main__":

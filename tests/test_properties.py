@@ -12,6 +12,7 @@ import average
 import kernels
 import rl
 from data.errors import UserError
+from data.hf import to_olmo2
 from data.tokenizer import load_tokenizer
 from eval import majority_vote, mean_interval, pass_at_k
 from model import GPT, Packed, config_of, packed_batches
@@ -188,19 +189,7 @@ def test_olmo2_logits_equal_transformers():
                 rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
             )
         ).eval()  # fmt: skip
-        names = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj"}
-        names |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "gate": "mlp.gate_proj"}
-        names |= {"up": "mlp.up_proj", "down": "mlp.down_proj"}
-        names |= {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
-        state = {}
-        for name, value in ours.state_dict().items():
-            if name.startswith("blocks"):
-                _, layer, part, _ = name.split(".")
-                state[f"model.layers.{layer}.{names[part]}.weight"] = value
-            else:
-                top = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}[name.split(".")[0]]
-                state[f"{top}.weight"] = value
-        theirs.load_state_dict(state)
+        theirs.load_state_dict(to_olmo2(ours.state_dict()))
         tokens = torch.randint(128, (2, 50))
         torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
 
