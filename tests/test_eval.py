@@ -1,0 +1,382 @@
+"""Evaluation: the statistics by brute force, the records by hand-made samples and log-probs, the real files."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import eval as evaluation
+from data.errors import UserError
+from data.questions import few_shot_prompt
+from data.tokenizer import load_tokenizer
+from eval import (
+    bits_per_byte,
+    build_prompts,
+    compare,
+    continuation_log_probs,
+    evaluate_questions,
+    evaluate_task,
+    find_questions,
+    find_tasks,
+    load_items,
+    majority_vote,
+    mean_interval,
+    pass_at_k,
+)
+from model import GPT, config_of
+from runtime import Process
+from sampler import Samples
+
+REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+PROCESS = Process(0, 1, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("world")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> GPT:
+    return GPT(config_of("smoke", tokenizer.padded_vocab_size)).init_weights(0, std=0.1).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_35_pass_at_k_matches_brute_force():
+    """Property 35: for every n ≤ 8, c and k, the share of k-subsets of the samples that hold a right one."""
+    for n in range(1, 9):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            brute = np.mean([min(s) < c for s in itertools.combinations(range(n), k)])
+            assert pass_at_k(n, np.array([c]), k)[0] == pytest.approx(brute), (n, c, k)
+
+
+def test_35_pass_at_1_is_the_mean_and_counts_may_differ():
+    """Property 35: k = 1 is c / n, also where questions have different n; large n stays in [0, 1]."""
+    n, c = np.array([4, 8, 32]), np.array([1, 8, 5])
+    assert pass_at_k(n, c, 1) == pytest.approx(c / n)
+    large = pass_at_k(1000, np.arange(1001), 500)
+    assert large[0] == 0 and large[-1] == 1 and (np.diff(large) >= 0).all() and (large <= 1).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 9), (np.array([32, 8]), 16), (8, 0), (8, -1)])
+def test_35_pass_at_k_refuses_too_few_samples(n, k):
+    """Property 35: k > n of any question, or k < 1, is refused."""
+    with pytest.raises(ValueError, match=f"pass@{k}"):
+        pass_at_k(n, np.array([1, 1]), k)
+
+
+def test_35_majority_vote_groups_equal_answers():
+    """Property 35: 0.5 and \\frac12 vote together and beat two votes for 3; the first spelling is returned."""
+    assert majority_vote(["3", "0.5", "3", "\\frac12", "\\dfrac{1}{2}"]) == "0.5"
+    assert majority_vote(["1,000", "7", "1000"]) == "1,000"
+    assert majority_vote(["2", None, None, None]) == "2"
+    assert majority_vote([None, None]) is None and majority_vote([]) is None
+
+
+def test_35_majority_ties_are_broken_by_order():
+    """Property 35: of answers with as many votes, the one that came first, whatever the answers are."""
+    for answers in itertools.permutations(["8", "7", "x+1", "-3"]):
+        assert majority_vote([*answers, *reversed(answers)]) == answers[0]
+
+
+def test_bootstrap_interval_covers_the_true_mean():
+    """In 300 experiments of 80 questions at 30%, 95% intervals hold the truth 272 to 297 times: with a coverage of 95%
+    that fails with probability below 1e-3, with one of 85% or 99.9% it fails nearly always."""
+    rng = np.random.default_rng(0)
+    intervals = [mean_interval(rng.random(80) < 0.3, seed) for seed in range(300)]
+    assert 272 <= sum(i["low"] <= 0.3 <= i["high"] for i in intervals) <= 297
+    assert np.mean([i["high"] - i["low"] for i in intervals]) == pytest.approx(2 * 1.96 * (0.21 / 80) ** 0.5, rel=0.05)
+
+
+def test_bootstrap_interval_is_a_function_of_values_and_seed():
+    """The same seed gives the same interval, another one another; equal values give an interval without width."""
+    values = np.random.default_rng(0).random(50)
+    assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
+    assert mean_interval([0.25] * 9) == {"mean": 0.25, "low": 0.25, "high": 0.25}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    {"question": f"Tom has {i} pears. How many pears does Tom have?", "solutions": [f"\\boxed{{{i}}}"]}
+    for i in range(8)
+]
+
+
+def test_build_prompts_drops_worked_examples_that_do_not_fit(tokenizer):
+    """All prompts have the same number of examples: the most that fit the room for the longest question."""
+    questions = [{"question": "What is 1 + 1?"}, {"question": "What is " + "1 + " * 10 + "1?"}]
+    longest = [len(few_shot_prompt(EXAMPLES[:k], questions[1]["question"], tokenizer)) for k in range(9)]
+    for k in range(9):
+        for room in (longest[k], longest[k] + 1):
+            prompts, shots = build_prompts(questions, tokenizer, EXAMPLES, room)
+            assert shots == k
+            assert prompts == [few_shot_prompt(EXAMPLES[:k], q["question"], tokenizer) for q in questions]
+    with pytest.raises(UserError, match=f"{longest[0]} tokens and the model has room for {longest[0] - 1}"):
+        build_prompts(questions, tokenizer, EXAMPLES, longest[0] - 1)
+
+
+# Four answers to each of three questions, with the judgement of a person: is it right, strictly, and read leniently?
+ANSWERS = {
+    "a": ("1/2", ["\\boxed{0.5}", "so \\boxed{\\frac12}.", "the answer is 1/2", "\\boxed{3}"], "1100", "1110", 3, 1),
+    "b": ("7", ["\\boxed{8}", "\\boxed{8}", "\\boxed{7}", "\\boxed{7} no, \\boxed{8}"], "0010", "0010", 4, 0),
+    "c": ("7", ["7", "\\boxed{7", "it is 7.", "6"], "0000", "1110", 0, 0),
+}
+
+
+@pytest.fixture
+def record(monkeypatch, model, tokenizer):
+    """evaluate_questions with ANSWERS in place of the model's; every second answer is cut before its stop token."""
+    questions = [{"id": key, "question": f"What is {key}?", "answer": row[0]} for key, row in ANSWERS.items()]
+
+    def sample(model, prompts, n, *, stop, max_new_tokens, row_ids, **_):
+        assert n == 4 and row_ids.tolist() == list(range(12))
+        assert prompts == [few_shot_prompt([], q["question"], tokenizer) for q in questions]
+        ids = [tokenizer.encode(text) for row in ANSWERS.values() for text in row[1]]
+        finished = torch.arange(12) % 2 == 0
+        lengths = torch.tensor([len(i) for i in ids]) + finished
+        tokens = torch.full((12, max_new_tokens), tokenizer.encode("9")[0])  # garbage behind the ends
+        for row, i in enumerate(ids):
+            tokens[row, : len(i)] = torch.tensor(i)
+            tokens[row, len(i)] = stop if finished[row] else tokens[row, len(i)]
+        return Samples(tokens, torch.zeros(12, max_new_tokens), lengths, finished, torch.arange(12) // 4)
+
+    monkeypatch.setattr(evaluation, "sample", sample)
+    return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40)
+
+
+def test_judged_as_a_person_would(record):
+    """Counts of right answers, boxes and votes per question; means over questions; nothing behind a row's end is read."""
+    record, samples = record
+    for row, (key, (_, texts, strict, lenient, boxes, vote)) in zip(record["questions"], ANSWERS.items(), strict=True):
+        assert (row["id"], row["n"], row["c"], row["c_lenient"]) == (key, 4, strict.count("1"), lenient.count("1"))
+        assert (row["box"], row["majority"], row["finished"]) == (boxes, vote, 2)
+        (sampled,) = [s for s in samples if s["id"] == key]
+        assert [s["text"] for s in sampled["samples"]] == texts
+        assert [s["right"] for s in sampled["samples"]] == [mark == "1" for mark in strict]
+    assert record["box"] == pytest.approx(7 / 12) and record["finished"] == 0.5
+    assert record["majority"]["mean"] == pytest.approx(1 / 3)
+
+
+def test_pass_at_k_can_be_computed_again_from_a_record(record):
+    """Every pass@k of a record and its interval follow from its per-question counts, after a trip through JSON; k above
+    n is left out."""
+    saved = json.loads(json.dumps(record[0]))
+    assert list(saved["strict"]) == list(saved["lenient"]) == ["pass@1", "pass@2", "pass@4"]
+    n = np.array([q["n"] for q in saved["questions"]])
+    for kind, count in (("strict", "c"), ("lenient", "c_lenient")):
+        c = np.array([q[count] for q in saved["questions"]])
+        for k in (1, 2, 4):
+            assert saved[kind][f"pass@{k}"] == mean_interval(pass_at_k(n, c, k), 0)
+    # by hand: 2 of 4, 1 of 4, none; two of four samples miss the one right one with probability 1/2
+    assert saved["strict"]["pass@1"]["mean"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
+    assert saved["strict"]["pass@2"]["mean"] == pytest.approx((5 / 6 + 1 / 2 + 0) / 3)
+
+
+def test_questions_are_answered_by_the_model_itself(model, tokenizer):
+    """Without anything replaced: the record has a row a question, and one seed gives one record."""
+    questions = [{"id": str(i), "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    a, b = (
+        evaluate_questions(
+            model, tokenizer, questions, PROCESS, n=2, ks=(1,), max_new_tokens=6, examples=EXAMPLES[:2], slots=slots
+        )
+        for slots in (2, 6)
+    )
+    assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
+
+
+def test_compare_pairs_by_question(tmp_path, record):
+    """The change is taken question by question, averaged over the other records; other questions are refused."""
+    first = {"questions": {"set": record[0]}}
+    others = [json.loads(json.dumps(first)) for _ in range(2)]
+    for other, counts in zip(others, ([4, 1, 0], [4, 3, 2]), strict=True):
+        for row, c in zip(other["questions"]["set"]["questions"], counts, strict=True):
+            row["c"] = c
+    paths = [tmp_path / f"{i}.json" for i in range(3)]
+    for path, content in zip(paths, (first, *others), strict=True):
+        path.write_text(json.dumps(content))
+    change = compare(tuple(map(str, paths)))["set"]
+    assert change["pass@1"] == mean_interval(np.array([4 - 2, 2 - 1, 1 - 0]) / 4, 0)
+    assert change["lenient@1"]["mean"] == 0
+    others[0]["questions"]["set"]["questions"][0]["id"] = "z"
+    paths[1].write_text(json.dumps(others[0]))
+    with pytest.raises(UserError, match="different questions"):
+        compare(tuple(map(str, paths)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Likelihood
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def one_by_one(model, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """One pair by a plain forward, from as much of the context's end as fits."""
+    room = model.config.context + 1 - len(continuation)  # the last token is not an input
+    tokens = torch.tensor(context[-room:] + continuation)
+    log_p = model.logits(model(tokens[None, :-1]))[0].double().log_softmax(-1)[-len(continuation) :]
+    target = tokens[-len(continuation) :]
+    return log_p.gather(1, target[:, None]).sum().item(), bool((log_p.argmax(-1) == target).all())
+
+
+@torch.no_grad()
+def test_continuation_log_probs_equal_single_forwards(monkeypatch, model):
+    """Ragged pairs in batches give the sums of plain forwards, in the order given; a context that does not fit is cut
+    from the left; the greedy flag is set for what greedy decoding gives and for nothing else."""
+    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 600)  # so that there are several batches
+    rng, vocab = np.random.default_rng(0), model.config.vocab_size
+    sizes = [(3, 1), (256, 1), (255, 2), (200, 90), (300, 7), (700, 256), (1, 256), (1, 1), (20, 5), (256, 2)]
+    pairs = [tuple(rng.integers(vocab, size=n).tolist() for n in size) for size in sizes]
+    greedy = pairs[0][0]
+    for _ in range(3):
+        greedy = [*greedy, int(model.logits(model(torch.tensor([greedy])))[0, -1].argmax())]
+    pairs.append((greedy[:3], greedy[3:]))
+    got = continuation_log_probs(model, pairs, PROCESS)
+    for (log_p, is_greedy), pair in zip(got, pairs, strict=True):
+        want, want_greedy = one_by_one(model, *pair)
+        assert log_p == pytest.approx(want, abs=1e-3) and is_greedy == want_greedy
+    assert [is_greedy for _, is_greedy in got] == [False] * (len(pairs) - 1) + [True]
+    # what was cut off does not matter, and the last token that was not cut does
+    context, continuation = pairs[4]
+    cut = len(context) + len(continuation) - (model.config.context + 1)
+    changed = [(t + 1) % vocab for t in context]
+    same, other = [*changed[:cut], *context[cut:]], [*changed[: cut + 1], *context[cut + 1 :]]
+    a, b = continuation_log_probs(model, [(same, continuation), (other, continuation)], PROCESS)
+    assert a[0] == pytest.approx(got[4][0], abs=1e-4) and b[0] != pytest.approx(got[4][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("pair", [([], [1]), ([1], []), ([1], [1] * 257)])
+def test_pairs_without_a_likelihood_are_refused(model, pair):
+    """An empty context or continuation, or a continuation beyond the context, is named."""
+    with pytest.raises(UserError, match="item 1 has an empty context"):
+        continuation_log_probs(model, [([1], [1]), pair], PROCESS)
+
+
+def task(monkeypatch, tokenizer, items, results) -> tuple[dict, list]:
+    """evaluate_task with `results` in place of the model's log-probs; and the texts that it asked for."""
+    asked = []
+
+    def fake(model, pairs, process, label):
+        asked.extend((tokenizer.decode(a), tokenizer.decode(b)) for a, b in pairs)
+        return results
+
+    monkeypatch.setattr(evaluation, "continuation_log_probs", fake)
+    return evaluate_task(None, tokenizer, items, PROCESS, "task"), asked
+
+
+def test_plain_and_length_normalised_accuracy_differ_as_they_should(monkeypatch, tokenizer):
+    """Multiple choice: "accuracy" takes the largest log-likelihood, "accuracy_norm" the largest per UTF-8 byte of the
+    choice with its space; "items" are those of the latter. Items may have different numbers of choices."""
+    items = [
+        {"query": "Question: What grows?", "choices": ["oak", "a very old oak tree"], "gold": 1},
+        {"query": "The sky is", "choices": [" blue", "green", "red"], "gold": 0},
+        {"query": "Say", "choices": ["éééé", "eeeeee"], "gold": 1},
+    ]
+    # bytes: 4 and 20; 5, 6, 4; 9 and 7
+    log_p = [-4.0, -10.0, -3.0, -6.0, -2.9, -9.0, -7.7]
+    record, asked = task(monkeypatch, tokenizer, items, [(x, False) for x in log_p])
+    assert asked[:3] == [
+        ("Question: What grows?\nAnswer:", " oak"),
+        ("Question: What grows?\nAnswer:", " a very old oak tree"),
+        ("The sky is", " blue"),
+    ]
+    # plain: oak, red, eeeeee; per byte: -1 < -0.5; -0.6 > -0.725 > -1; -1.0 > -1.1 (éééé, though it has fewer letters)
+    assert record["items"] == [1, 1, 0]
+    assert record["accuracy"]["mean"] == pytest.approx(1 / 3) and record["accuracy_norm"]["mean"] == pytest.approx(
+        2 / 3
+    )
+
+
+def test_cloze_accuracy_is_that_of_greedy_decoding(monkeypatch, tokenizer):
+    """Cloze: the share of continuations that are greedy, and their mean log-prob; one space joins them to the context."""
+    items = [{"context": "He ate a", "continuation": c} for c in ("pear", " plum", "fig")]
+    record, asked = task(monkeypatch, tokenizer, items, [(-1.0, True), (-2.0, False), (-6.0, True)])
+    assert [b for _, b in asked] == [" pear", " plum", " fig"]
+    assert record["accuracy"]["mean"] == pytest.approx(2 / 3) and record["items"] == [1, 0, 1]
+    assert record["log_prob"]["mean"] == pytest.approx(-3.0)
+
+
+@torch.no_grad()
+def test_bits_per_byte_by_hand(model, tokenizer):
+    """Summed nats of all predicted tokens / log 2 / their bytes, where special tokens have no bytes; over batches."""
+    texts = ["Tom has 12 pears. He buys 5 more.", "Ann has 3 figs. She eats 1 of them today."]
+    rows = np.array([(tokenizer.encode(t) + [tokenizer.eos] * 20)[:16] for t in texts])
+    batches = [rows[:1], rows[1:]]
+    loader = SimpleNamespace(seq_len=15, val_batches=lambda source, rows, n_tokens: batches)
+    got = bits_per_byte(model, tokenizer, loader, "world", 30, PROCESS)
+    nats = -sum(one_by_one(model, row[:1], row[1:])[0] for row in rows.tolist())
+    size = sum(len(tokenizer.decode([i for i in row[1:] if i != tokenizer.eos]).encode()) for row in rows.tolist())
+    assert got["tokens"] == 30 and got["loss"] == pytest.approx(nats / 30, rel=1e-5)
+    assert got["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "a", "choices": ["b", "c"], "gold": 2},
+        {"query": "a", "choices": ["b", "c"], "gold": -1},
+        {"query": "a", "choices": ["b", "c"], "gold": "1"},
+        {"query": "a", "choices": ["b", ""], "gold": 0},
+        {"query": "", "choices": ["b", "c"], "gold": 0},
+        {"choices": ["b", "c"], "gold": 0},
+        {"context": "a", "continuation": ""},
+        {"context": "a"},
+        {"query": "a"},
+        ["a"],
+    ],
+)
+def test_items_of_another_form_are_refused_by_line(tmp_path, row):
+    """A row that is no likelihood item is a UserError with file and line."""
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in ({"context": "a", "continuation": "b"}, row)))
+    with pytest.raises(UserError, match=f"{path}:2"):
+        load_items(path)
+
+
+@pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
+@pytest.mark.parametrize(
+    ("file", "kind", "rows"),
+    [
+        ("hellaswag_val_3000.jsonl.gz", "choices", 3000),
+        ("arc_easy.jsonl.gz", "choices", None),
+        ("piqa.jsonl.gz", "choices", None),
+        ("openbook_qa.jsonl", "choices", 500),
+        ("lambada_openai.jsonl.gz", "continuation", 5153),
+    ],
+)
+def test_real_tasks_load(file, kind, rows, tokenizer):
+    """Published likelihood tasks are read whole, in one form, with texts that can be encoded."""
+    ((name, items),) = find_tasks("nowhere", (str(REALDATA / file),)).items()
+    assert name == file.split(".")[0]
+    assert len(items) == rows if rows else len(items) > 500
+    assert all(kind in item for item in items)
+    if kind == "choices":
+        golds = {item["gold"] for item in items}
+        assert len(golds) == max(len(item["choices"]) for item in items)  # no choice is never right
+    assert find_tasks("nowhere", (str(REALDATA / file),), limit=7)[name] == items[:7]
+
+
+@pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
+def test_real_questions_load():
+    """GSM8K's test file as published: every row has an answer that its own solution gives."""
+    questions = find_questions("nowhere", str(REALDATA / "gsm8k_test.jsonl.gz"), "test")
+    assert len(questions) == 1319
+    assert all(q["answer"].lstrip("-").replace(".", "").isdigit() and q["solutions"] for q in questions)
+    assert find_questions("nowhere", str(REALDATA / "gsm8k_test.jsonl.gz"), "test", limit=3) == questions[:3]
+    with pytest.raises(UserError, match="nothing_here"):
+        find_questions("nowhere", "nothing_here", "test")

@@ -1,0 +1,406 @@
+"""The sampler's properties, each a test."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rl
+import sampler
+from data.errors import UserError
+from data.tokenizer import load_tokenizer
+from model import GPT, KVCache, config_of
+from runtime import Process
+from sampler import Samples, choose, sample, uniform
+
+STOP = 5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """Answers of this model end after 1 to some 50 tokens at temperature 0.8: the stop token is made likely."""
+    model = GPT(config_of("smoke", 128)).init_weights(0, std=0.1)
+    with torch.no_grad():
+        model.head.weight[STOP] *= 3
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Ragged; some hold the stop token and token 0, which prefills are padded with."""
+    rng = np.random.default_rng(0)
+    return [[STOP, 0], *(rng.integers(128, size=n).tolist() for n in (17, 9, 30, 1, 12)), [0, 0, STOP]]
+
+
+def draw(model, prompts, n=4, **changes) -> Samples:
+    flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1)
+    return sample(model, prompts, n, **{**flags, **changes})
+
+
+def answers(samples: Samples) -> list[list[int]]:
+    """The generated tokens of each row, its stop token included."""
+    return [t[:length].tolist() for t, length in zip(samples.tokens, samples.lengths, strict=True)]
+
+
+def full_log_probs(model, prompt: list[int], answer: list[int], temperature: float) -> Tensor:
+    """(len(answer),) by one forward of the whole row, in float64 from the logits on."""
+    hidden = model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
+    logits = model.logits(hidden).double() / (temperature or 1.0)
+    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).squeeze(1)
+
+
+def chi_square_limit(df: int, sigmas: float = 3.719) -> float:
+    """What a chi-square variable exceeds with probability 1e-4 (Wilson-Hilferty, exact to 1% from 5 degrees on)."""
+    return df * (1 - 2 / (9 * df) + sigmas * math.sqrt(2 / (9 * df))) ** 3
+
+
+def chi_square(tokens: Tensor, p: Tensor) -> tuple[float, int]:
+    """Statistic and degrees of freedom of drawn tokens against probabilities; rare tokens are one bin."""
+    expected = p.double() * len(tokens)
+    count = torch.bincount(tokens, minlength=len(p)).double()
+    common = expected >= 5
+    expected, count = (torch.cat([x[common], x[~common].sum()[None]]) for x in (expected, count))
+    keep = expected > 0
+    return ((count - expected)[keep].square() / expected[keep]).sum().item(), int(keep.sum()) - 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 - 4: the same row whatever stands beside it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
+@torch.no_grad()
+def test_1_recorded_log_probs_equal_a_full_forward(model, prompts, temperature):
+    """Property 1, fp32 to 1e-4; greedy rows carry the log-probs of temperature 1. Slots are reused."""
+    s = draw(model, prompts, temperature=temperature, slots=5)
+    for row, answer in enumerate(answers(s)):
+        want = full_log_probs(model, prompts[row // 4], answer, temperature)
+        torch.testing.assert_close(s.log_probs[row, : len(answer)].double(), want, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_1_recorded_log_probs_equal_a_full_forward_in_bf16(model, prompts):
+    """Property 1 under bf16 autocast: 8 bits of mantissa over 2 layers give errors of about 0.02; an off-by-one in
+    position or token would give errors of 1 and more. The cache is bf16, too."""
+    with torch.autocast("cpu", torch.bfloat16):
+        s = draw(model, prompts[1:3], n=2, max_new_tokens=8, stop=-1)
+        errors = [
+            (s.log_probs[row].double() - full_log_probs(model, prompts[1 + row // 2], answer, 0.8)).abs()
+            for row, answer in enumerate(answers(s))
+        ]
+    assert torch.cat(errors).mean() < 0.03 and torch.cat(errors).max() < 0.15
+
+
+def test_2_greedy_output_does_not_depend_on_the_batch(model, prompts):
+    """Property 2: alone, in a ragged batch, under other row orders, and in slots that others used before."""
+    alone = [answers(draw(model, [p], n=1, temperature=0.0))[0] for p in prompts]
+    assert len({tuple(a) for a in alone}) > 3  # else the test could not tell rows apart
+    for slots, order in itertools.product((1, 2, 100), ([0, 1, 2, 3, 4, 5, 6], [6, 3, 0, 5, 1, 4, 2])):
+        s = draw(model, [prompts[i] for i in order], n=1, temperature=0.0, slots=slots)
+        assert answers(s) == [alone[i] for i in order]
+
+
+def test_3_one_prefill_for_n_rows_equals_n_prefills(model, prompts):
+    """Property 3: the rows of one shared prompt are those of n equal prompts, log-probs included."""
+    shared, separate = draw(model, prompts[1:3], n=5), draw(model, [prompts[1]] * 5 + [prompts[2]] * 5, n=1)
+    assert answers(shared) == answers(separate)
+    torch.testing.assert_close(shared.log_probs * shared.mask, separate.log_probs * separate.mask, atol=1e-5, rtol=0)
+    assert shared.prompt_index.tolist() == [0] * 5 + [1] * 5
+
+
+def test_4_rows_differ_and_repeat_with_the_seed(model, prompts):
+    """Property 4: the n rows of a prompt differ; a seed gives the same tokens for any slot count, another seed others."""
+    want = answers(draw(model, prompts, n=6))
+    for i in range(len(prompts)):
+        assert len({tuple(a) for a in want[6 * i : 6 * i + 6]}) >= 4
+    for slots in (1, 7, 41):
+        assert answers(draw(model, prompts, n=6, slots=slots)) == want
+    other = answers(draw(model, prompts, n=6, seed=2))
+    assert sum(a == b for a, b in zip(want, other, strict=True)) < len(want) // 4
+
+
+def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
+    """row_ids: two ranks that share the prompts draw what one process draws."""
+    want = answers(draw(model, prompts, n=3))
+    for rank in (0, 1):
+        mine = np.arange(len(prompts))[rank::2]
+        ids = (mine[:, None] * 3 + np.arange(3)).ravel()
+        assert answers(draw(model, [prompts[i] for i in mine], n=3, row_ids=ids)) == [want[r] for r in ids]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5: the distribution
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocab", [6, 128, 301])  # below, equal to, and beyond a block of the two-level search, odd
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_5_frequencies_match_the_softmax(vocab, temperature):
+    """Property 5: chi-square of 50,000 draws against softmax(logits / T); false alarm 1e-4."""
+    g, n = torch.Generator().manual_seed(vocab), 50_000
+    logits = torch.randn(vocab, generator=g) * 1.5
+    u = torch.from_numpy(uniform(3, np.arange(n), np.zeros(n, dtype=np.int64)))
+    token, log_prob = choose(logits.expand(n, -1), u, temperature, 1.0)
+    p = (logits.double() / temperature).softmax(-1)
+    statistic, df = chi_square(token, p)
+    assert df >= 4 and statistic < chi_square_limit(df)
+    torch.testing.assert_close(log_prob.double(), p.log()[token], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_5_frequencies_of_whole_samples_match_the_model(model, prompts):
+    """Property 5 through sample(): 6,000 rows of one prompt; first tokens, and second tokens given the most frequent
+    first one, against the model's softmax; false alarm 1e-4 each."""
+    s = draw(model, [prompts[1]], n=6000, max_new_tokens=2, temperature=0.7, stop=-1)
+    first = s.tokens[:, 0]
+    p = (model.logits(model(torch.tensor([prompts[1]])))[0, -1].double() / 0.7).softmax(-1)
+    statistic, df = chi_square(first, p)
+    assert df > 5 and statistic < chi_square_limit(df)
+    most = int(first.bincount().argmax())
+    p = (model.logits(model(torch.tensor([[*prompts[1], most]])))[0, -1].double() / 0.7).softmax(-1)
+    statistic, df = chi_square(s.tokens[first == most, 1], p)
+    assert df > 3 and statistic < chi_square_limit(df)
+
+
+def test_5_random_numbers_are_uniform_and_independent():
+    """Property 5's source: 32 x 32 cells of the pairs (u, its neighbour in row, step or seed) are equally full
+    (chi-square, false alarm 1e-4 each); all values are in [0, 1)."""
+    row, t = np.divmod(np.arange(100_000), 50)
+    u = uniform(0, row, t)
+    assert u.dtype == np.float32 and u.min() >= 0 and u.max() < 1
+    for neighbour in (uniform(0, row + 1, t), uniform(0, row, t + 1), uniform(1, row, t), uniform(0, t, row)):
+        cell = torch.from_numpy((u * 32).astype(int) * 32 + (neighbour * 32).astype(int))
+        statistic, df = chi_square(cell, torch.full((1024,), 1 / 1024))
+        assert statistic < chi_square_limit(df)
+
+
+def nucleus(p: Tensor, top_p: float) -> set[int]:
+    """By the definition: the most probable tokens, taken until they reach top_p."""
+    kept, total = set(), 0.0
+    for token in p.argsort(descending=True, stable=True).tolist():
+        if total >= top_p:
+            break
+        kept.add(token)
+        total += p[token].item()
+    return kept
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("vocab", [7, 301])
+def test_5_top_p_keeps_exactly_the_nucleus(vocab, top_p):
+    """Property 5: all tokens of the smallest set that reaches top_p are drawn and no other, in proportion to their
+    probabilities (u on a grid: to one draw); the log-probs are those of the whole distribution."""
+    g, n = torch.Generator().manual_seed(vocab), 20_000
+    logits = torch.randn(vocab, generator=g) * 1.5
+    p = (logits.double() / 0.8).softmax(-1)
+    u = (torch.arange(n) + 0.5) / n  # a grid: no token of some weight is missed
+    token, log_prob = choose(logits.expand(n, -1), u, 0.8, top_p)
+    kept = nucleus(p, top_p)
+    assert set(token.tolist()) == kept and (len(kept) > 1 or top_p <= 0.5)
+    share = torch.zeros(vocab, dtype=torch.double)
+    share[list(kept)] = p[list(kept)] / p[list(kept)].sum()
+    assert (token.bincount(minlength=vocab) / n - share).abs().max() < 2 / n + 1e-5
+    torch.testing.assert_close(log_prob.double(), p.log()[token], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, {2}), (0.51, {2, 0}), (0.75, {2, 0}), (0.76, {0, 1, 2})])
+def test_5_top_p_at_the_edge_of_a_token(top_p, kept):
+    """Property 5: a token that exactly completes top_p is the last; of equal tokens the first comes first."""
+    logits = torch.tensor([0.25, 0.25, 0.5]).log()
+    token, _ = choose(logits.expand(1000, -1), torch.arange(1000) / 1000, 1.0, top_p)
+    assert set(token.tolist()) == kept
+
+
+def test_5_temperature_0_is_greedy(model, prompts):
+    """Property 5: temperature 0 takes the most probable token, the first of equal ones, whatever u and top-p are; it is
+    what a temperature towards 0 tends to."""
+    logits = torch.tensor([[0.0, 3.0, 3.0, -1.0], [2.0, 1.0, 0.0, 0.0]]).repeat(50, 1)
+    u = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    token, log_prob = choose(logits, u, 0.0, 0.9)
+    assert token.tolist() == [1, 0] * 50
+    torch.testing.assert_close(log_prob, logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1))
+    greedy, cold = (draw(model, prompts, n=2, temperature=t) for t in (0.0, 1e-5))
+    assert answers(greedy) == answers(cold) and answers(greedy)[0::2] == answers(greedy)[1::2]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_5_extreme_logits_and_random_numbers(top_p):
+    """Impossible tokens are never drawn, at either end of u; logits of ±1e4 give finite log-probs."""
+    logits = torch.full((4, 300), -1e4)
+    logits[:, [17, 250]] = 1e4
+    u = torch.tensor([0.0, 0.4999, 0.5001, 1 - 2**-24])
+    token, log_prob = choose(logits, u, 1.0, top_p)
+    assert token.tolist() == [17, 17, 250, 250]
+    torch.testing.assert_close(log_prob, torch.full((4,), -math.log(2)))
+
+
+def test_5_rounding_at_block_ends_never_draws_an_impossible_token():
+    """The two-level search sums in another order inside a block than over blocks: random numbers within a few units of
+    the last place of each block's end still give possible tokens. First and last words of all blocks are impossible."""
+    g, blocks = torch.Generator().manual_seed(0), 3
+    logits = torch.randn(300, blocks * sampler.BLOCK, generator=g)
+    logits[:, :: sampler.BLOCK] = logits[:, sampler.BLOCK - 1 :: sampler.BLOCK] = -torch.inf
+    ends = logits.softmax(-1).view(300, blocks, -1).sum(-1).cumsum(-1)
+    for block, ulps in itertools.product(range(blocks), range(-4, 5)):
+        u = (ends[:, block] + ulps * 2**-24).clamp(0, 1 - 2**-24)
+        token, log_prob = choose(logits, u, 1.0, 1.0)
+        assert log_prob.isfinite().all()
+        assert ((token // sampler.BLOCK - block).abs() <= 1).all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6 - 8: ends and masks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_6_stopping_changes_nothing_but_the_end(model, prompts):
+    """Property 6: rows are those that never stop, cut behind their first stop token: what a row would go on to say, and
+    that it leaves its slot, changes no other row."""
+    stopped, endless = draw(model, prompts, slots=6), draw(model, prompts, slots=28, stop=-1)
+    assert stopped.finished.any() and not stopped.finished.all()
+    for got, whole in zip(answers(stopped), answers(endless), strict=True):
+        assert len(whole) == 24
+        assert got == (whole[: whole.index(STOP) + 1] if STOP in whole else whole)
+
+
+def test_6_what_lies_behind_the_end_is_not_read(model, prompts):
+    """Property 6: with anything written behind the rows' ends, mask and responses (which rewards come from) are the
+    same."""
+    s = draw(model, prompts)
+    mask, responses = s.mask.clone(), [s.response(row) for row in range(len(s.lengths))]
+    s.tokens[~s.mask] = torch.randint(128, (int((~mask).sum()),))
+    assert torch.equal(s.mask, mask) and [s.response(row) for row in range(len(s.lengths))] == responses
+
+
+def test_7_the_mask_holds_the_stop_token_and_truncated_rows_have_none(model, prompts):
+    """Property 7: a finished row's last masked token is its only stop token; a cut one has max_new_tokens, no stop
+    token, finished = False. Responses are without it."""
+    s = draw(model, prompts, n=8)
+    assert s.finished.any() and not s.finished.all()
+    for row, answer in enumerate(answers(s)):
+        assert s.tokens[row][s.mask[row]].tolist() == answer
+        if s.finished[row]:
+            assert answer[-1] == STOP and STOP not in answer[:-1] and s.response(row) == answer[:-1]
+        else:
+            assert STOP not in answer and len(answer) == 24 and s.response(row) == answer
+
+
+@torch.no_grad()
+def test_7_a_stop_token_as_the_last_token_allowed_is_finished(model, prompts):
+    """Property 7 at the edge: with max_new_tokens = 1, a row whose one token is the stop token is finished."""
+    s = draw(model, [prompts[1]], n=400, max_new_tokens=1)
+    assert torch.equal(s.finished, s.tokens[:, 0] == STOP) and s.finished.any() and not s.finished.all()
+    assert (s.lengths == 1).all()
+
+
+def test_8_masks_come_from_lengths(model, prompts):
+    """Property 8: token 0 pads the prefills. With 0 as the stop token, and in prompts, everything is as with any other:
+    rows are the endless ones cut behind the first 0, with the same log-probs."""
+    with torch.no_grad():
+        likely = GPT(model.config)
+        likely.load_state_dict(model.state_dict())
+        likely.head.weight[0] = model.head.weight[STOP]  # so that rows do end
+    s, endless = (draw(likely, prompts, stop=stop, slots=9) for stop in (0, -1))
+    assert s.finished.any() and not s.finished.all()
+    for got, whole in zip(answers(s), answers(endless), strict=True):
+        assert got == (whole[: whole.index(0) + 1] if 0 in whole else whole)
+    torch.testing.assert_close(s.log_probs * s.mask, endless.log_probs * s.mask, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9, 10: with training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_9_grpo_refuses_top_p():
+    """Property 9: top-p below 1 is refused (there is no top-k), since the loss is not renormalised to a nucleus."""
+    question = {"id": "0", "question": "Tom has 2 pears.", "answer": "2"}
+    process, tokenizer = Process(0, 1, CPU, torch.float32), load_tokenizer("world")
+    with pytest.raises(UserError, match="top_p"):
+        rl.GRPO(rl.GRPOConfig(top_p=0.95), [question], tokenizer, process, 0, 256)
+    rl.GRPO(rl.GRPOConfig(), [question], tokenizer, process, 0, 256)
+
+
+@torch.no_grad()
+def test_10_the_sampler_uses_the_new_weights(model, prompts):
+    """Property 10: after the weights change in place, as by an optimizer step, the log-probs are those of the new ones."""
+    trained = GPT(model.config)
+    trained.load_state_dict(model.state_dict())
+    before = draw(trained, prompts[1:3])
+    generator = torch.Generator().manual_seed(0)
+    for p in trained.parameters():
+        p.add_(0.02 * torch.randn(p.shape, generator=generator))
+    after = draw(trained, prompts[1:3])
+    assert answers(after) != answers(before)
+    for row, answer in enumerate(answers(after)):
+        want = full_log_probs(trained, prompts[1 + row // 4], answer, 0.8)
+        torch.testing.assert_close(after.log_probs[row, : len(answer)].double(), want, atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory, slots, refusals
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def spy(monkeypatch) -> dict:
+    """Counts of decoding steps and bytes of the cache that a sample() makes."""
+    seen = {"steps": 0}
+
+    class Spy(KVCache):
+        def __init__(self, *args):
+            super().__init__(*args)
+            caches = (self.prompt_k, self.prompt_v, self.own_k, self.own_v)
+            seen["bytes"], seen["slots"] = sum(x.nbytes for x in caches), self.own_k.shape[1]
+
+        def decode(self, *args):
+            seen["steps"] += 1
+            return super().decode(*args)
+
+    monkeypatch.setattr(sampler, "KVCache", Spy)
+    return seen
+
+
+def test_kv_gib_bounds_the_slots(monkeypatch, model, prompts):
+    """The cache takes at most kv_gib, and with another slot it would take more; the samples are the same."""
+    want, seen = answers(draw(model, prompts, n=8)), spy(monkeypatch)
+    assert answers(draw(model, prompts, n=8, slots=40, kv_gib=1.0)) == want
+    assert seen["slots"] == 40
+    limit = seen["bytes"] * 0.6
+    assert answers(draw(model, prompts, n=8, slots=40, kv_gib=limit / 2**30)) == want
+    fitted = seen["slots"]
+    assert 1 <= fitted < 40 and seen["bytes"] <= limit
+    draw(model, prompts, n=8, slots=fitted + 1, kv_gib=1.0)
+    assert seen["bytes"] > limit
+
+
+def test_stragglers_do_not_starve_others(monkeypatch, model, prompts):
+    """7 prompts x 8 rows of 1 to 60 tokens in 3 slots: every row comes out whole, in no more steps than list scheduling
+    needs (work / slots + the longest row), so that no slot stays empty while a row waits."""
+    want, seen, done = draw(model, prompts, n=8, max_new_tokens=60), spy(monkeypatch), []
+    s = draw(model, prompts, n=8, max_new_tokens=60, slots=3, progress=done.append)
+    assert answers(s) == answers(want) and sum(done) == len(s.lengths) == 56
+    assert s.lengths.min() <= 3 and s.lengths.max() >= 40
+    work = int(s.lengths.sum())
+    assert seen["steps"] <= work / 3 + int(s.lengths.max())
+
+
+def test_what_cannot_be_sampled_is_a_user_error(model):
+    """A prompt too long for the context beside the new tokens (256 in all), an empty one, a kv_gib that holds no row."""
+    assert draw(model, [[7] * 232], n=1).lengths[0] >= 1
+    with pytest.raises(UserError, match="233 tokens and 24 new ones exceed the model's context of 256"):
+        draw(model, [[7], [7] * 233])
+    with pytest.raises(UserError, match="empty prompt"):
+        draw(model, [[7], []])
+    with pytest.raises(UserError, match="--kv_gib"):
+        draw(model, [[7] * 9], kv_gib=1e-9)
+
+
+def test_nothing_to_sample_gives_no_rows(model, prompts):
+    """No prompts (a rank without a share) or n = 0: empty tensors, no error."""
+    for s in (draw(model, [], n=4), draw(model, prompts, n=0)):
+        assert s.tokens.shape == (0, 24) and s.mask.shape == (0, 24)
