@@ -8,16 +8,24 @@ Machines are noisy, so nothing is compared with a number of another minute. A fi
 round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and ratios
 are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA.
 
+Peers run in a process of their own, as their users run them: without our allocator settings (runtime._keep_pages), which
+on a CPU would make them faster too.
+
     of bound   train, sample: the share of the matrix-product rate, from the FLOPs in model.py
     ratio      how many times as long the peer takes
 """
 
+import contextlib
 import dataclasses
+import importlib.util
+import multiprocessing
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +44,7 @@ import rl
 from data.errors import cli
 from data.hf import to_olmo2
 from data.tokenizer import Tokenizer, load_tokenizer
-from model import GPT, config_of, sequence_flops, train_flops
+from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
 from runtime import Process, Progress, make_optimizer, optimizer_step, start_process
 from sampler import sample
 
@@ -107,6 +115,7 @@ def measure(runs: dict[str, Callable[[], object]], process: Process, repeats: in
     for i in range(repeats):
         peak.append(matmul_peak(process))
         for name in list(runs)[:: 1 - 2 * (i % 2)]:
+            time.sleep(0.02)  # threads of the one before spin for some milliseconds
             times[name].append(seconds(runs[name], process))
     return Rounds({name: np.array(t) for name, t in times.items()}, np.array(peak))
 
@@ -121,22 +130,65 @@ def of_peak(share: float, rounds: Rounds) -> str:
     return f"{100 * share:.0f}% of {np.median(rounds.peak) / 1e9:,.0f} GFLOP/s"
 
 
-def olmo2(model: GPT):
-    """transformers' model with the same weights; None if transformers is not installed."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Peers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def peer(body: Callable, process: Process, *args):
+    """Run body(connection, process, *args) in a process of its own; yields our end of the connection."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=body, args=(theirs, process, *args), daemon=True)
+    child.start()
+    theirs.close()  # so that a child that dies ends a recv()
     try:
-        from transformers import Olmo2Config, Olmo2ForCausalLM
-    except ImportError:
-        return None
-    c = model.config
-    config = Olmo2Config(
-        vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.context,
-        rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        yield ours
+    finally:
+        child.terminate()
+        child.join()
+        ours.close()
+
+
+def have(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def served(connection) -> Callable[[], object]:
+    """One step of a peer that is in serve()."""
+
+    def run():
+        connection.send(None)
+        connection.recv()
+
+    return run
+
+
+def serve(connection, process: Process, build: Callable, *args) -> None:
+    """Body of a peer: build a step, then make one whenever asked."""
+    step = build(process, *args)
+    while True:
+        connection.recv()
+        seconds(step, process)  # waits for the GPU
+        connection.send(None)
+
+
+def olmo2(config: GPTConfig, process: Process):
+    """transformers' model with the weights of GPT(config).init_weights(0)."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    c = config
+    theirs = Olmo2ForCausalLM(
+        Olmo2Config(
+            vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.context,
+            rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        )
     )  # fmt: skip
-    theirs = Olmo2ForCausalLM(config)
-    theirs.load_state_dict(to_olmo2(model.state_dict()))
-    return theirs.to(model.head.weight.device)
+    theirs.load_state_dict(to_olmo2(GPT(config).init_weights(0).state_dict(), config))
+    return theirs.to(process.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,10 +210,11 @@ def training_step(model: GPT, rows: int, length: int, process: Process) -> Calla
     return step
 
 
-def transformers_step(theirs, rows: int, length: int, process: Process) -> Callable[[], object]:
-    """The same by transformers' own loss, with the same AdamW."""
+def transformers_step(process: Process, config: GPTConfig, rows: int, length: int) -> Callable[[], object]:
+    """The same by transformers' model and its own loss, with the same AdamW."""
+    theirs = olmo2(config, process)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    batch = torch.randint(theirs.config.vocab_size, (rows, length), device=process.device)
+    batch = torch.randint(config.vocab_size, (rows, length), device=process.device)
 
     def step():
         with process.autocast():
@@ -185,54 +238,65 @@ def bench_train(process: Process, repeats: int) -> None:
     ]
     for name, config, rows, length, aim in cases:
         model = GPT(config).init_weights(0).to(process.device)
-        theirs = olmo2(model)
-        runs = {"ours": training_step(model, rows, length, process)}
-        if theirs is not None:
-            runs["peer"] = transformers_step(theirs, rows, length, process)
-        rounds = measure(runs, process, repeats)
+        with contextlib.ExitStack() as stack:
+            runs = {"ours": training_step(model, rows, length, process)}
+            if have("transformers"):
+                arguments = (transformers_step, config, rows, length)
+                runs["peer"] = served(stack.enter_context(peer(serve, process, *arguments)))
+            rounds = measure(runs, process, repeats)
         speed = {name: rows * length / rounds.time(name) for name in runs}
         row(
             "train",
             f"{name}, {rows} x {length}",
             f"{speed['ours']:,.0f} tokens/s",
             of_peak(rounds.share("ours", rows * length * train_flops(config, length)), rounds),
-            f"transformers {speed['peer']:,.0f}" if theirs else "",
-            f"{rounds.ratio('peer', 'ours'):.2f} x" if theirs else "",
+            f"transformers {speed['peer']:,.0f}" if "peer" in runs else "",
+            f"{rounds.ratio('peer', 'ours'):.2f} x" if "peer" in runs else "",
             aim,
         )
 
 
-def bench_sample(process: Process, repeats: int) -> None:
-    """No row stops early. transformers' generate prefills every row; that its rows share prompts is nothing to it."""
-    config = config_of("micro", load_tokenizer("world").padded_vocab_size)
-    model = GPT(config).init_weights(0).to(process.device)
-    theirs = olmo2(model)
-    n_prompts, n = 32, 16
-    prompts = np.random.default_rng(0).integers(1, config.vocab_size, (n_prompts, PROMPT)).tolist()
+def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process) -> Callable[[], object]:
+    """What rl.py and eval.py call, with no stop token."""
 
-    def ours():
+    def step():
         with process.autocast():
             sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
 
-    runs = {"ours": ours}
-    if theirs is not None:
-        theirs = theirs.to(process.dtype)
-        tokens = torch.tensor(prompts, device=process.device).repeat_interleave(n, 0)
-        flags = {"do_sample": True, "top_k": 0, "max_new_tokens": NEW, "attention_mask": torch.ones_like(tokens)}
+    return step
 
-        def generate():
-            assert theirs.generate(tokens, **flags).shape[1] == PROMPT + NEW
 
-        runs["peer"] = generate
-    rounds = measure(runs, process, repeats)
+def generate_step(process: Process, config: GPTConfig, prompts: list[list[int]], n: int) -> Callable[[], object]:
+    """transformers' generate, which prefills every row: that n rows have the same prompt is nothing to it."""
+    theirs = olmo2(config, process).to(process.dtype)
+    tokens = torch.tensor(prompts, device=process.device).repeat_interleave(n, 0)
+    flags = {"do_sample": True, "top_k": 0, "max_new_tokens": NEW, "attention_mask": torch.ones_like(tokens)}
+
+    def step():
+        assert theirs.generate(tokens, **flags).shape[1] == PROMPT + NEW
+
+    return step
+
+
+def bench_sample(process: Process, repeats: int) -> None:
+    """No row stops early."""
+    config = config_of("micro", load_tokenizer("world").padded_vocab_size)
+    model = GPT(config).init_weights(0).to(process.device)
+    n_prompts, n = 32, 16
+    prompts = np.random.default_rng(0).integers(1, config.vocab_size, (n_prompts, PROMPT)).tolist()
+    with contextlib.ExitStack() as stack:
+        runs = {"ours": sampling_step(model, prompts, n, process)}
+        if have("transformers"):
+            runs["peer"] = served(stack.enter_context(peer(serve, process, generate_step, config, prompts, n)))
+        rounds = measure(runs, process, repeats)
     speed = {name: n_prompts * n * NEW / rounds.time(name) for name in runs}
     row(
         "sample",
         f"micro, {n_prompts} x {n} rows, {PROMPT} + {NEW}",
         f"{speed['ours']:,.0f} tokens/s",
         of_peak(rounds.share("ours", n_prompts * sequence_flops(config, PROMPT, NEW, n)), rounds),
-        f"generate {speed['peer']:,.0f}" if theirs else "",
-        f"{rounds.ratio('peer', 'ours'):.1f} x" if theirs else "",
+        f"generate {speed['peer']:,.0f}" if "peer" in runs else "",
+        f"{rounds.ratio('peer', 'ours'):.1f} x" if "peer" in runs else "",
         "≥ 40%, ≥ 5 x",
     )
 
@@ -348,21 +412,16 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
 
 def bench_rl(process: Process, repeats: int) -> None:
     """A GRPO step against what its tokens cost in sampling and, in rows of their own with their prompts, in pretraining;
-    and against TRL's."""
+    and against TRL's GRPOTrainer. The same prompts, answers, lengths and one update for both."""
     repeats = min(repeats, 3)
     tokenizer = load_tokenizer("world")
     model = GPT(config_of("micro", tokenizer.padded_vocab_size)).init_weights(0).to(process.device)
     n_prompts, n = 64, 16
     prompts = np.random.default_rng(0).integers(1, model.config.vocab_size, (n_prompts, PROMPT)).tolist()
-
-    def sampling():
-        with process.autocast():
-            sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
-
     ours = grpo_step(model, tokenizer, n_prompts, n, process)
     rows, length = 8, 256
-    runs = {"ours": ours, "sampling": sampling, "training": training_step(model, rows, length, process)}
-    rounds = measure(runs, process, repeats)
+    sampling, training = sampling_step(model, prompts, n, process), training_step(model, rows, length, process)
+    rounds = measure({"ours": ours, "sampling": sampling, "training": training}, process, repeats)
     tokens = n_prompts * n * (PROMPT + NEW)
     rounds.seconds["parts"] = rounds.seconds["sampling"] + rounds.seconds["training"] * tokens / (rows * length)
     case = f"micro, {n_prompts} x {n} answers, {PROMPT} + {NEW}"
@@ -375,66 +434,71 @@ def bench_rl(process: Process, repeats: int) -> None:
         f"{rounds.ratio('parts', 'ours'):.2f} x",
         "≥ 0.77 x",
     )
-    times = trl_steps(model, ours, n_prompts, n, process, repeats)
-    if times is not None:
+    if have("trl"):
+        times = {"ours": [], "peer": []}
+        with peer(trl_loop, process, model.config, n_prompts, n, repeats + 1) as connection:
+            for _ in range(repeats + 1):
+                connection.recv()  # TRL is about to begin a step
+                times["ours"].append(seconds(ours, process))
+                connection.send(None)
+                times["peer"].append(connection.recv())
+        rounds = Rounds({name: np.array(t[1:]) for name, t in times.items()}, rounds.peak)
         row(
             "rl",
             case,
-            f"{times.time('ours'):.2f} s a step",
+            f"{rounds.time('ours'):.2f} s a step",
             "",
-            f"TRL {times.time('peer'):.2f}",
-            f"{times.ratio('peer', 'ours'):.1f} x",
+            f"TRL {rounds.time('peer'):.2f}",
+            f"{rounds.ratio('peer', 'ours'):.1f} x",
             "≥ 2.5 x",
         )
 
 
-def trl_steps(model: GPT, ours: Callable, n_prompts: int, n: int, process: Process, repeats: int) -> Rounds | None:
-    """TRL's GRPOTrainer doing the same work, our step before each of its steps. None if TRL is not installed."""
-    try:
-        from datasets import Dataset
-        from tokenizers import Tokenizer as Words
-        from tokenizers import models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast, TrainerCallback
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError:
-        return None
-    vocab = {f"w{i}": i for i in range(model.config.vocab_size)}
-    words = Words(models.WordLevel(vocab, unk_token="w1"))
+def trl_loop(connection, process: Process, config: GPTConfig, n_prompts: int, n: int, steps: int) -> None:
+    """Body of a peer: TRL's GRPOTrainer at the same work. Says when it is about to begin a step, waits for a word, makes
+    the step, sends its seconds."""
+    warnings.simplefilter("ignore")
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    from datasets import Dataset
+    from tokenizers import Tokenizer as Words
+    from tokenizers import models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    words = Words(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2", unk_token="w1")
     rng = np.random.default_rng(0)
-    texts = [" ".join(f"w{i}" for i in rng.integers(3, len(vocab), PROMPT)) for _ in range(n_prompts)]
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    prompts = [" ".join(f"w{i}" for i in rng.integers(3, config.vocab_size, PROMPT)) for _ in range(n_prompts)]
 
     class Timer(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            times["ours"].append(seconds(ours, process))
+            connection.send(None)
+            connection.recv()
             self.start = time.perf_counter()
 
         def on_step_end(self, *args, **kwargs):
             if process.device.type == "cuda":
                 torch.cuda.synchronize()
-            times["peer"].append(time.perf_counter() - self.start)
+            connection.send(time.perf_counter() - self.start)
 
     micro_batch = 64 if process.device.type == "cpu" else 256  # answers in a backward pass
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         flags = GRPOConfig(
-            output_dir=folder, max_steps=repeats + 1, per_device_train_batch_size=micro_batch,
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=n_prompts * n // micro_batch, num_generations=n, max_completion_length=NEW,
             generation_kwargs={"min_new_tokens": NEW}, top_k=0, temperature=1.0, beta=0.0, learning_rate=1e-6,
             gradient_checkpointing=False, bf16=process.dtype == torch.bfloat16, use_cpu=process.device.type == "cpu",
             logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
         )  # fmt: skip
-        trainer = GRPOTrainer(
-            model=olmo2(model),
+        GRPOTrainer(
+            model=olmo2(config, process),
             reward_funcs=lambda completions, **_: rng.integers(2, size=len(completions)).astype(float).tolist(),
             args=flags,
-            train_dataset=Dataset.from_dict({"prompt": texts}),
+            train_dataset=Dataset.from_dict({"prompt": prompts}),
             processing_class=tokenizer,
             callbacks=[Timer()],
-        )
-        trainer.train()
-    return Rounds({name: np.array(t[1:]) for name, t in times.items()}, np.full(repeats, np.nan))
+        ).train()
 
 
 PARTS = {"train": bench_train, "sample": bench_sample, "log_prob": bench_log_prob, "rl": bench_rl}
@@ -443,10 +507,9 @@ PARTS = {"train": bench_train, "sample": bench_sample, "log_prob": bench_log_pro
 def main(config: Config) -> None:
     process = start_process(config.device)
     print(f"torch {torch.__version__}, {process.device}, {process.dtype}, {torch.get_num_threads()} threads")
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        print("transformers is not installed, nothing is compared with it: pip install -r requirements-bench.txt")
+    missing = [package for package in ("transformers", "trl") if not have(package)]
+    if missing:
+        print(f"not installed, so not compared with: {', '.join(missing)} (pip install -r requirements-bench.txt)")
     row("part", "case", "ours", "of bound", "peer", "ratio", "aim")
     for name, part in PARTS.items():
         if name in config.parts or not config.parts:

@@ -49,10 +49,9 @@ class Config:
     """Flags of eval.py."""
 
     checkpoint: tuple[str, ...] = ()  # one or more .pt files
-    compare: tuple[
-        str, ...
-    ] = ()  # instead: evaluation records; the change from the first one to the others (say, three
-    # seeds of one recipe, averaged), paired by question, with bootstrap 95% intervals over questions
+    # instead: evaluation records; the change from the first one to the others (say, three seeds of one recipe, averaged),
+    # paired by question, with bootstrap 95% intervals over questions
+    compare: tuple[str, ...] = ()
     data: str = "out/data"  # folder of data/prepare.py: names below are looked up in it
     questions: tuple[str, ...] = ("test_easy", "test_hard")  # DATA/questions/NAME.jsonl, files, or gsm8k, math (hub)
     split: str = "test"  # of a hub data set
@@ -75,8 +74,9 @@ class Config:
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
-    difficulty: bool = False  # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
+    # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
     # (rl.py --difficulty takes it); --questions, --tasks, --text, --n and --k are set for that
+    difficulty: bool = False
     ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
 
 

@@ -218,8 +218,9 @@ class KVCache:
         """Attend causally within right-padded prompts (P, T) and store them as prompt `entries` (P,)."""
 
         def attend(layer, q, k, v):
-            self.prompt_k[layer, entries, :, : k.shape[1]] = k.transpose(1, 2)
-            self.prompt_v[layer, entries, :, : v.shape[1]] = v.transpose(1, 2)
+            # under autocast the norms and the rotation leave q and k in fp32
+            self.prompt_k[layer, entries, :, : k.shape[1]] = k.transpose(1, 2).to(self.prompt_k.dtype)
+            self.prompt_v[layer, entries, :, : v.shape[1]] = v.transpose(1, 2).to(self.prompt_v.dtype)
             return kernels.attention(q, k, v)
 
         return attend

@@ -67,16 +67,18 @@ class GRPOConfig:
     clip_low: float = 0.2  # the ratio counts down to 1 - this
     clip_high: float = 0.2  # and up to 1 + this
     advantage: Literal["std", "mean"] = "std"  # (r - mean) / std, or r - mean (arXiv 2503.20783)
-    aggregation: Literal["token", "sequence", "constant"] = "token"  # mean over all tokens; mean of each answer's mean;
+    # mean over all tokens; mean of each answer's mean;
     # or sum over tokens divided by answers × max_new_tokens
+    aggregation: Literal["token", "sequence", "constant"] = "token"
     kl: float = 0.0  # coefficient of the k3 KL to the starting model; 0: no reference model is kept
     entropy: float = 0.0  # coefficient of the entropy bonus
     temperature: float = 1.0  # of sampling, applied in the loss too
     top_p: float = 1.0  # must be 1: the loss is not renormalised over a nucleus
     max_new_tokens: int = 0  # longest answer; 0: 64 with the world's tokenizer, else 512
     format_score: float = 0.0  # reward of a closed box with a wrong answer
-    zero_variance: Literal["skip", "keep"] = "skip"  # groups of equal rewards: not computed (the same policy gradient,
+    # groups of equal rewards: not computed (the same policy gradient,
     # since the denominator still counts them; their KL and entropy terms are lost), or computed
+    zero_variance: Literal["skip", "keep"] = "skip"
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     truncated: Literal["wrong", "mask"] = "wrong"  # answers without a stop token: reward 0, or left out
     difficulty: str = ""  # a record of `eval.py --difficulty`: train on questions whose pass rate there is in --band

@@ -270,7 +270,7 @@ def load_checkpoint(path: str | Path) -> dict:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
-        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT})")
+        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
     return checkpoint
 
 

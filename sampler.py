@@ -230,9 +230,11 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     blocks = weight.view(len(weight), -1, BLOCK)
     cumulative = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
     total = cumulative[:, -1:]
-    goal = u[:, None] * total
+    # below the total, which u · total may round up to: then the block found always has weight
+    goal = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     block = torch.searchsorted(cumulative, goal, right=True).clamp(max=blocks.shape[1] - 1)
-    goal = goal - (cumulative.gather(1, block) - blocks.sum(-1).gather(1, block))
+    before = cumulative.gather(1, block) - blocks.sum(-1).gather(1, block)
+    goal = (goal - before).clamp(min=0)  # rounding may put it before the block: take the first word with any weight
     inner = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
     place = torch.searchsorted(inner.cumsum(-1), goal, right=True)
     # rounding may put the goal at or behind the block's end: take the last word of it that has any weight

@@ -189,7 +189,7 @@ def test_olmo2_logits_equal_transformers():
                 rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
             )
         ).eval()  # fmt: skip
-        theirs.load_state_dict(to_olmo2(ours.state_dict()))
+        theirs.load_state_dict(to_olmo2(ours.state_dict(), c))
         tokens = torch.randint(128, (2, 50))
         torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
 
