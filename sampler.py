@@ -230,8 +230,7 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     blocks = weight.view(len(weight), -1, BLOCK)
     cumulative = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
     total = cumulative[:, -1:]
-    # below the total, which u · total may round up to: then the block found always has weight
-    goal = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    goal = u[:, None] * total  # below the total: for u ≤ 1 - 2⁻²⁴ no fp32 product rounds up to it
     block = torch.searchsorted(cumulative, goal, right=True).clamp(max=blocks.shape[1] - 1)
     before = cumulative.gather(1, block) - blocks.sum(-1).gather(1, block)
     goal = (goal - before).clamp(min=0)  # rounding may put it before the block: take the first word with any weight

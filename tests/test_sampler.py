@@ -241,12 +241,13 @@ def test_5_extreme_logits_and_random_numbers(top_p):
 
 def test_5_rounding_at_block_ends_never_draws_an_impossible_token():
     """The two-level search sums in another order inside a block than over blocks: random numbers within a few units of
-    the last place of each block's end still give possible tokens. First and last words of all blocks are impossible."""
-    g, blocks = torch.Generator().manual_seed(0), 3
-    logits = torch.randn(300, blocks * sampler.BLOCK, generator=g)
+    the last place of each block's end still give possible tokens. First and last words of all blocks are impossible,
+    and so is the whole last block."""
+    logits = torch.randn(300, 4 * sampler.BLOCK, generator=torch.Generator().manual_seed(0))
     logits[:, :: sampler.BLOCK] = logits[:, sampler.BLOCK - 1 :: sampler.BLOCK] = -torch.inf
-    ends = logits.softmax(-1).view(300, blocks, -1).sum(-1).cumsum(-1)
-    for block, ulps in itertools.product(range(blocks), range(-4, 5)):
+    logits[:, 3 * sampler.BLOCK :] = -torch.inf
+    ends = logits.softmax(-1).view(300, 4, -1).sum(-1).cumsum(-1)
+    for block, ulps in itertools.product(range(3), range(-4, 5)):
         u = (ends[:, block] + ulps * 2**-24).clamp(0, 1 - 2**-24)
         token, log_prob = choose(logits, u, 1.0, 1.0)
         assert log_prob.isfinite().all()
