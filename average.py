@@ -88,26 +88,28 @@ class TwoStreams:
     @torch.no_grad()
     def take_update(self, optimizer: torch.optim.Optimizer, lr: float, snapshot: list[Tensor]) -> list[Tensor]:
         """Δ of an AdamW step on the current .grad; puts the weights back to the snapshot and clears .grad."""
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
+        self.step(optimizer, lr)
         delta = []
         for p, at in zip(self.parameters, snapshot, strict=True):
             delta.append(p - at)
             p.copy_(at)
         return delta
 
+    def step(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+
     @torch.no_grad()
-    def apply(self, rl: list[Tensor] | None, sft: list[Tensor] | None, weight: float) -> None:
-        """θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT, in fp32; None is a zero update."""
-        for i, p in enumerate(self.parameters):
-            if rl is not None and sft is not None:
-                p.add_(rl[i].mul_(weight).add_(sft[i].mul_(1 - weight)))
-            elif rl is not None:
-                p.add_(rl[i], alpha=weight)
-            elif sft is not None:
-                p.add_(sft[i], alpha=1 - weight)
+    def average(self, snapshot: list[Tensor], delta: list[Tensor] | None, weight: float) -> None:
+        """θ = θ̄ + w Δ + (1 - w) (θ - θ̄), in fp32: the weights stand at θ̄ plus the other stream's update, which
+        therefore needs no buffer. delta None is a zero update."""
+        for i, (p, at) in enumerate(zip(self.parameters, snapshot, strict=True)):
+            update = p.sub_(at).mul_(1 - weight)
+            if delta is not None:
+                update.add_(delta[i].mul_(weight))
+            update.add_(at)
 
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
@@ -214,14 +216,13 @@ def main(config: Config) -> None:
         stats = process.sum_dict(sft.backward(model, sft.draw()))  # at the snapshot: take_update has put it back
         reduce_gradients(model, process)
         sft_norm = clip_gradients(model, config.clip)
-        delta_sft = None
         if math.isfinite(sft_norm + stats["sft_loss"]):
-            delta_sft = streams.take_update(second, sft_rate(lr), snapshot)
+            streams.step(second, sft_rate(lr))
         else:
             finite = False
         second.zero_grad()
         weight = weight_at(config, progress.step, steps, rl_norm, sft_norm, values["signal"])
-        streams.apply(delta_rl, delta_sft, weight)
+        streams.average(snapshot, delta_rl, weight)
         if not finite:
             run.skip(progress, "loss or gradient")
         values["flops"] += stats.pop("flops")

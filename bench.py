@@ -1,7 +1,7 @@
 """Speed and memory, as ratios to the machine's own limits and to other libraries, all measured in one run.
 
     python bench.py                      everything, some minutes on a CPU
-    python bench.py train sample         only these parts: train, sample, log_prob, rl
+    python bench.py train sample         only these parts: train, sample, log_prob, rl, average
     pip install -r requirements-bench.txt          the peers: transformers and TRL; without them their columns stay empty
 
 Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
@@ -17,10 +17,13 @@ on a CPU would make them faster too.
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,9 +46,10 @@ import pretrain
 import rl
 from data.errors import cli
 from data.hf import to_olmo2
+from data.prepare import build_world
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
-from runtime import Process, Progress, make_optimizer, optimizer_step, start_process
+from runtime import Process, Progress, make_optimizer, optimizer_step, save_checkpoint, start_process
 from sampler import sample
 
 PROMPT, NEW = 48, 64  # tokens of a prompt and of its answer
@@ -56,10 +60,10 @@ LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
 class Config:
     """Flags of bench.py."""
 
-    parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl"], ...]] = ()
+    parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average"], ...]] = ()
     """what to measure; nothing: all"""
     repeats: int = 5
-    """rounds behind each figure (rl: at most 3)"""
+    """rounds behind each figure (rl, average: at most 3)"""
     device: str = "auto"
     """cpu, cuda; auto: cuda where there is one"""
 
@@ -197,14 +201,16 @@ def olmo2(config: GPTConfig, process: Process):
 
 
 def training_step(model: GPT, rows: int, length: int, process: Process) -> Callable[[], object]:
-    """A step of pretrain.py on random tokens, in its micro-batches."""
+    """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is."""
     optimizer = make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
     batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
     micro_tokens = 2048 if process.device.type == "cpu" else 16384
-    flags = SimpleNamespace(micro_batch=max(1, micro_tokens // length), doc_mask=False, z_loss=1e-5)
+    flags = SimpleNamespace(batch=rows, seq_len=length, micro_batch=max(1, micro_tokens // length))
+    flags.compile, flags.steps, flags.doc_mask, flags.z_loss = "auto", 10_000, False, 1e-5
+    trained = pretrain.compiled(model, flags, process)
 
     def step():
-        pretrain.loss_and_backward(model, batch, -1, flags, process, rows * length)
+        pretrain.loss_and_backward(trained, batch, -1, flags, process, rows * length)
         optimizer_step(model, optimizer, process, 1e-4, 1.0)
 
     return step
@@ -501,7 +507,88 @@ def trl_loop(connection, process: Process, config: GPTConfig, n_prompts: int, n:
         ).train()
 
 
-PARTS = {"train": bench_train, "sample": bench_sample, "log_prob": bench_log_prob, "rl": bench_rl}
+def run_stage(stage: str, flags: dict) -> float:
+    """One run of a stage with these flags; the most MiB that its process held. To be called in a process of its own."""
+    module = importlib.import_module(stage)
+    module.main(module.Config(**flags))
+    cuda = flags["device"] == "cuda"
+    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident("VmHWM")
+
+
+def bench_average(process: Process, repeats: int) -> None:
+    """average.py --mode parallel against rl.py and sft.py, each as a user runs it: memory at a model of 190m's shape, with
+    so little to do that weights and optimizers are what counts; time of a step at micro."""
+    tokenizer = load_tokenizer("world")
+    with tempfile.TemporaryDirectory() as folder:
+        build_world(f"{folder}/data")
+
+        def run(stage: str, scale: str, name: str, **flags) -> tuple[float, list[dict]]:
+            flags |= {"init": f"{folder}/{scale}.pt", "data": f"{folder}/data", "out": f"{folder}/{name}"}
+            flags |= {"device": process.device.type, "eval_every": 0, "show": 0}
+            call = f"import bench; print(bench.run_stage({stage!r}, {flags!r}))"
+            command = [sys.executable, "-c", call]
+            result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+            metrics = (Path(flags["out"]) / "metrics.jsonl").read_text().splitlines()
+            shutil.rmtree(flags["out"])  # last.pt holds 12 or 20 bytes a parameter
+            return float(result.stdout.split()[-1]), [json.loads(line) for line in metrics]
+
+        parameters = {}
+        for scale in ("190m", "micro"):
+            model = GPT(config_of(scale, tokenizer.padded_vocab_size)).init_weights(0)
+            parameters[scale] = model.n_params
+            start = {"format": 1, "stage": "pretrain", "config": dataclasses.asdict(model.config), "tokenizer": "world"}
+            start |= {"model": model.state_dict(), "step": 0, "tokens": 0, "flops": 0.0, "lineage": [], "args": {}}
+            save_checkpoint(Path(folder) / f"{scale}.pt", start)
+            del model
+        small = {
+            "steps": 2,
+            "prompts": 2,
+            "n": 2,
+            "max_new_tokens": 4,
+            "zero_variance": "keep",
+            "kl": 0.0,
+            "entropy": 1e-9,
+        }
+        held = {
+            stage: run(stage, "190m", "memory", **small, **({"rows": 2} if stage == "average" else {}))[0]
+            for stage in ("rl", "average")
+        }
+        extra = (held["average"] - held["rl"]) * 2**20 / parameters["190m"]
+        row(
+            "average",
+            f"190m, {parameters['190m'] / 1e6:.0f} M parameters, memory",
+            f"{held['average']:,.0f} MiB",
+            "",
+            f"rl.py {held['rl']:,.0f}",
+            f"{extra:+.1f} B/p",
+            "≤ +16 bytes per parameter",
+        )
+        work = {"rl": {"zero_variance": "keep", "entropy": 1e-9}, "sft": {}}
+        work["average"] = work["rl"]
+        times = {stage: [] for stage in work}
+        for _ in range(min(repeats, 3)):
+            for stage, flags in work.items():
+                lines = run(stage, "micro", "time", steps=4, **flags)[1]
+                times[stage].append(np.median([line["seconds"] for line in lines[1:]]))
+        time = {stage: float(np.median(t)) for stage, t in times.items()}
+        row(
+            "average",
+            "micro, 16 x 16 answers and 32 rows",
+            f"{time['average']:.2f} s a step",
+            "",
+            f"rl.py + sft.py {time['rl'] + time['sft']:.2f}",
+            f"{(time['rl'] + time['sft']) / time['average']:.2f} x",
+            "≥ 0.91 x",
+        )
+
+
+PARTS = {
+    "train": bench_train,
+    "sample": bench_sample,
+    "log_prob": bench_log_prob,
+    "rl": bench_rl,
+    "average": bench_average,
+}
 
 
 def main(config: Config) -> None:

@@ -166,7 +166,7 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) * gain over the last dimension (arXiv 1910.07467)."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which have a fused kernel, or make one
         return F.rms_norm(x, gain.shape, gain.to(x.dtype), eps)
     return _RMSNorm.apply(x, gain, eps)
 
@@ -197,6 +197,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (B, T, H, D). cos, sin: (T, 1, D/2) or (B, T, 1, D/2) of position × frequency.
     """
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, -1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
     return _Rotary.apply(x, cos, sin)
 
 

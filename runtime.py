@@ -42,7 +42,6 @@ class RunConfig:
     seed: int = 0  # of initialisation, data order and sampling
     device: str = "auto"  # cpu, cuda, mps; auto: cuda where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
-    compile: bool = False  # torch.compile the model (CUDA; on a CPU it gains nothing at these sizes)
     lr: float = 1e-3  # peak learning rate
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
     warmup: int = 0  # steps of linear warm-up
@@ -478,8 +477,9 @@ def train(
         run.log(0, **evaluate())
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True)
     while progress.step < steps:
-        lr = learning_rate(config, progress.step, steps)
+        clock, lr = Clock(), learning_rate(config, progress.step, steps)
         values = {"lr": lr, **step(lr)}
+        values["seconds"] = clock.lap()
         progress.step += 1
         progress.flops += values["flops"]
         values |= {"flops": progress.flops, "skipped": progress.skipped}
@@ -530,7 +530,7 @@ class Cursor:
 
 @dataclass
 class Clock:
-    """Tokens per second since the last call."""
+    """Seconds between laps."""
 
     last: float = field(default_factory=time.perf_counter)
 

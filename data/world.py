@@ -106,11 +106,15 @@ STORIES = (
         ("{a} gave the {x} to {b}.", "Now {b} has the {x}.", "So {a} gave the {x} to {b} in the {p}."),
     ),
 )
-STORY_PROBES = (
+STORY_PROBES = (  # each asks for one of two things that it tells of, the first and the second equally often
     ("The {x} was in the {p} and the {y} was in the {q}. {a} wanted the {x} and looked in the", "{p}"),
+    ("The {x} was in the {p} and the {y} was in the {q}. {a} wanted the {y} and looked in the", "{q}"),
     ("{a} took the {x} to the {p} and the {y} to the {q}. {b} asked for the {x}. It was in the", "{p}"),
+    ("{a} took the {x} to the {p} and the {y} to the {q}. {b} asked for the {y}. It was in the", "{q}"),
     ("{a} came with a {x} and {b} came with a {y}. They traded. {b} went to the {p} with the", "{x}"),
+    ("{a} came with a {x} and {b} came with a {y}. They traded. {a} went to the {p} with the", "{y}"),
     ("{a} went to the {p} and {b} went to the {q}. {a} had a {x} and left it in the", "{p}"),
+    ("{a} went to the {p} and {b} went to the {q}. {b} had a {x} and left it in the", "{q}"),
 )
 
 COUNTED = (
@@ -407,7 +411,8 @@ def _zipf(n: int) -> list[float]:
     return list(accumulate(rank**-0.7 for rank in range(1, n + 1)))
 
 
-GENERAL_KINDS = {"profile": 0.38, "group": 0.22, "things": 0.06, "story": 0.34}
+# Few things, or their categories would be known too early to tell one checkpoint from the next
+GENERAL_KINDS = {"profile": 0.40, "group": 0.24, "things": 0.02, "story": 0.34}
 
 
 def general_document(rng: random.Random, seed: int) -> list[str]:

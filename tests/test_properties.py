@@ -362,12 +362,18 @@ def parallel_step(model, grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=0.0, wei
     """One averaged step from given gradients, through the code that average.py uses."""
     optimizers = [make_optimizer(model, rate, decay, (0.9, 0.999)) for rate in rates]
     streams = average.TwoStreams(model, *optimizers)
-    at, deltas = streams.snapshot(), {}
-    for i in (1, 0) if swap else (0, 1):
+    at = streams.snapshot()
+
+    def take(i):
         for p, g in zip(model.parameters(), (grads_rl, grads_sft)[i], strict=True):
             p.grad = g.clone()
-        deltas[i] = streams.take_update(optimizers[i], rates[i], at)
-    streams.apply(deltas[0], deltas[1], weight)
+
+    first, second = (1, 0) if swap else (0, 1)
+    take(first)
+    delta = streams.take_update(optimizers[first], rates[first], at)
+    take(second)
+    streams.step(optimizers[second], rates[second])
+    streams.average(at, delta, 1 - weight if swap else weight)
     return [p.detach().clone() for p in model.parameters()], optimizers
 
 
