@@ -117,28 +117,39 @@ class _LinearLogProb(torch.autograd.Function):
         use_entropy = ctx.want_entropy and grad_entropy is not None
         if use_entropy:
             p_factor = p_factor - grad_entropy * entropy
+        # dz = 1{y} g_lp + p (g_L - g_lp - g_H (log p + H)), divided by the temperature. Without g_H the factor of p is one
+        # number a row: then it is left out of the large matrix and put on `scale`, which spares a pass through that.
+        if use_entropy:
+            scale, one_hot = torch.full_like(p_factor, 1 / ctx.temperature), grad_log_prob
+        else:
+            zero_factor = p_factor == 0
+            scale = torch.where(zero_factor, 1.0, p_factor) / ctx.temperature
+            one_hot = torch.where(zero_factor, grad_log_prob, grad_log_prob / p_factor)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device, dtype=torch.float32)
         buffer = torch.empty(min(n, CHUNK_ROWS), vocab, device=hidden.device)
         for chunk, p in _chunks(n, buffer, False):
-            if kept is None:
-                log_p = _logits(hidden[chunk], compute_weight, ctx.temperature, out=p).sub_(logsumexp[chunk, None])
-            else:
+            target, row_scale = targets[chunk, None], scale[chunk, None]
+            if kept is not None:
                 log_p = kept[chunk]
-            factor = p_factor[chunk, None]
+            else:
+                log_p = _logits(hidden[chunk], compute_weight, ctx.temperature, out=p)
+                if use_entropy:
+                    log_p.sub_(logsumexp[chunk, None])
             if use_entropy:  # a second buffer: log p is still needed when p has taken its place
-                factor = torch.addcmul(factor, log_p, grad_entropy[chunk, None], value=-1)
-            # dz = 1{y} g_lp + p (g_L - g_lp - g_H (log p + H)), divided by the temperature
-            dz = torch.exp(log_p, out=p).mul_(factor)
-            dz.scatter_add_(1, targets[chunk, None], grad_log_prob[chunk, None])
-            if ctx.temperature != 1.0:
-                dz.div_(ctx.temperature)
-            dz = dz.to(hidden.dtype)
-            torch.mm(dz, compute_weight, out=grad_hidden[chunk])
+                factor = torch.addcmul(p_factor[chunk, None], log_p, grad_entropy[chunk, None], value=-1)
+                torch.exp(log_p, out=p).mul_(factor)
+            else:
+                torch.softmax(log_p, -1, out=p)  # of logits as of log p, which differ by a number a row
+                if zero_factor[chunk].any():
+                    p.masked_fill_(zero_factor[chunk, None], 0.0)
+            p.scatter_add_(1, target, one_hot[chunk, None])
+            dz = p.to(hidden.dtype)
+            torch.mm(dz, compute_weight, out=grad_hidden[chunk]).mul_(row_scale)
             if hidden.dtype == torch.float32:
-                grad_weight.addmm_(dz.T, hidden[chunk])
+                grad_weight.addmm_(dz.T, hidden[chunk] * row_scale)
             else:  # the sum over chunks stays in fp32
-                grad_weight += dz.T @ hidden[chunk]
+                grad_weight += dz.T @ (hidden[chunk] * row_scale).to(hidden.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
