@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import run, start
+from conftest import SMALL, assert_same_run, run, same, start
 
 import average
 import eval as evaluation
@@ -18,46 +18,6 @@ import runtime
 import sft
 from data.errors import UserError
 from data.tokenizer import load_tokenizer
-
-SMALL = [
-    "--scale",
-    "smoke",
-    "--batch",
-    "4",
-    "--seq_len",
-    "64",
-    "--steps",
-    "12",
-    "--eval_every",
-    "0",
-    "--save_every",
-    "2",
-]
-
-
-def same(a, b) -> bool:
-    """Bitwise equality of nested checkpoints, whatever flags they record."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def assert_same_run(a, b):
-    x, y = (runtime.load_checkpoint(p / "last.pt") for p in (a, b))
-    assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))
-
-
-@pytest.fixture(scope="module")
-def base(world, tmp_path_factory):
-    """A checkpoint of the smoke scale after 12 steps, by the command itself."""
-    out = tmp_path_factory.mktemp("base") / "run"
-    code, _, err = run("pretrain.py", *SMALL, "--data", world, "--out", out)
-    assert code == 0, err
-    return out
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
