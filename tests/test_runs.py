@@ -125,51 +125,6 @@ def refused(match, function, *args, **kwargs):
     assert "\n" not in str(error.value)
 
 
-def test_bad_input_is_one_line(base, world, tmp_path):
-    """Missing, truncated, of another kind, impossible, not empty: one line that names it, and nothing is written."""
-
-    def pretraining(**flags):
-        return lambda: pretrain.main(
-            pretrain.Config(**{"scale": "smoke", "data": str(world), "out": str(tmp_path / "new")} | flags)
-        )
-
-    refused("no such checkpoint", runtime.load_checkpoint, tmp_path / "none.pt")
-    broken = tmp_path / "broken.pt"
-    broken.write_bytes((base / "last.pt").read_bytes()[:20_000])
-    refused("truncated", runtime.load_checkpoint, broken)
-    refused("not empty", pretraining(out=str(base)))
-    refused("--tokens and --steps", pretraining(tokens="1M", steps=3))
-    refused("seq_len 512", pretraining(seq_len=512))
-    refused("not a count", pretraining(tokens="many"))
-    refused("no such data folder", pretraining(data=str(tmp_path / "nothing")))
-    refused("unknown tokenizer", load_tokenizer, "cl50k")
-    refused("--init", rl.main, rl.Config())
-    refused(
-        "group needs", rl.main, rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "new"), n=1)
-    )
-    assert not (tmp_path / "new").exists()
-    code, _, err = run("eval.py", "--checkpoint", broken)
-    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
-
-
-def test_shard_of_the_wrong_dtype_and_tokenizer(base, world, tmp_path):
-    import shutil
-
-    folder = tmp_path / "data"
-    shutil.copytree(world, folder)
-    shard = folder / "math/train_00000.npy"
-    np.save(shard, np.load(shard).astype(np.uint32))
-    config = dict(scale="smoke", out=str(tmp_path / "new"))
-    refused("uint32", lambda: pretrain.main(pretrain.Config(data=str(folder), **config)))
-    np.save(shard, np.load(shard).astype(np.uint16))
-    for meta in folder.glob("*/meta.json"):
-        meta.write_text(meta.read_text().replace('"tokenizer": "world"', '"tokenizer": "gpt2"', 1))
-    record = evaluation.Config(
-        checkpoint=(str(base / "last.pt"),), data=str(folder), questions=(), tasks=(), out=str(tmp_path / "e")
-    )
-    refused("tokenized with 'gpt2'", evaluation.main, record)
-
-
 def test_save_at_and_atomic_save(tmp_path, monkeypatch):
     """Kept steps from steps, tokens and log spacing; a failing save leaves the old file."""
     assert pretrain.parse_save_at("3,5", 10, 100) == [3, 5, 10]
