@@ -1,4 +1,4 @@
-"""What the tests share: one thread, a tiny prepared world, a tiny pretraining run."""
+"""What the tests share: one thread, a tiny prepared world, a tiny pretraining run, comparisons."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ import torch
 from data.prepare import build_world
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
+from runtime import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +20,9 @@ ROOT = Path(__file__).parent.parent
 # (they inherit the variable) add up in the same order as the functions that they call in this process.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# A pretraining run of seconds
+SMALL = "--scale smoke --batch 4 --seq_len 64 --steps 12 --eval_every 0 --save_every 2".split()
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,15 @@ def tokenizer():
     return load_tokenizer("world")
 
 
+@pytest.fixture(scope="session")
+def base(world, tmp_path_factory) -> Path:
+    """A run of the smoke scale after 12 steps, by the command itself, for reading only."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    code, _, err = run("pretrain.py", *SMALL, "--data", world, "--out", out)
+    assert code == 0, err
+    return out
+
+
 def tiny_gpt(seed: int = 0, std: float = 0.02, vocab_size: int = 131, context: int = 96, n_kv_heads: int = 0) -> GPT:
     """2 layers, 4 heads of 8. With std = 0.3 its predictions are far from uniform and differ from token to token."""
     config = GPTConfig(vocab_size, d_model=32, n_layers=2, n_heads=4, d_ff=48, context=context, n_kv_heads=n_kv_heads)
@@ -60,3 +73,20 @@ def run(*command) -> tuple[int, str, str]:
     process = start(*command)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def same(a, b) -> bool:
+    """Bitwise equality of nested checkpoints, whatever flags they record."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs' last checkpoints hold the same bits: weights, counters, optimizers, cursors."""
+    x, y = (load_checkpoint(p / "last.pt") for p in (a, b))
+    assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))

@@ -52,8 +52,8 @@ def windows_of(loader, source, n_rows):
 )
 @settings(max_examples=200, deadline=None)
 def test_locate_is_the_running_count(weights, start):
-    """34: the closed form gives each row one source, and each source its indices 0, 1, 2, … without gap or repeat,
-    as a count over all rows would; it stays within one row a source of the exact share."""
+    """Property 34: the closed form gives each row one source, and each source its indices 0, 1, 2, … without gap or
+    repeat, as a count over all rows would; it stays within one row a source of the exact share."""
     seen = Counter()
     for row in range(60):
         source, index = locate(row, weights)
@@ -93,7 +93,8 @@ def test_every_token_is_a_target_once_an_epoch(folder):
 
 
 def test_batch_depends_on_seed_and_step_alone(folder):
-    """33, 34: any step can be read at any time, by any loader, in any order; another seed gives another order."""
+    """Properties 33, 34: any step can be read at any time, by any loader, in any order; another seed gives another
+    order."""
     mix = {"general": 1, "math": 2}
     one = Loader(folder, mix, 8, 16, seed=1)
     batches = [one.batch(step) for step in range(40)]
@@ -106,7 +107,7 @@ def test_batch_depends_on_seed_and_step_alone(folder):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_read_the_global_batch(folder, world_size):
-    """34: what the ranks read, side by side, is the batch of one rank, whatever their number."""
+    """Property 34: what the ranks read, side by side, is the batch of one rank, whatever their number."""
     whole = Loader(folder, None, 8, 16, seed=3)
     share = 8 // world_size
     for step in (0, 7, 31):
@@ -125,7 +126,8 @@ def test_many_epochs_in_one_batch(folder):
 
 
 def test_iterate_reads_ahead_in_order(folder, monkeypatch):
-    """The next batch is read before it is asked for; steps come in order from the given one; leaving ends the thread."""
+    """The next batch is read before it is asked for; steps come in order from the given one; leaving ends the
+    thread."""
     loader = Loader(folder, None, 4, 16, seed=0)
     plain, read = loader.batch, []
     monkeypatch.setattr(loader, "batch", lambda step, rows=slice(None): read.append(step) or plain(step, rows))
@@ -168,7 +170,8 @@ def test_val_batches(folder):
 
 
 def test_parse_mix():
-    """Weights are relative and exact in decimals; a source that is named twice, or a weight that is none, is refused."""
+    """Weights are relative and exact in decimals; a source that is named twice, or a weight that is none, is
+    refused."""
     assert parse_mix("general=0.6, math=0.4") == {"general": 0.6, "math": 0.4}
     assert parse_mix("") is None
     assert integer_weights({"math": 0.1, "general": 0.7, "c": 1}) == {"c": 10, "general": 7, "math": 1}

@@ -82,8 +82,8 @@ def test_world_layout(small_world):
 
 
 def test_world_text_holds_no_asked_question(small_world):
-    """36: no question of any split, the training questions included, is in the world's text, train or held out; nor is
-    a text that is held out for bits per byte in the train text's first documents."""
+    """Property 36: no question of any split, the training questions included, is in the world's text, train or held
+    out; nor is a text that is held out for bits per byte in the train text's first documents."""
     asked = [row["question"] for rows in world.questions(3).values() for row in rows]
     banned = BannedQuestions(asked)
     text = {split: segments(small_world / "math", split) for split in ("train", "val")}
@@ -267,8 +267,9 @@ def question_rows(n):
 
 
 def test_questions_and_text_do_not_overlap(tmp_path, capsys):
-    """36: validation questions are neither in the train questions nor in any text of the folder, with any solution,
-    prepared in the same call or later; nor are banned ones; near duplicates (white space, case) are gone as well."""
+    """Property 36: validation questions are neither in the train questions nor in any text of the folder, with any
+    solution, prepared in the same call or later; nor are banned ones; near duplicates (white space, case) are gone as
+    well."""
     near = [row | {"problem": row["problem"].upper().replace(" ", "  ")} for row in question_rows(50)]
     path = write(tmp_path / "q.jsonl", question_rows(50) + near)
     ban = write(tmp_path / "test.jsonl", [{"question": "tom has 3 RED nuts.  How many?", "answer": "7"}])
@@ -303,7 +304,8 @@ def test_questions_only_and_never_replaced(tmp_path):
 
 
 def test_hub_questions_bring_their_test_split(tmp_path, monkeypatch):
-    """36: with GSM8K from the hub, its test split becomes a question file, and its questions leave the train split."""
+    """Property 36: with GSM8K from the hub, its test split becomes a question file, and its questions leave the train
+    split."""
     rows = [{"question": f"Q {i}, how many nuts?", "answer": f"It is {i}.\n#### {i}"} for i in range(30)]
     monkeypatch.setattr(
         "data.questions.stream_hub", lambda repo, config, split: iter(rows[25:] if split == "test" else rows)

@@ -1,4 +1,8 @@
-"""The traps of samplers, log-probs, GRPO and parallel averaging, each a test that names its property."""
+"""The traps of GRPO and of parallel averaging, each a test that names its property (9, 10, 14 - 32).
+
+The other properties' tests are beside what they test: test_sampler, test_kernels, test_eval, test_loader,
+test_questions, test_verifier, test_world; those of whole runs (22, 29, 30, 33, 34) in test_runs and test_stages.
+"""
 
 import itertools
 import math
@@ -7,249 +11,62 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import same
 
 import average
-import kernels
 import rl
-from data.errors import UserError
-from data.hf import to_olmo2
+import sft
+from data.questions import encode_prompt
 from data.tokenizer import load_tokenizer
-from eval import majority_vote, mean_interval, pass_at_k
-from model import GPT, Packed, config_of, packed_batches
-from runtime import Cursor, Process, make_optimizer
-from sampler import choose, sample
+from model import GPT, config_of
+from runtime import Process, Progress, Run, RunConfig, make_optimizer
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
-STOP = 5
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return GPT(config_of("smoke", 128)).init_weights(0, std=0.15)
 
 
-@pytest.fixture(scope="module")
-def prompts():
-    rng = np.random.default_rng(0)
-    return [rng.integers(6, 120, size=n).tolist() for n in (3, 17, 9, 30, 1, 12)]
-
-
-def draw(model, prompts, n=4, **changes):
-    settings = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1)
-    return sample(model, prompts, n, **{**settings, **changes})
-
-
 def full_log_probs(model, prompt, answer, temperature):
+    """(len(answer),) by one plain forward of the row, in float64 from the hidden states on."""
     tokens = torch.tensor([prompt + answer])
     hidden = model(tokens)[0, len(prompt) - 1 : -1].double()
     logits = hidden @ model.head.weight.double().T / temperature
     return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).squeeze(1)
 
 
-# ------------------------------------------------------------------------------------------------------------- sampler
+# ---------------------------------------------------------------------------------------------------------------------
+# GRPO
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_1_recorded_log_probs_equal_a_full_forward(model, prompts):
-    s = draw(model, prompts)
-    for row in range(0, 24, 5):
-        answer = s.tokens[row, : s.lengths[row]].tolist()
-        expected = full_log_probs(model, prompts[row // 4], answer, 0.8)
-        torch.testing.assert_close(s.log_probs[row, : len(answer)].double(), expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("slots", [1, 3, 7, 100])
-def test_2_4_tokens_do_not_depend_on_slots_order_or_neighbours(model, prompts, slots):
-    """Properties 2, 4: greedy and sampled rows are the same for any slot count; reused slots leave nothing behind."""
-    for temperature in (0.0, 1.0):
-        a, b = (draw(model, prompts, temperature=temperature, slots=k) for k in (24, slots))
-        assert torch.equal(a.tokens * a.mask, b.tokens * b.mask) and torch.equal(a.lengths, b.lengths)
-    alone = draw(model, [prompts[3]], n=1, temperature=0.0)
-    among = draw(model, prompts[::-1], n=1, temperature=0.0, slots=slots)
-    length = int(alone.lengths[0])
-    assert among.tokens[2, :length].tolist() == alone.tokens[0, :length].tolist()
-
-
-def test_3_4_shared_prefill_and_different_rows(model, prompts):
-    """Properties 3, 4: rows of one shared prefill equal rows of separate prefills, and differ among each other."""
-    shared = draw(model, [prompts[1]], n=6)
-    separate = draw(model, [prompts[1]] * 6, n=1)
-    assert torch.equal(shared.tokens * shared.mask, separate.tokens * separate.mask)
-    assert len({tuple(t) for t in shared.tokens.tolist()}) > 1
-
-
-def test_5_frequencies_match_softmax_and_top_p_keeps_the_nucleus():
-    """Property 5: chi-square over 20,000 draws (false alarm 1e-4); top-p draws exactly the smallest set reaching p."""
-    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -3.0]])
-    n, rng = 20_000, np.random.default_rng(0)
-    u = torch.from_numpy(rng.random(n, dtype=np.float32))
-    p = (logits[0].double() / 0.7).softmax(-1)
-    count = torch.bincount(choose(logits.expand(n, -1), u, 0.7, 1.0)[0], minlength=6).double()
-    assert ((count - n * p).square() / (n * p)).sum() < 25.7  # chi-square, 5 degrees of freedom, 1e-4
-    nucleus = set(choose(logits.expand(n, -1), u, 0.7, 0.9)[0].tolist())
-    size = int((p.cumsum(0) - p < 0.9).sum())
-    assert nucleus == set(range(size)) and size < 6
-
-
-def test_6_7_8_stop_token_and_masks(model, prompts):
-    """Properties 6-8: a finished row ends in its stop token, which the mask holds; a cut row has none; a pad id equal
-    to the stop id changes nothing, since masks come from lengths."""
-    s = draw(model, prompts, n=8, temperature=1.5, max_new_tokens=40)
-    assert s.finished.any() and not s.finished.all()
-    for row in range(len(s.lengths)):
-        answer = s.tokens[row, : s.lengths[row]].tolist()
-        assert (answer[-1] == STOP) == bool(s.finished[row]) and STOP not in answer[:-1]
-        assert int(s.mask[row].sum()) == len(answer)
-        assert bool(s.finished[row]) or len(answer) == 40
-
-
-def test_sampler_refuses_what_cannot_fit(model):
-    with pytest.raises(UserError, match="context"):
-        draw(model, [[7] * 250])
-    with pytest.raises(UserError, match="kv_gib"):
-        draw(model, [[7] * 9], kv_gib=1e-9)
-
-
-# ----------------------------------------------------------------------------------------------------------- log-probs
-
-
-def test_11_log_prob_of_token_t_comes_from_the_state_before():
-    """Property 11: with one-hot states and a known table, log p is that of the table's row t-1."""
-    weight = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    out = kernels.linear_log_prob(torch.eye(5)[:3], weight, torch.tensor([4, 0, 2]))
-    expected = [weight[:, t].log_softmax(0)[y] for t, y in enumerate((4, 0, 2))]
-    torch.testing.assert_close(out.log_prob, torch.stack(expected))
-
-
-@pytest.mark.parametrize(
-    ("n", "temperature", "keep"), [(1, 1.0, 1 << 23), (600, 0.6, 0), (600, 0.6, 1 << 23), (130, 1.3, 0)]
-)
-def test_12_fused_log_prob_against_float64(monkeypatch, n, temperature, keep):
-    """Property 12: values and gradients, odd vocabulary, chunked and kept."""
-    monkeypatch.setattr(kernels, "KEEP_ELEMENTS", keep)
-    g = torch.Generator().manual_seed(n)
-    hidden, weight = (torch.randn(s, generator=g, requires_grad=True) for s in ((n, 24), (1003, 24)))
-    targets = torch.randint(1003, (n,), generator=g)
-    targets[0] = 1002
-    weights = torch.randn(3, n, generator=g)
-    weights[:, n // 2] *= n == 1
-    out = kernels.linear_log_prob(hidden, weight, targets, temperature, entropy=True)
-    grads = torch.autograd.grad((torch.stack(out) * weights).sum(), (hidden, weight))
-    h64, w64 = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    logits = h64 @ w64.T / temperature
-    log_p = logits.log_softmax(-1)
-    expected = [log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1), logits.logsumexp(-1)]
-    ref = torch.autograd.grad((torch.stack(expected) * weights).sum(), (h64, w64))
-    for a, b in zip(out, expected, strict=True):
-        torch.testing.assert_close(a.double(), b, atol=2e-5, rtol=1e-5)
-    for a, b in zip(grads, ref, strict=True):
-        assert (a - b).norm() / b.norm() < 5e-6
-    assert n == 1 or not grads[0][n // 2].any()
-
-
-def test_13_huge_logits_stay_finite():
-    hidden, weight = (
-        torch.tensor([[1e4], [-1e4]], requires_grad=True),
-        torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True),
-    )
-    out = kernels.linear_log_prob(hidden, weight, torch.tensor([1, 2]), entropy=True)
-    grads = torch.autograd.grad(sum(x.sum() for x in out), (hidden, weight))
-    assert all(x.isfinite().all() for x in (*out, *grads))
-
-
-def test_elementwise_functions_against_float64():
-    x = torch.randn(3, 5, 2, 8, requires_grad=True)
-    gain, angle = torch.randn(8, requires_grad=True), torch.randn(5, 1, 4)
-    out = kernels.rotary(kernels.rms_norm(x, gain, 1e-6), angle.cos(), angle.sin())
-    up = torch.randn_like(out)
-    grads = torch.autograd.grad(out, (x, gain), up)
-    x64, g64, a64 = x.detach().double().requires_grad_(), gain.detach().double().requires_grad_(), angle.double()
-    y = x64 / (x64.square().mean(-1, keepdim=True) + 1e-6).sqrt() * g64
-    a, b = y.chunk(2, -1)
-    ref = torch.cat([a * a64.cos() - b * a64.sin(), b * a64.cos() + a * a64.sin()], -1)
-    for got, want in zip(grads, torch.autograd.grad(ref, (x64, g64), up.double()), strict=True):
-        assert (got - want).norm() / want.norm() < 1e-6
-    assert (out - ref).norm() / ref.norm() < 1e-6
-
-
-def test_olmo2_logits_equal_transformers():
-    """The architecture is OLMo2's: logits equal Olmo2ForCausalLM's with the same weights, also with grouped queries."""
-    transformers = pytest.importorskip("transformers")
-    for kv in (2, 1):
-        c = config_of("smoke", 128, n_kv_heads=kv)
-        ours = GPT(c).init_weights(0, std=0.1)
-        with torch.no_grad():
-            for p in ours.parameters():
-                if p.dim() == 1:
-                    p.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(p)))
-        theirs = transformers.Olmo2ForCausalLM(
-            transformers.Olmo2Config(
-                vocab_size=128, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
-                num_key_value_heads=kv, max_position_embeddings=256, rms_norm_eps=1e-6, pad_token_id=0,
-                rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-            )
-        ).eval()  # fmt: skip
-        theirs.load_state_dict(to_olmo2(ours.state_dict(), c))
-        tokens = torch.randint(128, (2, 50))
-        torch.testing.assert_close(ours.logits(ours(tokens)), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
-
-
-def test_parameter_count_of_the_paper():
-    with torch.device("meta"):
-        assert round(GPT(config_of("olmo2-1b", 100352)).n_params / 1e9, 3) == 1.485
-
-
-def test_packed_answers_equal_separate_rows(model, prompts):
-    """Answers that share a prompt have the log-probs and gradients of separate full rows."""
-    rng = np.random.default_rng(1)
-    owner = [0, 0, 1, 1, 1, 3]
-    answers = [rng.integers(6, 120, size=n).tolist() for n in (1, 7, 20, 2, 13, 5)]
-    got = Packed(prompts, answers, owner, torch.device("cpu")).log_probs(model, 0.7).log_prob
-    want = torch.cat([full_log_probs(model, prompts[o], a, 0.7) for o, a in zip(owner, answers, strict=True)])
-    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
-    weight = torch.randn(len(got))
-    parameters = list(model.parameters())
-    for a, b in zip(
-        torch.autograd.grad((got * weight).sum(), parameters),
-        torch.autograd.grad((want * weight).sum(), parameters),
-        strict=True,
-    ):
-        assert (a - b).norm() <= 1e-5 * b.norm()
-
-
-def test_packed_batches_cover_every_answer_once():
-    items = [([1] * 10, [[2] * k for k in (5, 50, 7, 30)]), ([1] * 4, [[3] * 4]), ([1] * 90, [[3] * 60, [3] * 70])]
-    seen = []
-    for packed, parts in packed_batches(items, 100, torch.device("cpu")):
-        assert packed.tokens.numel() <= 100 or sum(len(rows) for _, rows in parts) == 1
-        seen += [(i, r) for i, rows in parts for r in rows]
-    assert sorted(seen) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (2, 1)]
-
-
-# ---------------------------------------------------------------------------------------------------------------- GRPO
-
-
-def make_groups(rewards, seed=0, old_shift=0.0):
+def make_groups(rewards, seed=0, length=None, invalid=()):
+    """A group of random answers per row of rewards; `invalid` are (group, answer) that do not count."""
     rng, groups = np.random.default_rng(seed), []
     for i, row in enumerate(rewards):
-        answers = [rng.integers(6, 120, size=n).tolist() for n in rng.integers(1, 12, size=len(row))]
-        tensor = torch.tensor([row])
+        lengths = [length] * len(row) if length else rng.integers(1, 12, size=len(row))
+        answers = [rng.integers(6, 120, size=n).tolist() for n in lengths]
+        valid = [(i, r) not in invalid for r in range(len(row))]
         groups.append(
             rl.Group({"id": i}, rng.integers(6, 120, size=5 + i).tolist(), answers,
-                     [np.full(len(a), old_shift, np.float32) for a in answers], list(row), [True] * len(row),
-                     [True] * len(row), [r > 0 for r in row],
-                     rl.advantages(tensor, torch.ones_like(tensor, dtype=torch.bool))[0].numpy())
+                     [np.zeros(len(a), np.float32) for a in answers], list(row), valid, valid, [r > 0 for r in row],
+                     rl.advantages(torch.tensor([row]), torch.tensor([valid]))[0].numpy())
         )  # fmt: skip
     return groups
 
 
+QUESTIONS = [{"id": str(i), "question": f"Tom has {i} pears. How many?", "answer": str(i)} for i in range(5)]
+
+
 def grpo(process=CPU, reference=None, **flags):
     config = rl.GRPOConfig(**{"prompts": 3, "n": 4, "max_new_tokens": 16, **flags})
-    question = {"id": "0", "question": "Tom has 2 pears.", "answer": "2"}
-    return rl.GRPO(config, [question], load_tokenizer("world"), process, 0, 256, reference)
+    return rl.GRPO(config, QUESTIONS, load_tokenizer("world"), process, 0, 256, reference)
 
 
 def gradient(model, g, groups, first=True):
+    """The whole gradient as one vector, and the stats."""
     model.zero_grad()
     stats = g.backward(model, groups, first)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
@@ -257,115 +74,359 @@ def gradient(model, g, groups, first=True):
     return torch.cat([x.flatten() for x in grads]), stats
 
 
+def for_the_world(stop_logit=0.0):
+    """A small model with the world's vocabulary, whose answers differ; with a stop_logit of 9 many of them end
+    early."""
+    tokenizer = load_tokenizer("world")
+    model = GPT(config_of("smoke", tokenizer.padded_vocab_size)).init_weights(0, std=0.15)
+    with torch.no_grad():
+        state = model(torch.arange(100)[None])[0].mean(0)
+        model.head.weight[tokenizer.eos] = stop_logit * state / state.square().sum()
+    return model
+
+
+def by_parity(text, answer, finished, config):
+    """A reward that varies: 1 for answers with an odd number of characters."""
+    return float(len(text) % 2), False
+
+
 REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
 
-def test_9_grpo_refuses_top_p():
-    with pytest.raises(UserError, match="top_p"):
-        grpo(top_p=0.9)
+def test_10_rollouts_after_an_update_come_from_the_new_weights(tmp_path, monkeypatch):
+    """Property 10: rl.py's second step samples with the weights that its first update left: the recorded log-probs are
+    those of a full forward of the updated model and far from those of the old one."""
+    monkeypatch.setattr(rl, "reward_of", by_parity)
+    trained, g = for_the_world(), grpo(temperature=0.7)
+    old = for_the_world()
+    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
+    optimizer = make_optimizer(trained, 1e-2, 0.0, (0.9, 0.999))
+    groups, _ = g.rollouts(trained)
+    assert rl.update(g, trained, optimizer, groups, run, Progress(), 1e-2)["updates"] == 1
+    groups, _ = g.rollouts(trained)
+    away = 0.0
+    with torch.no_grad():
+        for group, r in itertools.product(groups, range(4)):
+            recorded = torch.from_numpy(group.old_log_prob[r]).double()
+            want = full_log_probs(trained, group.prompt, group.answers[r], 0.7)
+            torch.testing.assert_close(recorded, want, atol=1e-4, rtol=0)
+            away = max(away, (recorded - full_log_probs(old, group.prompt, group.answers[r], 0.7)).abs().max().item())
+    assert away > 0.1
 
 
-def test_15_16_first_update_is_reinforce(model):
-    """Properties 14-16: ratio exactly 1, nothing clipped, and the gradient of -Σ w A log p at the sampling temperature."""
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
+def test_14_the_loss_applies_the_sampling_temperature(monkeypatch, temperature):
+    """Property 14: with the recorded log-probs as p_old, the ratio of fresh rollouts is 1 at any temperature, since the
+    sampler and the loss divide by the same."""
+    monkeypatch.setattr(rl, "reward_of", by_parity)
+    policy, g = for_the_world(), grpo(temperature=temperature, clip_low=1e-3, clip_high=1e-3)
+    groups, _ = g.rollouts(policy)
+    _, stats = gradient(policy, g, groups, first=False)
+    assert stats["ratio"] == pytest.approx(stats["weight"], rel=1e-4) and stats["clip_fraction"] == 0
+
+
+def test_14_15_16_first_update_is_reinforce(model):
+    """Properties 14, 15, 16: at the sampling temperature, ratio exactly 1, nothing clipped, and the gradient of
+    -Σ w A log p."""
     groups = make_groups(REWARDS)
     got, stats = gradient(model, grpo(temperature=0.7), groups)
     assert stats["ratio"] == pytest.approx(stats["weight"], rel=1e-6) and stats["clip_fraction"] == 0
-    assert got.norm() > 0
     total = sum(len(a) for g in groups for a in g.answers)
-    loss = sum(
-        -float(adv) / total * full_log_probs(model, g.prompt, a, 0.7).sum()
-        for g in groups for a, adv in zip(g.answers, g.advantage, strict=True)
-    )  # fmt: skip
-    assert (
-        abs(
-            stats["loss"]
-            + sum(float(v) * len(a) for g in groups for a, v in zip(g.answers, g.advantage, strict=True)) / total
-        )
-        < 1e-6
-    )
+    answers = [(g, a, float(v)) for g in groups for a, v in zip(g.answers, g.advantage, strict=True)]
+    assert stats["loss"] == pytest.approx(-sum(v * len(a) for _, a, v in answers) / total, abs=1e-6)
+    loss = sum(-v / total * full_log_probs(model, g.prompt, a, 0.7).sum() for g, a, v in answers)
     loss.backward()
     want = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     assert (got - want).norm() < 1e-5 * want.norm()
 
 
+@pytest.mark.parametrize(("aggregation", "length"), [("token", 7), ("sequence", None), ("constant", 7)])
+def test_15_the_first_loss_is_0_and_its_gradient_is_not(model, aggregation, length):
+    """Property 15: where every answer weighs the same (equal lengths, or the mean over answers), the advantages' zero
+    sum makes the loss 0."""
+    got, stats = gradient(model, grpo(aggregation=aggregation), make_groups(REWARDS, length=length))
+    assert abs(stats["loss"]) < 1e-7 and got.norm() > 1e-3
+
+
 def test_17_equal_rewards_give_no_gradient(model):
     """Property 17: also with float noise; the KL gradient stays where its coefficient is above 0."""
-    noisy = [[0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]]
-    assert not rl.advantages(torch.tensor(noisy), torch.ones(1, 4, dtype=torch.bool)).any()
+    noisy = [[0.3 + 3e-8, 0.3, 0.3, 0.3 + 3e-8]]  # in fp32, too
+    for kind, dtype in itertools.product(("std", "mean"), (torch.float32, torch.float64)):
+        rewards = torch.tensor(noisy, dtype=dtype)
+        assert len(set(rewards[0].tolist())) == 2
+        assert not rl.advantages(rewards, torch.ones(1, 4, dtype=torch.bool), kind).any()
     got, stats = gradient(model, grpo(), make_groups(noisy))
     assert stats is None and not got.any()
+    got, stats = gradient(model, grpo(zero_variance="keep"), make_groups([*noisy, REWARDS[0]]))
+    alone, _ = gradient(model, grpo(zero_variance="keep"), make_groups([*noisy, REWARDS[0]])[1:])
+    assert stats is not None and torch.nn.functional.cosine_similarity(got, alone, dim=0) > 1 - 1e-6
     other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
     got, _ = gradient(model, grpo(reference=other, kl=0.1, zero_variance="keep"), make_groups(noisy))
     assert got.norm() > 0
 
 
+def test_17_a_step_without_signal_makes_no_update(tmp_path, model):
+    """Property 17: neither weight decay nor momentum move the weights on groups of equal rewards."""
+    trained = GPT(model.config)
+    trained.load_state_dict(model.state_dict())
+    g, run = grpo(), Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
+    optimizer = make_optimizer(trained, 1e-2, 0.5, (0.9, 0.999))
+    assert rl.update(g, trained, optimizer, make_groups(REWARDS), run, Progress(), 1e-2)["updates"] == 1  # momentum
+    before = {k: v.clone() for k, v in trained.state_dict().items()}
+    assert not same(before, dict(model.state_dict()))
+    assert rl.update(g, trained, optimizer, make_groups([[1.0] * 4, [0.0] * 4]), run, Progress(), 1e-2)["updates"] == 0
+    assert same(before, dict(trained.state_dict()))
+
+
 def test_18_advantages():
-    """Property 18: shift-invariant, zero sum, n - 1 in the std."""
+    """Property 18: shift-invariant, zero sum, n - 1 in the std; answers that do not count have none and shift no
+    other."""
     r = torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
     valid = torch.ones_like(r, dtype=torch.bool)
-    a = rl.advantages(r, valid)
-    torch.testing.assert_close(a, rl.advantages(r + 7, valid), atol=1e-4, rtol=0)
-    assert a.sum(1).abs().max() < 1e-5
-    two = rl.advantages(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool))
+    for kind in ("std", "mean"):
+        a = rl.advantages(r, valid, kind)
+        torch.testing.assert_close(a, rl.advantages(r + 7, valid, kind), atol=1e-4, rtol=0)
+        assert a.sum(1).abs().max() < 1e-5 and a.any(1).all()
+    torch.testing.assert_close(rl.advantages(r, valid, "mean"), r - r.mean(1, keepdim=True))
+    torch.testing.assert_close(rl.advantages(r, valid), (r - r.mean(1, keepdim=True)) / r.std(1, keepdim=True))
+    two = rl.advantages(torch.tensor([[1.0, 0.0]]), valid[:1, :2])
     torch.testing.assert_close(two, torch.tensor([[0.70711, -0.70711]]), atol=1e-4, rtol=0)
+    valid[:, 4:] = False
+    some = rl.advantages(r, valid)
+    assert not some[:, 4:].any()
+    torch.testing.assert_close(some[:, :4], rl.advantages(r[:, :4], valid[:, :4]))
+
+
+def test_19_answers_stay_with_their_question(monkeypatch):
+    """Property 19: through sampling in slots and on ranks each answer is judged and kept with its own question, and its
+    log-probs continue that question's prompt; minibatches divide no group and hold each once an epoch."""
+    seen = []
+
+    def reward_of(text, answer, finished, config):
+        seen.append((text, answer))
+        return float(len(text) + int(answer)) % 3, False
+
+    monkeypatch.setattr(rl, "reward_of", reward_of)
+    policy, g = for_the_world(), grpo(prompts=5, slots=3, minibatch=2, inner_epochs=2)
+    groups, _ = g.rollouts(policy)
+    assert sorted(x.question["id"] for x in groups) == [q["id"] for q in QUESTIONS]
+    with torch.no_grad():
+        for group, r in itertools.product(groups, range(4)):
+            assert g.tokenizer.decode(group.prompt).startswith(group.question["question"])
+            text = g.tokenizer.decode(group.answers[r][: len(group.answers[r]) - group.finished[r]])
+            assert (text, group.question["answer"]) in seen
+            assert group.rewards[r] == float(len(text) + int(group.question["answer"])) % 3
+            want = full_log_probs(policy, group.prompt, group.answers[r], 1.0)
+            torch.testing.assert_close(torch.from_numpy(group.old_log_prob[r]).double(), want, atol=1e-4, rtol=0)
+    batches = list(g.minibatches(groups))
+    assert [len(b) for b in batches] == [2, 2, 1] * 2
+    assert [id(x) for b in batches for x in b] == [id(x) for x in groups] * 2
+
+
+def test_20_token_weights_by_hand():
+    """Property 20: answers of 4, 2 and 6 tokens, of which the last does not count, with 8 tokens allowed: a token
+    weighs 1/6 of all; 1/4 or 1/2 of its answer, an answer 1/2; 1/8, an answer 1/2."""
+    lengths, valid = torch.tensor([4, 2, 6]), torch.tensor([True, True, False])
+    for kind, want in (
+        ("token", [1 / 6, 1 / 6, 0]),
+        ("sequence", [1 / 8, 1 / 4, 0]),
+        ("constant", [1 / 16, 1 / 16, 0]),
+    ):
+        torch.testing.assert_close(rl.token_weights(lengths, valid, kind, 8), torch.tensor(want))
+        assert not rl.token_weights(lengths, valid & False, kind, 8).any()
 
 
 @pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
 def test_19_20_gradient_is_independent_of_batching_order_and_ranks(model, aggregation):
-    """Properties 19, 20: the global denominator makes micro-batches, row order and world size irrelevant."""
-    groups = make_groups(REWARDS)
-    want, _ = gradient(model, grpo(aggregation=aggregation), groups)
-    for flags, order in (({"micro_tokens": 16}, [0, 1, 2]), ({"micro_tokens": 60}, [2, 0, 1])):
-        got, _ = gradient(model, grpo(aggregation=aggregation, **flags), [groups[i] for i in order])
+    """Properties 19, 20: the global denominator makes micro-batches, row order and world size irrelevant, with KL and
+    entropy, and answers that do not count, too."""
+    other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
+    for settings in ({}, {"reference": other, "kl": 0.1, "entropy": 0.01, "zero_variance": "keep"}):
+        groups = make_groups(REWARDS, invalid=[(0, 2)])
+        settings["aggregation"] = aggregation
+        want, _ = gradient(model, grpo(**settings), groups)
+        for flags, order in (({"micro_tokens": 16}, [0, 1, 2]), ({"micro_tokens": 60}, [2, 0, 1])):
+            got, _ = gradient(model, grpo(**settings, **flags), [groups[i] for i in order])
+            assert (got - want).norm() < 1e-5 * want.norm()
+        ranks = [Process(r, 2, torch.device("cpu"), torch.float32) for r in (0, 1)]
+        got = sum(gradient(model, grpo(process, **settings), groups)[0] for process in ranks)
         assert (got - want).norm() < 1e-5 * want.norm()
-    ranks = [Process(r, 2, torch.device("cpu"), torch.float32) for r in (0, 1)]
-    got = sum(gradient(model, grpo(process, aggregation=aggregation), groups)[0] for process in ranks)
-    assert (got - want).norm() < 1e-5 * want.norm()
 
 
 def test_21_clipping_is_one_sided():
     """Property 21: for A > 0 only a ratio above 1 + high loses its gradient, for A < 0 only one below 1 - low."""
-    for advantage, ratio, clipped in itertools.product((1.0, -1.0), (0.5, 1.0, 1.5), (None,)):
-        clipped = (advantage > 0 and ratio > 1.2) or (advantage < 0 and ratio < 0.8)
+    for advantage, ratio in itertools.product((1.0, -1.0), (0.5, 0.75, 1.0, 1.25, 1.5)):
+        clipped = (advantage > 0 and ratio > 1.3) or (advantage < 0 and ratio < 0.8)
         lp = torch.tensor([math.log(ratio)], requires_grad=True)
-        out = rl.policy_loss(lp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), 0.2, 0.2)
+        out = rl.policy_loss(lp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), 0.2, 0.3)
         out.loss.backward()
         assert (lp.grad.item() == 0) == clipped and (out.stats["clip_fraction"] == 1) == clipped
 
 
 def test_22_k3():
-    x = torch.tensor([-50.0, -1.0, 0.0, 1e-4, 1.0, 50.0])
-    value = rl.k3(torch.zeros(6), x)
+    """Property 22: k3 is never negative, exactly 0 at equal weights, finite at log-ratios of ±50 (and ±500), as its
+    gradient is; its mean over samples of the policy is the KL divergence."""
+    log_prob = torch.zeros(6, requires_grad=True)
+    value = rl.k3(log_prob, torch.tensor([-500.0, -50.0, 0.0, 1e-4, 50.0, 500.0]))
     assert (value >= 0).all() and value[2] == 0 and value.isfinite().all()
+    value.sum().backward()
+    assert log_prob.grad.isfinite().all() and log_prob.grad[2] == 0
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
+    torch.testing.assert_close((p * rl.k3(p.log(), q.log())).sum(), (p * (p / q).log()).sum())
+
+
+def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
+    """Property 23: the loss reaches only the states that predict answer tokens: the prompt's last one and the answers'.
+    Prompts of unequal and answers of unequal length are in one batch; answers that do not count get exactly zero,
+    too."""
+    groups, seen = make_groups([REWARDS[0], REWARDS[2]], invalid=[(0, 1)]), []
+    packed_batches = rl.packed_batches
+
+    def spy(*args):
+        for packed, parts in packed_batches(*args):
+            seen.append(parts)
+            yield packed, parts
+
+    monkeypatch.setattr(rl, "packed_batches", spy)
+    states = []
+    hook = model.register_forward_hook(lambda module, args, hidden: (hidden.retain_grad(), states.append(hidden))[0])
+    gradient(model, grpo(entropy=0.01, zero_variance="keep"), groups)
+    hook.remove()
+    (parts,), (hidden,) = seen, states
+    got = hidden.grad[0].abs().sum(-1) > 0  # (N,)
+    want, place = torch.zeros(len(got), dtype=torch.bool), 0
+    assert sorted((i, r) for i, rows in parts for r in rows) == [(i, r) for i in range(2) for r in range(4)]
+    for i, _ in parts:
+        place += len(groups[i].prompt)
+        want[place - 1] = True
+    for i, rows in parts:
+        for r in rows:
+            size = len(groups[i].answers[r]) - 1  # the last token is no input
+            want[place : place + size] = groups[i].valid[r]
+            place += size
+    assert place == len(got) and torch.equal(got, want)
+
+
+def test_23_sft_trains_on_solutions_only():
+    """Property 23 in SFT: another loss on the prompt would give a gradient to other states than those."""
+    question = {"question": "Tom has 2 pears. How many?", "solutions": ["Two. \\boxed{2}"], "answer": "2"}
+    policy, tokenizer = for_the_world(), load_tokenizer("world")
+    stage = sft.SFT(sft.SFTConfig(rows=1), [question], tokenizer, CPU, 0, 256)
+    ((_, solution),) = rows = stage.draw()
+    prompt = encode_prompt(question["question"], tokenizer)
+    states = []
+    hook = policy.register_forward_hook(lambda module, args, hidden: (hidden.retain_grad(), states.append(hidden))[0])
+    stage.backward(policy, rows)
+    hook.remove()
+    got = states[0].grad[0].abs().sum(-1) > 0
+    assert got.tolist() == [False] * (len(prompt) - 1) + [True] * len(solution)
 
 
 def test_24_skipping_silent_groups_changes_nothing(model):
+    """Property 24: the denominator counts the groups of equal rewards whether they are computed or not."""
     groups = make_groups(REWARDS)
-    a, _ = gradient(model, grpo(zero_variance="skip"), groups)
-    b, _ = gradient(model, grpo(zero_variance="keep"), groups)
-    assert (a - b).norm() < 1e-6 * b.norm()
+    for aggregation in ("token", "sequence", "constant"):
+        a, _ = gradient(model, grpo(zero_variance="skip", aggregation=aggregation), groups)
+        b, _ = gradient(model, grpo(zero_variance="keep", aggregation=aggregation), groups)
+        assert (a - b).norm() < 1e-6 * b.norm()
 
 
-def test_25_format_score_reaches_the_reward():
+def test_25_format_score_reaches_the_reward(monkeypatch):
+    """Property 25: a closed box with a wrong answer earns the format score, 0 by default; through rollouts it makes a
+    group carry signal that otherwise has none."""
     config = rl.GRPOConfig(format_score=0.1)
     assert rl.reward_of("so \\boxed{3}", "4", True, config) == (0.1, False)
     assert rl.reward_of("so \\boxed{3}", "4", True, rl.GRPOConfig()) == (0.0, False)
+    assert rl.reward_of("so 3", "4", True, config) == (0.0, False)
     assert rl.reward_of("so \\boxed{4}", "4", True, config) == (1.0, True)
     assert rl.reward_of("so \\boxed{4}", "4", False, config) == (0.0, False)
+    policy = for_the_world(stop_logit=9.0)
+    boxed = set()
+    monkeypatch.setattr(rl, "extract_answer", lambda text, strict: "none" if len(text) % 2 or boxed.add(text) else None)
+    for score in (0.0, 0.1):
+        groups, stats = grpo(format_score=score, n=8).rollouts(policy)
+        assert {r for g in groups for r in g.rewards} == {0.0, score} and stats["pass_at_n"] == 0
+        assert any(g.signal for g in groups) == (score > 0)
 
 
-# -------------------------------------------------------------------------------------------------- parallel averaging
+def test_truncated_answers_are_wrong_or_left_out(monkeypatch):
+    """--truncated wrong: an answer without a stop token has reward 0 and counts; mask: it has neither advantage nor
+    gradient."""
+    monkeypatch.setattr(rl, "extract_answer", lambda text, strict: "0")
+    monkeypatch.setattr(rl, "is_equal", lambda given, answer: True)
+    policy = for_the_world(stop_logit=9.0)
+    for kind in ("wrong", "mask"):
+        groups, stats = grpo(truncated=kind, n=8).rollouts(policy)
+        finished = np.array([g.finished for g in groups])
+        assert 0.1 < stats["truncated"] == 1 - finished.mean() < 0.9
+        assert np.array_equal([g.rewards for g in groups], finished.astype(float))
+        assert np.array_equal([g.valid for g in groups], finished | (kind == "wrong"))
+        assert all(g.signal == (kind == "wrong" and 0 < sum(g.finished) < 8) for g in groups)
 
 
-def parallel_step(model, grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=0.0, weight=0.5, swap=False):
+def test_resampling_draws_until_enough_groups_carry_signal(monkeypatch):
+    """--resample: as many batches as are needed for --prompts groups with signal, at most 1 + resample; groups with
+    signal come first; all that was drawn is counted and no question's random numbers come twice."""
+    policy, drawn = for_the_world(), []
+
+    def reward_of(text, answer, finished, config):
+        drawn.append((answer, text))
+        return (float(len(drawn) % 2) if answer in ("0", "1") else 0.0), False
+
+    monkeypatch.setattr(rl, "reward_of", reward_of)
+    g = grpo(prompts=5, n=4, resample=9)
+    for step in range(2):  # every batch is an epoch of the 5 questions, 2 of which carry signal: 3 batches for 5 groups
+        groups, stats = g.rollouts(policy)
+        assert len(groups) == 5 and all(x.signal for x in groups)
+        assert g.order.position == 15 * (step + 1) and stats["groups_sampled"] == 15
+        assert stats["signal"] == pytest.approx(6 / 15) and stats["reward"] == pytest.approx(3 / 15)
+    of_one = [text for answer, text in drawn if answer == "3"]
+    assert len(of_one) == 24 and len(set(of_one)) > 20
+    g = grpo(prompts=5, n=4, resample=1)  # not enough: 4 with signal, and 1 to make up the number
+    groups, stats = g.rollouts(policy)
+    assert [x.signal for x in groups] == [True] * 4 + [False] and g.order.position == 10
+    groups, stats = grpo(prompts=5, n=4).rollouts(policy)
+    assert sum(x.signal for x in groups) == 2 and stats["groups_sampled"] == 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parallel averaging
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fresh():
+    return GPT(config_of("smoke", 128)).init_weights(0)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """The weights of fresh(), and two random gradients of their shapes."""
+    generator = torch.Generator().manual_seed(0)
+    start = [p.detach() for p in fresh().parameters()]
+    a, b = ([torch.randn(p.shape, generator=generator) for p in start] for _ in range(2))
+    return start, a, b
+
+
+def ordinary(grads, rate, decay=0.0):
+    """One step of AdamW alone."""
+    m = fresh()
+    optimizer = make_optimizer(m, rate, decay, (0.9, 0.999))
+    for p, g in zip(m.parameters(), grads, strict=True):
+        p.grad = g.clone()
+    optimizer.step()
+    return [p.detach() for p in m.parameters()], optimizer
+
+
+def averaged(grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=(0.0, 0.0), weight=0.5, swap=False):
     """One averaged step from given gradients, through the code that average.py uses."""
-    optimizers = [make_optimizer(model, rate, decay, (0.9, 0.999)) for rate in rates]
-    streams = average.TwoStreams(model, *optimizers)
+    m = fresh()
+    optimizers = [make_optimizer(m, rate, d, (0.9, 0.999)) for rate, d in zip(rates, decay, strict=True)]
+    streams = average.TwoStreams(m, *optimizers)
     at = streams.snapshot()
 
     def take(i):
-        for p, g in zip(model.parameters(), (grads_rl, grads_sft)[i], strict=True):
+        for p, g in zip(m.parameters(), (grads_rl, grads_sft)[i], strict=True):
             p.grad = g.clone()
 
     first, second = (1, 0) if swap else (0, 1)
@@ -374,79 +435,67 @@ def parallel_step(model, grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=0.0, wei
     take(second)
     streams.step(optimizers[second], rates[second])
     streams.average(at, delta, 1 - weight if swap else weight)
-    return [p.detach().clone() for p in model.parameters()], optimizers
+    return [p.detach().clone() for p in m.parameters()], optimizers
 
 
-def test_26_to_32_parallel_averaging():
-    """Properties 26-29, 31, 32, on the real optimizer code."""
+def test_26_a_rate_of_0_leaves_half_of_the_other_update(weights):
+    """Property 26: lr_sft = 0 without decay gives θ̄ + ½ Δ_RL exactly, and the other way round; weights 1 and 0,
+    too."""
+    start, a, b = weights
+    only_a, only_b = ordinary(a, 1e-3)[0], ordinary(b, 1e-3)[0]
+    for rates, alone in (((1e-3, 0.0), only_a), ((0.0, 1e-3), only_b)):
+        got, _ = averaged(a, b, rates=rates)
+        assert all(torch.equal(x, s + 0.5 * (r - s)) for x, s, r in zip(got, start, alone, strict=True))
+    for weight, alone in ((1.0, only_a), (0.0, only_b)):
+        got, _ = averaged(a, b, weight=weight)
+        assert all(torch.equal(x, s + (r - s)) for x, s, r in zip(got, start, alone, strict=True))
 
-    def fresh():
-        return GPT(config_of("smoke", 128)).init_weights(0)
 
-    gen = torch.Generator().manual_seed(0)
-    a, b = ([torch.randn(p.shape, generator=gen) for p in fresh().parameters()] for _ in range(2))
-    start = [p.detach().clone() for p in fresh().parameters()]
+def test_27_equal_streams_are_one_ordinary_step(weights):
+    """Property 27: the same gradient and state on both sides is one AdamW step, up to the rounding of θ̄ + Δ."""
+    _, a, _ = weights
+    got, _ = averaged(a, a, decay=(0.1, 0.1))
+    assert all((x - r).abs().max() < 2e-7 for x, r in zip(got, ordinary(a, 1e-3, 0.1)[0], strict=True))
 
-    def ordinary(grads, rate, decay=0.0):
-        m = fresh()
-        optimizer = make_optimizer(m, rate, decay, (0.9, 0.999))
-        for p, g in zip(m.parameters(), grads, strict=True):
-            p.grad = g.clone()
-        optimizer.step()
-        return [p.detach() for p in m.parameters()], optimizer
 
-    rl_only, rl_state = ordinary(a, 1e-3)
-    got, _ = parallel_step(fresh(), a, b, rates=(1e-3, 0.0))  # 26
-    assert all(torch.equal(x, s + 0.5 * (r - s)) for x, s, r in zip(got, start, rl_only, strict=True))
-    got, _ = parallel_step(fresh(), a, a)  # 27, up to the rounding of θ̄ + Δ
-    assert all((x - r).abs().max() < 2e-7 for x, r in zip(got, rl_only, strict=True))
-    got, optimizers = parallel_step(fresh(), a, b)  # 28
-    for mine, alone in zip(optimizers[0].state.values(), rl_state.state.values(), strict=True):
-        assert all(torch.equal(mine[k], alone[k]) for k in alone)
-    swapped, _ = parallel_step(fresh(), a, b, swap=True)  # 29
+def test_28_29_streams_do_not_see_each_other(weights):
+    """Properties 28, 29: RL's moments are bit for bit those of RL alone; which stream comes first changes nothing."""
+    _, a, b = weights
+    got, optimizers = averaged(a, b)
+    for optimizer, grads in zip(optimizers, (a, b), strict=True):
+        for mine, alone in zip(optimizer.state.values(), ordinary(grads, 1e-3)[1].state.values(), strict=True):
+            assert same(mine, alone)
+    swapped, _ = averaged(a, b, swap=True)
     assert all(torch.equal(x, y) for x, y in zip(got, swapped, strict=True))
-    zero = [torch.zeros_like(g) for g in a]  # 31: decay acts once per stream, each at its own rate, then averaged
-    got, _ = parallel_step(fresh(), zero, zero, rates=(1e-2, 3e-2), decay=0.1)
-    head = len(got) - 1
-    torch.testing.assert_close(got[head], start[head] * (1 - 0.5 * (1e-3 + 3e-3)), atol=1e-8, rtol=1e-6)
-    got, _ = parallel_step(fresh(), a, b, rates=(1e-6, 1e-6))  # 32
+
+
+def test_31_decay_acts_once_a_stream_and_is_halved(weights):
+    """Property 31: without gradients a matrix shrinks by the mean of the two rates times their decays; embeddings and
+    gains do not."""
+    start, a, _ = weights
+    zero = [torch.zeros_like(g) for g in a]
+    got, _ = averaged(zero, zero, rates=(1e-2, 3e-2), decay=(0.1, 0.2))
+    for (name, p), s, x in zip(fresh().named_parameters(), start, got, strict=True):
+        factor = 1.0 if p.dim() == 1 or name.startswith("embed") else 1 - 0.5 * (1e-2 * 0.1 + 3e-2 * 0.2)
+        torch.testing.assert_close(x, s * factor, atol=1e-8, rtol=1e-6, msg=name)
+
+
+def test_32_small_steps_change_fp32_weights(weights):
+    """Property 32: a step of 1e-6 arrives."""
+    start, a, b = weights
+    got, _ = averaged(a, b, rates=(1e-6, 1e-6))
+    assert all(x.dtype == torch.float32 for x in got)
     assert all(not torch.equal(x, s) for x, s in zip(got, start, strict=True) if x.dim() > 1)
 
 
 def test_curriculum_and_weights():
+    """Curriculum rounds have one SFT step fewer and one RL step more each; w moves linearly to its end."""
     config = SimpleNamespace(mode="curriculum", curriculum=3, weight=0.5, weight_end=0.0, adapt="")
     kinds = "".join("R" if average.is_rl_step(config, s) else "S" for s in range(12))
     assert kinds == "SSSRSSRRSRRR"
     assert [average.weight_at(config, s, 3, 1, 1, 1) for s in range(3)] == [0.5, 0.25, 0.0]
-
-
-# ---------------------------------------------------------------------------------------------------------- evaluation
-
-
-def test_35_pass_at_k_and_majority_vote():
-    """Property 35: brute force; k = 1 is the mean; k > n refused; equal answers share a vote, the first wins a tie."""
-    for n, c, k in [(5, 2, 3), (6, 0, 2), (6, 6, 6), (7, 3, 1)]:
-        right = [True] * c + [False] * (n - c)
-        brute = np.mean([any(s) for s in itertools.combinations(right, k)])
-        assert pass_at_k(n, np.array([c]), k)[0] == pytest.approx(brute)
-    assert pass_at_k(8, np.array([1, 4]), 1).tolist() == [1 / 8, 4 / 8]
-    with pytest.raises(ValueError, match="pass@9"):
-        pass_at_k(8, np.array([1]), 9)
-    assert majority_vote(["3", "0.5", "\\frac12", None]) == "0.5"
-    assert majority_vote(["7", "8"]) == "7" and majority_vote([None]) is None
-
-
-def test_bootstrap_interval_covers():
-    """A 95% interval over 60 questions covers the true mean in 85 to 100 of 100 repetitions (binomial, 1e-3)."""
-    rng = np.random.default_rng(0)
-    hits = sum(i["low"] <= 0.3 <= i["high"] for i in (mean_interval(rng.random(60) < 0.3, s) for s in range(100)))
-    assert 85 <= hits <= 100
-
-
-def test_cursor_is_a_permutation_per_epoch():
-    a = Cursor(7, 3)
-    first, second = a.draw(7), a.draw(7)
-    assert sorted(first) == sorted(second) == list(range(7)) and first != second
-    b = Cursor(7, 3)
-    b.position = 5
-    assert b.draw(4) == (first + second)[5:9]
+    config = SimpleNamespace(mode="interleaved", sft_steps=2, rl_steps=1)
+    assert "".join("R" if average.is_rl_step(config, s) else "S" for s in range(6)) == "SSRSSR"
+    for adapt, want in (("norm", 0.25), ("signal", 0.6)):
+        config = SimpleNamespace(mode="parallel", weight=0.5, weight_end=-1.0, adapt=adapt)
+        assert average.weight_at(config, 0, 3, 3.0, 1.0, 0.6) == want

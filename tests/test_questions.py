@@ -187,8 +187,8 @@ def test_txt(tmp_path):
 
 
 def test_split_validation():
-    """36: validation and train share no question, also not one that differs in white space or case; a question's
-    solutions go with it. The split is that of a shuffle with seed 42 and does not change."""
+    """Property 36: validation and train share no question, also not one that differs in white space or case; a
+    question's solutions go with it. The split is that of a shuffle with seed 42 and does not change."""
     texts = [f"How many is {i} and {i}?" for i in range(60)]
     near = [f" how  many IS {i} and\n{i}?" for i in range(60)]
     rows = rows_of(*texts, *near)
@@ -208,7 +208,7 @@ def test_split_validation():
 
 
 def test_remove():
-    """36: removal ignores white space and case, and nothing else."""
+    """Property 36: removal ignores white space and case, and nothing else."""
     rows = rows_of("What is 3+4?", "what  is 3 + 4 ?", "What is 3+5?")
     assert [row["question"] for row in remove(rows, ["WHAT IS 3+4?"])] == ["What is 3+5?"]
 
@@ -220,8 +220,8 @@ SPACES = st.sampled_from([" ", "  ", "\n", "\t "])
 @given(st.lists(WORDS, min_size=1, max_size=9), st.lists(WORDS, max_size=9), st.lists(WORDS, max_size=9), st.data())
 @settings(max_examples=200, deadline=None)
 def test_banned_questions_are_found(question, before, after, data):
-    """36: a question is found in any text that holds it, however white space and case differ; the quick search agrees
-    with the plain one on every text."""
+    """Property 36: a question is found in any text that holds it, however white space and case differ; the quick search
+    agrees with the plain one on every text."""
     banned = BannedQuestions([" ".join(question), "some other question that is never asked?"])
     spell = data.draw(st.sampled_from([str.upper, str.lower, str]))
     text = "".join(word + data.draw(SPACES) for word in [*before, *map(spell, question), *after])
@@ -235,14 +235,16 @@ def test_banned_questions_are_found(question, before, after, data):
 
 
 def test_banned_question_within_other_text():
-    """36: punctuation right before a question, as in `Q:question`, does not hide it; a changed number is no match."""
+    """Property 36: punctuation right before a question, as in `Q:question`, does not hide it; a changed number is no
+    match."""
     banned = BannedQuestions(["Tom has 12 nuts. How many?", "3+4=?"])
     assert banned.found_in("Q:Tom has 12 nuts. How many?\nA: 12") and banned.found_in("so 3 + 4 = ? yes")
     assert not banned.found_in("Tom has 13 nuts. How many?") and not banned.found_in("3+5=?")
 
 
 def test_sft_row_ends_in_one_stop_token():
-    """37: prompt, solution, exactly one stop token at the end, also if the text spells it; too long is None, never cut."""
+    """Property 37: prompt, solution, exactly one stop token at the end, also if the text spells it; too long is None,
+    never cut."""
     question, solution = "Tom has 3 pears. How many?", "Tom has 3<|endoftext|> pears. The answer is \\boxed{3}."
     tokens, prompt_length = sft_row(question, solution, TOKENIZER, max_length=10**6)
     assert tokens[:prompt_length] == encode_prompt(question, TOKENIZER)

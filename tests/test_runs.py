@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import run, start
+from conftest import SMALL, assert_same_run, run, same, start
 
 import average
 import eval as evaluation
@@ -18,46 +18,6 @@ import runtime
 import sft
 from data.errors import UserError
 from data.tokenizer import load_tokenizer
-
-SMALL = [
-    "--scale",
-    "smoke",
-    "--batch",
-    "4",
-    "--seq_len",
-    "64",
-    "--steps",
-    "12",
-    "--eval_every",
-    "0",
-    "--save_every",
-    "2",
-]
-
-
-def same(a, b) -> bool:
-    """Bitwise equality of nested checkpoints, whatever flags they record."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def assert_same_run(a, b):
-    x, y = (runtime.load_checkpoint(p / "last.pt") for p in (a, b))
-    assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))
-
-
-@pytest.fixture(scope="module")
-def base(world, tmp_path_factory):
-    """A checkpoint of the smoke scale after 12 steps, by the command itself."""
-    out = tmp_path_factory.mktemp("base") / "run"
-    code, _, err = run("pretrain.py", *SMALL, "--data", world, "--out", out)
-    assert code == 0, err
-    return out
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -163,51 +123,6 @@ def refused(match, function, *args, **kwargs):
     with pytest.raises(UserError, match=match) as error:
         function(*args, **kwargs)
     assert "\n" not in str(error.value)
-
-
-def test_bad_input_is_one_line(base, world, tmp_path):
-    """Missing, truncated, of another kind, impossible, not empty: one line that names it, and nothing is written."""
-
-    def pretraining(**flags):
-        return lambda: pretrain.main(
-            pretrain.Config(**{"scale": "smoke", "data": str(world), "out": str(tmp_path / "new")} | flags)
-        )
-
-    refused("no such checkpoint", runtime.load_checkpoint, tmp_path / "none.pt")
-    broken = tmp_path / "broken.pt"
-    broken.write_bytes((base / "last.pt").read_bytes()[:20_000])
-    refused("truncated", runtime.load_checkpoint, broken)
-    refused("not empty", pretraining(out=str(base)))
-    refused("--tokens and --steps", pretraining(tokens="1M", steps=3))
-    refused("seq_len 512", pretraining(seq_len=512))
-    refused("not a count", pretraining(tokens="many"))
-    refused("no such data folder", pretraining(data=str(tmp_path / "nothing")))
-    refused("unknown tokenizer", load_tokenizer, "cl50k")
-    refused("--init", rl.main, rl.Config())
-    refused(
-        "group needs", rl.main, rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "new"), n=1)
-    )
-    assert not (tmp_path / "new").exists()
-    code, _, err = run("eval.py", "--checkpoint", broken)
-    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
-
-
-def test_shard_of_the_wrong_dtype_and_tokenizer(base, world, tmp_path):
-    import shutil
-
-    folder = tmp_path / "data"
-    shutil.copytree(world, folder)
-    shard = folder / "math/train_00000.npy"
-    np.save(shard, np.load(shard).astype(np.uint32))
-    config = dict(scale="smoke", out=str(tmp_path / "new"))
-    refused("uint32", lambda: pretrain.main(pretrain.Config(data=str(folder), **config)))
-    np.save(shard, np.load(shard).astype(np.uint16))
-    for meta in folder.glob("*/meta.json"):
-        meta.write_text(meta.read_text().replace('"tokenizer": "world"', '"tokenizer": "gpt2"', 1))
-    record = evaluation.Config(
-        checkpoint=(str(base / "last.pt"),), data=str(folder), questions=(), tasks=(), out=str(tmp_path / "e")
-    )
-    refused("tokenized with 'gpt2'", evaluation.main, record)
 
 
 def test_save_at_and_atomic_save(tmp_path, monkeypatch):

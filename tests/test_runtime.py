@@ -1,0 +1,236 @@
+"""Learning rates, the optimizer, the order of data, document masks, and what a crash in an evaluation leaves behind."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, assert_same_run, same
+
+import pretrain
+import runtime
+import sft
+from model import GPT, config_of
+from runtime import Cursor, Process, RunConfig, learning_rate, make_optimizer
+
+CPU = Process(0, 1, torch.device("cpu"), torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning rate
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_learning_rate(schedule, final, warmup):
+    """Linear warm-up that reaches the peak with its last step; then constant, or linear or a half cosine towards
+    final_lr of the peak, at its middle half way between the two."""
+    config, total = RunConfig(lr=0.02, schedule=schedule, warmup=warmup, final_lr=final), 45 + warmup
+    rate = np.array([learning_rate(config, step, total) for step in range(total + 3)])
+    assert rate[:warmup] == pytest.approx([0.02 * (i + 1) / warmup for i in range(warmup)])
+    done = np.arange(45) / 45
+    shape = {"constant": 1.0 + 0 * done, "linear": 1 - done, "cosine": (1 + np.cos(math.pi * done)) / 2}[schedule]
+    end = 1.0 if schedule == "constant" else final
+    assert rate[warmup:total] == pytest.approx(0.02 * (end + (1 - end) * shape))
+    assert rate[warmup] == pytest.approx(0.02) and rate.max() <= 0.02 * (1 + 1e-9)
+    assert rate[total:] == pytest.approx(0.02 * end)  # a run that goes on does not turn up again
+
+
+def test_the_scheduled_rate_is_the_one_that_acts(base):
+    """pretrain.py's steps use and log the schedule: smoke warms up over 10 steps, then the cosine of 2 steps begins."""
+    lines = [json.loads(line) for line in open(base / "metrics.jsonl")]
+    assert [x["lr"] for x in lines if "lr" in x] == pytest.approx(
+        [4e-4 * (i + 1) for i in range(10)] + [4e-3, 4e-3 * 0.55]
+    )
+    train = runtime.load_checkpoint(base / "last.pt")["train"]
+    assert [g["lr"] for g in train["optimizer"]["param_groups"]] == pytest.approx([4e-3 * 0.55] * 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The optimizer step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_decay_is_on_matrices_only():
+    """With zero gradients, matrices and the head shrink by lr · decay; the embedding and all gains stay bit for bit.
+    Every parameter is in exactly one group."""
+    model = GPT(config_of("smoke", 128)).init_weights(0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95))
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    runtime.optimizer_step(model, optimizer, CPU, 1e-2, 1.0)
+    kept = set()
+    for name, p in model.state_dict().items():
+        if torch.equal(p, before[name]):
+            kept.add(name)
+        else:
+            torch.testing.assert_close(p, before[name] * (1 - 1e-2 * 0.5), atol=1e-8, rtol=1e-6)
+    assert "head.weight" not in kept and kept == {n for n, p in before.items() if p.dim() == 1 or "embed" in n}
+
+
+@pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_clipping(clip, want):
+    """The gradient's norm is cut to --clip and never raised to it; 0 is no clipping; the norm before is returned."""
+    module = torch.nn.Linear(1, 2)
+    module.weight.grad, module.bias.grad = torch.tensor([[3.0], [0.0]]), torch.tensor([0.0, 4.0])
+    assert runtime.clip_gradients(module, clip) == pytest.approx(5.0)
+    torch.testing.assert_close(module.weight.grad, torch.tensor([[3.0], [0.0]]) * want / 5, atol=0, rtol=1e-5)
+    torch.testing.assert_close(module.bias.grad, torch.tensor([0.0, 4.0]) * want / 5, atol=0, rtol=1e-5)
+
+
+def test_cursor_is_a_permutation_per_epoch():
+    """Property 33: an epoch shows every item once, in another order than the one before; any position is gone on
+    from."""
+    a = Cursor(7, 3)
+    first, second = a.draw(7), a.draw(7)
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    b = Cursor(7, 3)
+    b.position = 5
+    assert b.draw(4) == (first + second)[5:9]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretraining's loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pretraining_gradient(model, rows, **flags) -> tuple[list, float]:
+    """The gradient and the summed -log p of a batch of rows, through loss_and_backward."""
+    model.zero_grad()
+    config = pretrain.Config(**{"micro_batch": 2, "z_loss": 0.0, **flags})
+    loss = pretrain.loss_and_backward(model, torch.tensor(rows), 0, config, CPU, 1)
+    return [p.grad.clone() for p in model.parameters()], loss
+
+
+def assert_close(got, want):
+    (a, x), (b, y) = got, want
+    assert x == pytest.approx(y, rel=1e-5)
+    for g, h in zip(a, b, strict=True):
+        assert (g - h).norm() <= 2e-5 * h.norm()
+
+
+def test_doc_mask_is_separate_documents():
+    """--doc_mask: loss and gradient are those of the row's documents, each in a row of its own (with its end token,
+    which predicts the next document's first token); without the flag they are not."""
+    model = GPT(config_of("smoke", 128)).init_weights(0, std=0.1)
+    rng, rows, documents = np.random.default_rng(0), [], []
+    for cuts in ([5, 1, 12, 6], [24], [0, 3, 0, 18]):  # sizes of documents without their end token 0
+        row = [t for size in cuts for t in [*rng.integers(1, 128, size=size).tolist(), 0]][:24]
+        row.append(int(rng.integers(1, 128)))  # the last target
+        rows.append(row)
+        ends = [i for i, t in enumerate(row[:-1]) if t == 0] + [23]
+        start = 0
+        for end in sorted(set(ends)):
+            documents.append(row[start : end + 2])  # its inputs, and the target of the last one
+            start = end + 1
+    got = pretraining_gradient(model, rows, doc_mask=True)
+    apart = [pretraining_gradient(model, [d]) for d in documents]
+    want = [sum(g) for g in zip(*(a[0] for a in apart), strict=True)], sum(a[1] for a in apart)
+    assert_close(got, want)
+    plain = pretraining_gradient(model, rows)
+    assert plain[1] != pytest.approx(want[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("doc_mask", [False, True])
+def test_20_micro_batches_do_not_change_pretraining(doc_mask):
+    """Property 20's denominator in pretraining: one, two or five rows at a time give the same gradient; the z-loss is
+    the mean squared log-partition."""
+    model = GPT(config_of("smoke", 128)).init_weights(0, std=0.1)
+    rows = torch.randint(0, 12, (5, 17), generator=torch.Generator().manual_seed(0)).tolist()
+    want = pretraining_gradient(model, rows, micro_batch=5, z_loss=0.01, doc_mask=doc_mask)
+    for micro_batch in (1, 2):
+        assert_close(pretraining_gradient(model, rows, micro_batch=micro_batch, z_loss=0.01, doc_mask=doc_mask), want)
+    if not doc_mask:
+        logits = model.logits(model(torch.tensor(rows)[:, :-1]))
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), torch.tensor(rows)[:, 1:].flatten(), reduction="sum"
+        )
+        loss = loss + 0.01 * logits.logsumexp(-1).square().sum()
+        assert_close((torch.autograd.grad(loss, list(model.parameters())), want[1]), want)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A crash in an evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def crash(*_, **__):
+    raise RuntimeError("evaluation crashed")
+
+
+def test_a_crash_in_pretrainings_evaluation_loses_nothing(base, world, tmp_path, monkeypatch):
+    """The step that is evaluated has been saved: its checkpoint is whole, and the resumed run ends in the same bits."""
+    flags = dict(zip((f[2:] for f in SMALL[::2]), SMALL[1::2], strict=True))
+    flags = {k: v if k == "scale" else int(v) for k, v in flags.items()} | {"save_every": 3, "save_at": "6"}
+
+    def config(**changes):
+        return pretrain.Config(**{**flags, "data": str(world), "out": str(tmp_path / "run"), **changes})
+
+    monkeypatch.setattr(pretrain, "bits_per_byte", crash)
+    with pytest.raises(RuntimeError, match="evaluation crashed"):
+        pretrain.main(config(eval_every=6))
+    for name in ("last.pt", "step_0000006.pt"):
+        checkpoint = runtime.load_checkpoint(tmp_path / "run" / name)
+        assert checkpoint["step"] == 6 and runtime.load_model(checkpoint).n_params > 0
+    monkeypatch.undo()
+    pretrain.main(config(resume=True))
+    assert_same_run(base, tmp_path / "run")
+
+
+def test_a_crash_in_a_stages_evaluation_loses_nothing(base, world, tmp_path, monkeypatch):
+    """The same of the loop that sft.py, rl.py and average.py share."""
+    flags = dict(init=str(base / "last.pt"), data=str(world), limit=12, rows=4, steps=4, eval_every=0, save_every=2)
+    sft.main(sft.Config(out=str(tmp_path / "whole"), **flags))
+    seen = []
+    monkeypatch.setattr(sft, "held_out", lambda *_: lambda: crash() if len(seen) else seen.append(1) or {})
+    with pytest.raises(RuntimeError, match="evaluation crashed"):
+        sft.main(sft.Config(out=str(tmp_path / "run"), **flags | {"eval_every": 2}))
+    assert runtime.load_checkpoint(tmp_path / "run/last.pt")["step"] == 2
+    monkeypatch.setattr(sft, "held_out", lambda *_: lambda: {"val_pass@1": 0.0})
+    sft.main(sft.Config(out=str(tmp_path / "run"), resume=True, **flags | {"eval_every": 2}))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    lines = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
+    assert [x["step"] for x in lines if "sft_loss" in x] == [1, 2, 3, 4]
+
+
+def test_a_failing_log_does_not_outlive_its_step(tmp_path):
+    """metrics.jsonl after a resume holds no line of a step that will be made again, nor one that a kill has cut."""
+    run = runtime.Run(RunConfig(out=str(tmp_path / "run")), "sft", CPU)
+    run.open(0)
+    for step in range(1, 6):
+        run.log(step, loss=float(step))
+    run._metrics.write('{"step": 6, "lo')
+    run._metrics.close()
+    (tmp_path / "run/last.pt").touch()
+    again = runtime.Run(RunConfig(out=str(tmp_path / "run"), resume=True), "sft", CPU)
+    again.open(3)
+    again._metrics.close()
+    assert [json.loads(x)["step"] for x in open(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
+
+
+def test_process_share_and_rows():
+    """Property 34: every item has one rank, the loads differ by at most the largest item; rows are divided without
+    gaps."""
+    sizes = np.random.default_rng(0).integers(1, 50, size=33).tolist()
+    for world in (1, 2, 3, 7):
+        ranks = [SimpleNamespace(rank=r, world=world) for r in range(world)]
+        shares = [Process.share(r, sizes) for r in ranks]
+        assert sorted(i for s in shares for i in s) == list(range(33))
+        loads = [sum(sizes[i] for i in s) for s in shares]
+        assert max(loads) - min(loads) <= max(sizes)
+        assert [i for r in ranks for i in range(33)[Process.rows(r, 33)]] == list(range(33))
+
+
+def test_same_can_tell():
+    """The comparison that the resume tests rest on sees one changed bit, key or length."""
+    a = {"x": torch.ones(2), "y": [1, {"z": torch.zeros(1)}]}
+    assert same(a, {"x": torch.ones(2), "y": [1, {"z": torch.zeros(1)}]})
+    assert not same(a, {"x": torch.tensor([1.0, 1 + 2**-23]), "y": a["y"]})
+    assert not same(a, {"x": a["x"]}) and not same(a["y"], [1]) and not same(a["y"], [1, {"z": torch.ones(1)}])

@@ -1,0 +1,284 @@
+"""Whole runs of the post-training stages: two ranks, streams, the reference, GSM8K's form, difficulty, resampling."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import two_ranks
+from conftest import ROOT, assert_same_run, run, same
+
+import average
+import eval as evaluation
+import rl
+import runtime
+import sft
+from data.errors import UserError
+
+REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
+TINY = dict(prompts=3, n=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict:
+    return runtime.load_checkpoint(folder / name)["model"]
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+
+
+def vary(text, *_):
+    """A reward that varies, since a new model gets no question right."""
+    return float(len(text) % 3), False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ranks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_20_34_two_ranks_are_one_in_every_stage(base, world, tmp_path):
+    """Properties 20, 34: rl.py, sft.py and average.py on two gloo ranks sample the same rollouts and make the same
+    updates as on one rank, up to the order of fp32 sums."""
+    args = (base / "last.pt", world)
+    code, _, err = run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "tests/two_ranks.py", *args,
+        tmp_path / "two",
+    )  # fmt: skip
+    assert code == 0, err
+    two_ranks.main(*map(str, args), str(tmp_path / "one"))
+    start = weights(base)
+    for stage in ("rl", "sft", "average"):
+        one, two = (weights(tmp_path / world / stage) for world in ("one", "two"))
+        moved = sum((one[k] - start[k]).square().sum() for k in one).sqrt()
+        apart = sum((one[k] - two[k]).square().sum() for k in one).sqrt()
+        assert moved > 1e-3 and apart < 1e-4 * moved, stage
+        for a, b in zip(*(metrics(tmp_path / world / stage) for world in ("one", "two")), strict=True):
+            assert a.keys() == b.keys()
+            for key in a.keys() & {"loss", "sft_loss", "grad_norm", "reward", "length", "kl", "ratio", "flops"}:
+                assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), (stage, key)
+    one, two = (gzip.open(tmp_path / world / "rl/rollouts.jsonl.gz").read() for world in ("one", "two"))
+    assert one == two
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reference, the two streams
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_22_the_reference_never_changes(base, world, tmp_path, monkeypatch):
+    """Property 22: after three updates the KL reference is still the model at --init, bit for bit and without a
+    gradient; the KL is 0 before the first update and positive after it. A resumed run measures against the same."""
+    kept = []
+    make = rl.make_grpo
+    monkeypatch.setattr(rl, "make_grpo", lambda *args: kept.append(make(*args)) or kept[-1])
+    monkeypatch.setattr(rl, "reward_of", vary)
+    flags = dict(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), kl=0.1, lr=1e-3)
+    rl.main(rl.Config(**TINY, **flags))
+    assert not same(weights(base), weights(tmp_path / "run"))
+    rl.main(rl.Config(**TINY, **flags, resume=True))
+    for grpo in kept:
+        assert same(dict(weights(base)), dict(grpo.reference.state_dict()))
+        assert all(p.grad is None and not p.requires_grad for p in grpo.reference.parameters())
+    kl = [line["kl"] for line in metrics(tmp_path / "run")]
+    assert len(kept) == 2 and kl[0] == pytest.approx(0, abs=1e-9) and min(kl[1:]) > 1e-6
+
+
+def test_29_both_gradients_are_taken_at_the_snapshot(base, world, tmp_path, monkeypatch):
+    """Property 29: in average.py's own step, RL's and SFT's backward see the same weights, which the step then
+    leaves."""
+    seen = []
+
+    def recording(backward):
+        def wrapped(self, model, *args, **kwargs):
+            seen.append([p.detach().clone() for p in model.parameters()])
+            return backward(self, model, *args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(rl, "reward_of", vary)
+    monkeypatch.setattr(rl.GRPO, "backward", recording(rl.GRPO.backward))
+    monkeypatch.setattr(sft.SFT, "backward", recording(sft.SFT.backward))
+    flags = dict(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), rows=4, lr=1e-3)
+    average.main(average.Config(**TINY, **flags))
+    assert len(seen) == 6 and all(same(seen[i], seen[i + 1]) for i in (0, 2, 4))
+    assert not same(seen[1], seen[2]) and not same(seen[3], seen[4])
+
+
+def spiked(base, world, out, monkeypatch, factor: float, **flags) -> tuple[dict, dict]:
+    """Two steps of average.py, the SFT loss of the second one times `factor`: the update of that step, and the state of
+    the RL optimizer after it. Everything is clipped, so that Adam's own scaling cannot stand in for it."""
+    backward, calls = sft.SFT.backward, []
+
+    def scaled(self, model, rows, scale=1.0):
+        calls.append(scale)
+        return backward(self, model, rows, scale * (factor if len(calls) == 2 else 1.0))
+
+    with monkeypatch.context() as m:
+        m.setattr(rl, "reward_of", vary)
+        m.setattr(sft.SFT, "backward", scaled)
+        flags = {**TINY, "steps": 2, "save_at": "1", "rows": 4, "clip": 0.01, **flags}
+        average.main(average.Config(init=str(base / "last.pt"), data=str(world), out=str(out), **flags))
+    last = runtime.load_checkpoint(out / "last.pt")
+    before = weights(out, "step_0000001.pt")
+    return {k: v - before[k] for k, v in last["model"].items()}, last["train"]["optimizer"]
+
+
+def test_30_each_stream_is_clipped_by_itself(base, world, tmp_path, monkeypatch):
+    """Property 30: an SFT loss 1e4 times as large leaves Δ_SFT as it was, and RL's gradient and moments bit for bit; in
+    combined mode it drives RL's part out of the update."""
+
+    def change(mode):
+        (a, state_a), (b, state_b) = (
+            spiked(base, world, tmp_path / f"{mode}{factor:g}", monkeypatch, factor, mode=mode) for factor in (1.0, 1e4)
+        )
+        size = sum(x.square().sum() for x in a.values()).sqrt()
+        return (sum((a[k] - b[k]).square().sum() for k in a).sqrt() / size).item(), same(state_a, state_b)
+
+    apart, untouched = change("parallel")
+    assert apart < 1e-4 and untouched
+    state = runtime.load_checkpoint(tmp_path / "parallel10000/last.pt")["train"]
+    for name in ("optimizer", "sft_optimizer"):  # the first moments after two gradients, each of norm 0.01 at most
+        moments = [x["exp_avg"].square().sum() for x in state[name]["state"].values()]
+        assert sum(moments).sqrt() <= (0.09 + 0.1) * 0.01 * 1.0001
+    assert min(x["grad_norm"] for x in metrics(tmp_path / "parallel10000")) > 0.02
+    norms = [metrics(tmp_path / f"parallel{f}")[1]["sft_grad_norm"] for f in ("1", "10000")]
+    assert norms[0] > 0.02 and norms[1] == pytest.approx(1e4 * norms[0], rel=1e-3)
+    apart, untouched = change("combined")
+    assert apart > 0.1 and not untouched
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GSM8K's form
+# ---------------------------------------------------------------------------------------------------------------------
+
+GSM8K = [
+    {"question": "Natalia sold 48 clips in April, and half as many in May. How many clips did she sell?",
+     "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nShe sold 48+24 = <<48+24=72>>72 clips.\n#### 72"},
+    {"question": "Weng earns $12 an hour. Yesterday she did 50 minutes. How much did she earn?",
+     "answer": "She earns 12/60 = $<<12/60=0.2>>0.2 per minute.\nSo 0.2 x 50 = $<<0.2*50=10>>10.\n#### 10"},
+    {"question": "A tank costs $1,200. How much do 2 cost?", "answer": "2 * 1,200 = <<2*1200=2400>>2,400\n#### 2,400"},
+]  # fmt: skip
+
+
+def assert_no_signal(base, out, code, said):
+    assert code == 0 and "no group carries signal" in said and "nothing was learned" in said, said
+    lines = metrics(out)
+    assert [x["updates"] for x in lines] == [0] * len(lines) and all(x["signal"] == 0 for x in lines)
+    assert same(weights(base), weights(out))
+
+
+def test_gsm8k_form_as_rl_data(base, world, tmp_path):
+    """Questions in GSM8K's own form, by the command: a new model gets none right, which is said; nothing is updated."""
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
+    assert [q["answer"] for q in evaluation.find_questions("", str(file), "train")] == ["72", "10", "2400"]
+    out = tmp_path / "run"
+    flags = ["--prompts", "2", "--n", "3", "--steps", "3", "--max_new_tokens", "12", "--eval_every", "0"]
+    code, said, err = run(
+        "rl.py", "--init", base / "last.pt", "--data", world, "--questions", file, "--out", out, *flags
+    )
+    assert_no_signal(base, out, code, said + err)
+    rows = [json.loads(line) for line in gzip.open(out / "rollouts.jsonl.gz")]
+    assert {r["answer"] for r in rows} <= {"72", "10", "2400"} and all(len(r["samples"]) == 3 for r in rows)
+
+
+@pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
+def test_gsm8k_itself_as_rl_and_sft_data(base, world, tmp_path, capsys):
+    """The published file: RL says that nothing carries signal; SFT trains on its solutions; what is too long is
+    told."""
+    file = str(REALDATA / "gsm8k_train.jsonl.gz")
+    common = dict(init=str(base / "last.pt"), data=str(world), questions=file, eval_every=0, steps=2, limit=60)
+    rl.main(rl.Config(**common, out=str(tmp_path / "rl"), prompts=4, n=3, max_new_tokens=12))
+    said = "".join(capsys.readouterr())
+    assert_no_signal(base, tmp_path / "rl", 0, said)
+    assert "questions leave no room for 12 new tokens" in said
+    sft.main(sft.Config(**common, out=str(tmp_path / "sft"), rows=4))
+    assert "rows longer than the context" in capsys.readouterr().err
+    assert not same(weights(base), weights(tmp_path / "sft"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Difficulty and resampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def difficulty(base, world, tmp_path_factory) -> Path:
+    """A record of `eval.py --difficulty` for 8 training questions, in which their pass rates are made to differ."""
+    folder = tmp_path_factory.mktemp("difficulty")
+    flags = dict(checkpoint=(str(base / "last.pt"),), data=str(world), out=str(folder), limit=8, max_new_tokens=4)
+    evaluation.main(evaluation.Config(difficulty=True, shots="0", **flags))
+    path = folder / "last.difficulty.json"
+    record = json.loads(path.read_text())
+    (rows,) = (part["questions"] for part in record["questions"].values())
+    assert list(record["questions"]) == ["train"] and record["tasks"] == record["text"] == {}
+    questions = evaluation.find_questions(str(world), "train", "train", 8)
+    assert [(r["id"], r["n"]) for r in rows] == [(q["id"], 64) for q in questions]
+    for row, c in zip(rows, (0, 1, 2, 8, 9, 15, 16, 64), strict=True):
+        row["c"] = c
+    path.write_text(json.dumps(record))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("band", "kept"),
+    [("easy", [6, 7]), ("hard", [0, 1, 2, 3]), ("hardest", [0, 1]), ("0.1:0.25", [3, 4, 5, 6]), ("0:0", [0])],
+)
+def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, kept):
+    """easy is a pass rate of 25% and more, hard 12.5% and less, hardest 3.1% and less, LOW:HIGH inclusive; questions
+    that the record does not have are in no band. rl.py trains on those and no other."""
+    questions = evaluation.find_questions(str(world), "train", "train", 12)
+    want = [questions[i]["id"] for i in kept]
+    assert [q["id"] for q in rl.in_band(questions, str(difficulty), band)] == want
+    flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2, save_rollouts=9)
+    rl.main(rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
+    rows = [json.loads(line) for line in gzip.open(tmp_path / "run/rollouts.jsonl.gz")]
+    assert len(rows) == 8 and {r["id"] for r in rows} == set(want)
+
+
+@pytest.mark.parametrize("band", ["medium", "0.5", "0.5:0.1", "-1:1", "0:2", "a:b", "0.1:0.2:0.3", "nan:1", ""])
+def test_bands_that_make_no_sense(difficulty, band):
+    """One line that says what a band is."""
+    with pytest.raises(UserError, match="LOW:HIGH"):
+        rl.in_band([{"id": "x"}], str(difficulty), band)
+
+
+def test_difficulty_records_that_do_not_fit(tmp_path, difficulty):
+    """A missing file, another kind of file, a band without questions: one line each."""
+    with pytest.raises(UserError, match="no evaluation record"):
+        rl.in_band([{"id": "x"}], str(tmp_path / "none.json"), "easy")
+    for content in ("", "[]", "{}", '{"questions": {"train": {}}}', '{"questions": 1}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(UserError, match="no evaluation record"):
+            rl.in_band([{"id": "x"}], str(tmp_path / "other.json"), "easy")
+    with pytest.raises(UserError, match="none of 1 questions"):
+        rl.in_band([{"id": "x"}], str(difficulty), "easy")
+
+
+def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
+    """Property 33 with --resample: steps draw different numbers of batches, and a killed run goes on with the batch
+    that it would have drawn."""
+    few = [q["answer"] for q in evaluation.find_questions(str(world), "train", "train", 12)][::3]
+    monkeypatch.setattr(rl, "reward_of", lambda text, answer, *_: (float(len(text) % 3) * (answer in few), False))
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), resample=3, prompts=2)
+    rl.main(rl.Config(out=str(tmp_path / "whole"), **flags))
+    log = runtime.Run.log
+
+    def killed(self, step, **values):
+        if step == 2:
+            raise KeyboardInterrupt
+        log(self, step, **values)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(runtime.Run, "log", killed)
+        rl.main(rl.Config(out=str(tmp_path / "killed"), **flags))
+    rl.main(rl.Config(out=str(tmp_path / "killed"), resume=True, **flags))
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    drawn = [line["groups_sampled"] for line in metrics(tmp_path / "whole")]
+    assert max(drawn) > 2 and max(drawn) <= 8 and all(n % 2 == 0 for n in drawn)
+    assert runtime.load_checkpoint(tmp_path / "whole/last.pt")["train"]["grpo"] == sum(drawn)
+    assert np.isfinite([line["reward"] for line in metrics(tmp_path / "whole")]).all()
+    assert not torch.equal(weights(base)["head.weight"], weights(tmp_path / "whole")["head.weight"])

@@ -1,0 +1,35 @@
+"""Started by test_stages.py under torchrun and by itself: rl.py, sft.py and average.py on a tiny model in one process
+group, `python two_ranks.py BASE DATA OUT`. Rewards are made to vary, since a new model gets no question right."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import average
+import rl
+import runtime
+import sft
+
+
+def main(base: str, data: str, out: str) -> None:
+    torch.set_num_threads(1)
+    end_process, runtime.end_process = runtime.end_process, lambda: None  # one group for all stages
+    reward_of, rl.reward_of = rl.reward_of, lambda text, *_: (float(len(text) % 3), False)
+    common = dict(init=base, data=data, limit=12, steps=3, eval_every=0, show=0)
+    rollouts = dict(prompts=3, n=4, max_new_tokens=8)
+    stages = {
+        "rl": (rl, dict(**rollouts, kl=0.1, entropy=0.01, zero_variance="keep", minibatch=2, inner_epochs=2)),
+        "sft": (sft, dict(rows=5)),
+        "average": (average, dict(**rollouts, rows=5)),
+    }
+    for name, (stage, flags) in stages.items():
+        stage.main(stage.Config(out=f"{out}/{name}", **common, **flags))
+    runtime.end_process, rl.reward_of = end_process, reward_of
+    end_process()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
