@@ -433,17 +433,20 @@ def log_prob_forward(
     tl.store(target_logit + row, chosen, mask=here & (row < N))
 
 
-def merge(top: Tensor, total: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-    """L and H of each row from the parts of its tiles, (tiles, N) each, which are overwritten. With M = max m:
+def merge(top: Tensor, total: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """M, log l and H of each row from the parts of its tiles, (tiles, N) each, which are overwritten. With M = max m:
 
-    l = Σ_tiles l e^(m - M),   s = Σ_tiles (s + l (m - M)) e^(m - M),   L = M + log l,   H = log l - s / l
+        l = Σ_tiles l e^(m - M),   s = Σ_tiles (s + l (m - M)) e^(m - M),   L = M + log l,   H = log l - s / l
+
+    M and log l are not added up yet: log p(y) = (z_y - M) - log l is exact where L is large, z_y - L is not.
     """
     m = top.amax(0)
     shift = top.sub_(m)
     moment.addcmul_(total, shift)
     weight = shift.exp_()
     s, l = moment.mul_(weight).sum(0), total.mul_(weight).sum(0)
-    return m + l.log(), l.log() - s / l
+    log_l = l.log()
+    return m, log_l, log_l - s / l
 
 
 @triton.jit
@@ -485,11 +488,12 @@ class LinearLogProb(torch.autograd.Function):
             tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
             args = (hidden, words, targets, *here, target_logit, N, *words.shape, first, 1 / temperature)
             launch(log_prob_forward, (tiles,), args, block, **constants)
-        logsumexp, entropy = merge(*parts)
+        largest, log_total, entropy = merge(*parts)
+        logsumexp = largest + log_total
         ctx.temperature, ctx.want_entropy = temperature, want_entropy
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
         ctx.set_materialize_grads(False)
-        return target_logit - logsumexp, entropy, logsumexp
+        return target_logit - largest - log_total, entropy, logsumexp
 
     @staticmethod
     def backward(ctx, grad_log_prob, grad_entropy, grad_logsumexp):
