@@ -622,3 +622,64 @@ def report(archs: tuple[int, ...] = (80, 90, 100)) -> None:
                 f"{c.registers} | {c.spilled} | {c.shared_kb:.0f} of {SHARED_KB[arch]} | {', '.join(c.instructions)}"
             )
             print(f"| {c.kernel} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {cells} |", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# python kernels.py tune: time candidates on this GPU
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def candidates(kernel: str, head: int) -> list[Block]:
+    if head == 0:
+        sides = [(128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3), (128, 256, 32, 8, 4)]
+        sides += [(256, 128, 64, 8, 3), (128, 256, 64, 16, 3), (128, 128, 32, 4, 4)]
+        return [Block(*s) for s in sides]
+    sides = {"forward": [(128, 64), (128, 128), (64, 64)], "dq": [(64, 64), (128, 64), (128, 32)]}
+    sides["dkv"] = [(64, 64), (64, 128), (32, 128)]
+    return [Block(*s, warps=w, stages=n) for s in sides[kernel] for w in (4, 8) for n in (2, 3)]
+
+
+def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
+    """Print the fastest block of each kernel at OLMo2-1B's shapes, as lines of BLOCKS."""
+    from triton.testing import do_bench
+
+    device = torch.device("cuda")
+    arch, milliseconds = architecture(device), 0.0
+
+    def timed(wanted, launch=launch):
+        def run(kernel, grid, args, block, **constants):
+            nonlocal milliseconds
+            launch(kernel, grid, args, block, **constants)
+            if kernel is wanted:
+                milliseconds = do_bench(lambda: launch(kernel, grid, args, block, **constants), return_mode="median")
+
+        return run
+
+    def new(*shape, dtype=torch.bfloat16):
+        return torch.randn(*shape, device=device, dtype=dtype).requires_grad_()
+
+    for head in heads:
+        best = {}
+        if head:
+            q, k, v = (new(4, 4096, 2048 // head, head) for _ in range(3))
+            kernels = {"forward": attention_forward, "dq": attention_dq, "dkv": attention_dkv}
+        else:
+            hidden, weight = new(16384, 2048), new(VOCAB_CHUNK, 2048)
+            targets = torch.randint(VOCAB_CHUNK, (16384,), device=device)
+            kernels = {"forward": log_prob_forward, "backward": log_prob_backward}
+        for name, kernel in kernels.items():
+            times = {}
+            for block in candidates(name, head):
+                table = {(arch, head): {**BLOCKS[arch, head], name: block}}
+                try:
+                    with mock.patch.dict(BLOCKS, table), mock.patch(f"{__name__}.launch", timed(kernel)):
+                        if head:
+                            Attention.apply(q, k, v, None).sum().backward()
+                        else:
+                            LinearLogProb.apply(hidden, weight, targets, 1.0, False)[0].sum().backward()
+                    times[block] = milliseconds
+                except triton.runtime.errors.OutOfResources:
+                    continue
+                print(f"# sm_{arch} head {head} {name} {tuple(block)}: {milliseconds:.3f} ms", flush=True)
+            best[name] = min(times, key=times.get)
+        print(f"    ({arch}, {head}): {best},", flush=True)
