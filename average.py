@@ -169,7 +169,7 @@ def check(config: Config) -> None:
 
 def main(config: Config) -> None:
     check(config)
-    process = start_process(config.device, config.dtype, config.seed)
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
     run = Run(config, "average", process)
     if config.mode == "soup":
         return soup(config, run)

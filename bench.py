@@ -1,7 +1,7 @@
 """Speed and memory, as ratios to the machine's own limits and to other libraries, all measured in one run.
 
     python bench.py                      everything, some minutes on a CPU
-    python bench.py train sample         only these parts: train, sample, log_prob, rl, average
+    python bench.py train sample         only these parts: train, sample, log_prob, rl, average, kernels (on CUDA)
     pip install -r requirements-bench.txt          the peers: transformers and TRL; without them their columns stay empty
 
 Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
@@ -60,7 +60,7 @@ LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
 class Config:
     """Flags of bench.py."""
 
-    parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average"], ...]] = ()
+    parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average", "kernels"], ...]] = ()
     """what to measure; nothing: all"""
     repeats: int = 5
     """rounds behind each figure (rl, average: at most 3)"""
@@ -582,12 +582,100 @@ def bench_average(process: Process, repeats: int) -> None:
         )
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The Triton kernels, at OLMo2-1B's shapes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def attention_runs(process: Process) -> dict[str, Callable]:
+    """Causal attention of q, k, v (B, T, H, D) by ours and by PyTorch's two."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(b, h, query, key):
+        return query >= key
+
+    mask = create_block_mask(causal, None, None, 4096, 4096, device=process.device)
+    compiled = torch.compile(flex_attention)
+
+    def heads_first(attend):
+        return lambda *qkv: attend(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2)
+
+    return {
+        "ours": kernels.attention,
+        "SDPA": heads_first(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
+        "FlexAttention": heads_first(lambda q, k, v: compiled(q, k, v, block_mask=mask)),
+    }
+
+
+def log_prob_runs() -> dict[str, Callable]:
+    """The summed negative log-prob of targets from hidden (N, C), weight (V, C). Ours takes weights in fp32, as they are
+    in training; the others take what autocast would give them."""
+    runs = {"ours": lambda h, w, y: -kernels.linear_log_prob(h, w, y).log_prob.sum()}
+    if hasattr(F, "linear_cross_entropy"):
+        runs["linear_cross_entropy"] = lambda h, w, y: F.linear_cross_entropy(h, w.to(h.dtype), y, reduction="sum")
+    if have("liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        liger = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+        runs["Liger"] = lambda h, w, y: liger(w.to(h.dtype), h, y)
+    return runs
+
+
+def bench_kernels(process: Process, repeats: int) -> None:
+    """TFLOP/s against the rate of large matrix products; memory of the log-prob beyond its inputs and gradients."""
+    if process.device.type != "cuda":
+        print(
+            "kernels    skipped: they are compared with SDPA, FlexAttention, linear_cross_entropy and Liger on CUDA only"
+        )
+        return
+    new = {"device": process.device, "dtype": torch.bfloat16}
+
+    def show(case: str, runs: dict[str, Callable], flops: float, aim: str) -> None:
+        rounds = measure(runs, process, repeats)
+        rate = {name: flops / rounds.time(name) / 1e12 for name in runs}
+        peers = {name: rate[name] for name in runs if name != "ours"}
+        best = max(peers, key=peers.get)
+        others = ", ".join(f"{name} {value:,.0f}" for name, value in peers.items())
+        ours = f"{rate['ours']:,.0f} TFLOP/s"
+        row("kernels", case, ours, of_peak(rounds.share("ours", flops), rounds), others,
+            f"{rounds.ratio(best, 'ours'):.2f} x", aim)  # fmt: skip
+
+    q, k, v = (torch.randn(4, 4096, 16, 128, **new).requires_grad_() for _ in range(3))
+    flops = 2 * 4 * 16 * 4096**2 * 128  # of two products over half of T x T
+    attends = attention_runs(process)
+    show("attention 4x4096x16x128, forward", {n: lambda f=f: f(q.detach(), k.detach(), v.detach())
+                                   for n, f in attends.items()}, flops, "≥ 65%")  # fmt: skip
+    outs = {name: attend(q, k, v) for name, attend in attends.items()}
+    up = torch.randn_like(outs["ours"])
+    backward = {n: lambda o=o: torch.autograd.grad(o, (q, k, v), up, retain_graph=True) for n, o in outs.items()}
+    show("the same, backward", backward, 2.5 * flops, "≥ 45%")
+    del outs, backward
+    n, width, vocab = 16384, 2048, 100352
+    hidden = torch.randn(n, width, **new).requires_grad_()
+    weight = torch.randn(vocab, width, device=process.device).mul_(width**-0.5).requires_grad_()
+    targets = torch.randint(vocab, (n,), device=process.device)
+    losses = log_prob_runs()
+    steps = {
+        m: lambda f=f: torch.autograd.grad(f(hidden, weight, targets), (hidden, weight)) for m, f in losses.items()
+    }
+    show(f"log-prob {n}x{width}x{vocab}", steps, 4 * 2.0 * n * width * vocab, "≥ 75%")  # with the logits twice
+    memory = {}
+    for name, step in steps.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gradients = sum(g.numel() * g.element_size() for g in step())
+        memory[name] = (torch.cuda.max_memory_allocated() - before - gradients) / 1e9
+    others = ", ".join(f"{name} {value:.2f}" for name, value in memory.items() if name != "ours")
+    row("kernels", "its memory", f"{memory['ours']:.2f} GB", "", others, "", "≤ 0.5 GB")
+
+
 PARTS = {
     "train": bench_train,
     "sample": bench_sample,
     "log_prob": bench_log_prob,
     "rl": bench_rl,
     "average": bench_average,
+    "kernels": bench_kernels,
 }
 
 

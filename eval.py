@@ -25,6 +25,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -72,6 +73,7 @@ class Config:
     seed: int = 0  # of sampling and of the bootstrap
     device: str = "auto"  # cpu, cuda; auto: cuda where there is one
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
+    kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
     # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
@@ -611,7 +613,7 @@ def main(config: Config) -> None:
             raise UserError(f"{folder / name}.json exists: pass --overwrite, or another --out")
     if len({place[1:] for place in places}) < len(places):
         raise UserError("two checkpoints would write the same record: evaluate them into different --out folders")
-    process = start_process(config.device, config.dtype, config.seed)
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
     if config.ask:
         return ask(config, process)
     records = []

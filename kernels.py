@@ -1,5 +1,10 @@
 """The hot operations, each by its plain PyTorch definition: attention, linear log-prob, RMSNorm, rotary embedding.
 
+On a GPU the first two run as the Triton kernels of triton_kernels.py; use() chooses.
+
+    python kernels.py report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
+    python kernels.py tune        on a GPU: time candidates for their block sizes
+
 Shapes are named as in model.py: B rows, T tokens, S keys, H heads, D head size, C model width, V vocabulary, N = B*T.
 
 The plain paths are bounded in memory. `linear_log_prob` never holds the (N, V) matrix of logits, which at 8192 tokens
@@ -7,7 +12,11 @@ and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softma
 log_prob` prints time and memory of both.
 """
 
-from typing import NamedTuple
+import functools
+import importlib.util
+import os
+import sys
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +24,55 @@ from torch import Tensor
 
 CHUNK_ROWS = 512  # rows whose logits linear_log_prob holds at a time; fewer make the matrix products slow
 KEEP_ELEMENTS = 1 << 23  # up to so many logits (32 MB in fp32) are kept for backward instead of computed again
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which implementation
+# ---------------------------------------------------------------------------------------------------------------------
+
+_choice = "auto"
+
+
+def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) -> None:
+    """Choose what attention and linear_log_prob run on from now on. UserError if `device` cannot.
+
+    torch: the definitions below. triton: triton_kernels.py, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
+    auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch.
+    """
+    global _choice
+    device = torch.device(device)
+    reason = ""
+    if choice == "triton":
+        if importlib.util.find_spec("triton") is None:
+            reason = "triton is not installed (pip install triton; Linux only)"
+        elif device.type == "cuda" and not _gpu_is_new_enough():
+            reason = "needs an NVIDIA GPU of compute capability 8.0 (A100) or newer"
+        elif device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            reason = f"needs CUDA, not {device.type} (TRITON_INTERPRET=1 runs it there, for tests: very slow)"
+    if reason:
+        from data.errors import UserError
+
+        raise UserError(f"--kernels triton: {reason}; use --kernels torch")
+    _choice = choice
+
+
+def fused(x: Tensor):
+    """The module of Triton kernels if they are to run on x, else None."""
+    if _choice == "torch" or (_choice == "auto" and x.device.type != "cuda"):
+        return None
+    return _triton_kernels(x.device.type)
+
+
+@functools.cache
+def _triton_kernels(device: str):
+    if importlib.util.find_spec("triton") is None or (device == "cuda" and not _gpu_is_new_enough()):
+        return None
+    import triton_kernels
+
+    return triton_kernels
+
+
+def _gpu_is_new_enough() -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -33,6 +91,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) 
     Returns:
         (B, T, H, D): softmax(q kᵀ / √D) v over the visible keys.
     """
+    triton_kernels = fused(q)
+    if triton_kernels and triton_kernels.supports(q):
+        return triton_kernels.attention(q, k, v, doc_start)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     grouped = q.shape[1] != k.shape[1]
     if doc_start is None:
@@ -73,7 +134,9 @@ def linear_log_prob(
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    log_prob, row_entropy, logsumexp = _LinearLogProb.apply(hidden, weight, targets, temperature, entropy)
+    triton_kernels = fused(hidden)
+    function = triton_kernels.LinearLogProb if triton_kernels else _LinearLogProb
+    log_prob, row_entropy, logsumexp = function.apply(hidden, weight, targets, temperature, entropy)
     return LogProb(log_prob, row_entropy if entropy else None, logsumexp)
 
 
@@ -234,3 +297,26 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
     return out
+
+
+def main(command: str) -> None:
+    """report or tune, in triton_kernels.py. Exit code 2 and one line where it cannot run."""
+    missing = ""
+    if command not in ("report", "tune"):
+        missing = "say `python kernels.py report` or `python kernels.py tune`"
+    elif importlib.util.find_spec("triton") is None:
+        missing = "triton is not installed (pip install triton; Linux only)"
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        missing = "unset TRITON_INTERPRET: interpreted kernels are not compiled"
+    elif command == "tune" and not torch.cuda.is_available():
+        missing = f"tune: this PyTorch ({torch.__version__}) sees no CUDA device to time on"
+    if missing:
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    import triton_kernels
+
+    getattr(triton_kernels, command)()
+
+
+if __name__ == "__main__":
+    main(" ".join(sys.argv[1:]))

@@ -292,7 +292,8 @@ class Packed:
         tokens:  prompt 0 | prompt 1 | ... | answer 0 | answer 1 | ...        (1, N)
 
     The matrix products see only real tokens. Attention is laid out in padded rows: a prompt attends to itself, an
-    answer to its prompt and itself. The last token of an answer predicts nothing and is left out of the input.
+    answer to its prompt and itself. (With the Triton kernels: in one row of documents, prompt + answer each, without
+    padding.) The last token of an answer predicts nothing and is left out of the input.
 
     Args:
         prompts: token ids of P prompts. answers: token ids of R answers. owner: (R,) index of each answer's prompt.
@@ -321,6 +322,15 @@ class Packed:
         self.predictor = put(np.where(t == 0, first, before))  # (ΣA,)
         self.answer = put(np.repeat(np.arange(len(answers)), a_len))  # (ΣA,) which answer a target belongs to
 
+        self._documents = None
+        if kernels.fused(self.tokens) is not None:
+            pieces = [np.r_[p_starts[o] : p_starts[o] + p_len[o], a : a + m]
+                      for o, a, m in zip(owner, a_starts, a_len - 1, strict=True)]  # fmt: skip
+            tokens, length = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
+            first = np.unique(tokens, return_index=True)[1]  # a prompt's result: from the first of its documents
+            self._documents = put(tokens), put(np.repeat(np.cumsum(length) - length, length))[None], put(first)
+            return
+
         # Padded layouts: indices into the N tokens (padding reads token 0 and is masked), and back
         width_p, width_a = p_len.max(), max(1, (a_len - 1).max())
         self._prompt_index, p_valid = self._pad(p_starts, p_len, width_p, put)  # (P, Tp)
@@ -339,6 +349,10 @@ class Packed:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the packed tokens: q (1, N, H, D), k and v (1, N, H_kv, D) -> (1, N, H, D)."""
+        if self._documents is not None:
+            tokens, doc_start, first = self._documents
+            q, k, v = (x.index_select(1, tokens) for x in (q, k, v))
+            return kernels.attention(q, k, v, doc_start).index_select(1, first)
 
         def rows(x, index):  # (1, N, H, D) -> (rows, T, H, D)
             return x[0].index_select(0, index.flatten()).view(*index.shape, *x.shape[2:])

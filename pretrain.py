@@ -208,7 +208,7 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
 
 def main(config: Config) -> None:
     config = resolve(config)
-    process = start_process(config.device, config.dtype, config.seed)
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
     run = Run(config, "pretrain", process)
     last = load_checkpoint(run.out / "last.pt") if config.resume else None
     if last and last["stage"] != "pretrain":

@@ -522,7 +522,7 @@ def make_grpo(config, start: Start, process: Process) -> GRPO:
 
 def main(config: Config) -> None:
     config.check()
-    process = start_process(config.device, config.dtype, config.seed)
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
     run = Run(config, "rl", process)
     start = open_checkpoint(run, config.init, process)
     model, tokenizer, progress = start.model, start.tokenizer, start.progress

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import kernels
 from data.errors import UserError
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
@@ -42,6 +43,7 @@ class RunConfig:
     seed: int = 0  # of initialisation, data order and sampling
     device: str = "auto"  # cpu, cuda, mps; auto: cuda where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
+    kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     lr: float = 1e-3  # peak learning rate
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
     warmup: int = 0  # steps of linear warm-up
@@ -142,8 +144,8 @@ class Process:
             dist.barrier()
 
 
-def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0) -> Process:
-    """Join the process group if torchrun made one, choose device and precision, seed everything."""
+def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, choice: str = "auto") -> Process:
+    """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if device == "auto":
@@ -153,6 +155,7 @@ def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0) -> P
     if device == "cuda":
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
+    kernels.use(choice, device)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -312,6 +315,7 @@ def open_checkpoint(run: "Run", init: str, process: Process) -> Start:
         free = (
             "resume",
             "device",
+            "kernels",
             "wandb",
             "tensorboard",
             "save_every",

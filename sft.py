@@ -147,7 +147,7 @@ def sft_update(sft: SFT, model: GPT, optimizer, run: Run, progress: Progress, lr
 
 def main(config: Config) -> None:
     config.check()
-    process = start_process(config.device, config.dtype, config.seed)
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
     run = Run(config, "sft", process)
     start = open_checkpoint(run, config.init, process)
     model, tokenizer = start.model, start.tokenizer

@@ -1,0 +1,136 @@
+"""One step of every stage on fake CUDA tensors: finds mistakes of device, dtype and shape without a GPU.
+
+    python -m venv /tmp/cuda && /tmp/cuda/bin/pip install 'torch===2.13.0' numpy tyro tqdm tiktoken requests
+    /tmp/cuda/bin/python tests/fake_cuda.py
+
+Not part of `make test`: it needs a CUDA build of torch (several GB), but no GPU and no driver. Tensors are
+FakeTensorMode's, which know everything but their values; kernel launches check where their arguments lie. bf16 as on a
+GPU, with the Triton kernels and without. Sampling depends on the values, so only its model calls are here.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import average
+import kernels
+import pretrain
+import rl
+import runtime
+import sft
+import triton_kernels
+from model import GPT, KVCache, config_of
+
+CUDA = torch.device("cuda:0")
+
+
+class Scalars(TorchDispatchMode):
+    """tensor.item() gives 1."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].is_floating_point() else True if args[0].dtype == torch.bool else 1
+        return func(*args, **(kwargs or {}))
+
+
+launched = set()
+
+
+def launch(kernel, grid, args, block, **constants):
+    """In place of triton_kernels.launch."""
+    launched.add(kernel.__name__)
+    for x in args:
+        assert not isinstance(x, torch.Tensor) or (x.device == CUDA and x.is_contiguous()), (kernel.__name__, x)
+
+
+def stages(process: runtime.Process) -> None:
+    tokenizer = SimpleNamespace(name="none", eos=0, padded_vocab_size=1024)
+    with torch.device(CUDA):
+        model, reference = (GPT(config_of("smoke", 1024)) for _ in range(2))
+    optimizer, second = (runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2))
+    config = model.config
+
+    def done(stage: str) -> None:
+        for p in model.parameters():
+            assert isinstance(p, FakeTensor) and p.device == CUDA and p.dtype == torch.float32
+        print(f"  {stage}", flush=True)
+
+    flags = SimpleNamespace(micro_batch=2, doc_mask=True, z_loss=1e-5)
+    batch = torch.zeros(4, 129, dtype=torch.long, device=CUDA)
+    pretrain.loss_and_backward(model, batch, 0, flags, process, 512)
+    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    done("pretrain")
+
+    trainer = object.__new__(sft.SFT)
+    trainer.config, trainer.process, trainer.micro_tokens = sft.SFTConfig(), process, 64
+    rows = [([1, 2, 3], [4, 5, 0]), ([1, 2, 3], [6, 0]), ([7, 8], [9, 10, 11, 0])]
+    trainer.backward(model, rows)
+    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    done("sft")
+
+    grpo = object.__new__(rl.GRPO)
+    grpo.config = rl.GRPOConfig(prompts=2, n=2, kl=0.1, entropy=0.01, temperature=0.9)
+    grpo.process, grpo.reference, grpo.micro_tokens, grpo.max_new_tokens = process, reference, 64, 8
+    grpo.reference = SimpleNamespace(to=lambda device: None, __call__=None)
+    groups = [
+        rl.Group({}, prompt, answers, [np.zeros(len(a), np.float32) for a in answers], [0.0, 1.0], [True, True],
+                 [True, True], [False, True], np.array([-0.7, 0.7], np.float32))
+        for prompt, answers in (([1, 2, 3], [[4, 5, 0], [6, 0]]), ([7, 8], [[9, 0], [10, 11, 12, 0]]))
+    ]  # fmt: skip
+    grpo.reference = reference
+    with mock.patch.object(reference, "to", lambda device: reference):  # there and back, which fake parameters cannot
+        grpo.backward(model, groups, first=True)
+        grpo.backward(model, groups, first=False)
+    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    done("rl update")
+
+    streams = average.TwoStreams(model, optimizer, second)
+    snapshot = streams.snapshot()
+    with mock.patch.object(reference, "to", lambda device: reference):
+        grpo.backward(model, groups, first=True)
+    runtime.clip_gradients(model, 1.0)
+    delta_rl = streams.take_update(optimizer, 1e-3, snapshot)
+    trainer.backward(model, rows)
+    delta_sft = streams.take_update(second, 1e-3, snapshot)
+    streams.apply(delta_rl, delta_sft, 0.5)
+    done("average")
+
+    with torch.no_grad(), process.autocast():
+        like = torch.empty(0, device=CUDA, dtype=process.dtype)
+        cache = KVCache(config, 2, 8, 4, 4, like)
+        model(torch.zeros(2, 8, dtype=torch.long, device=CUDA), attend=cache.prefill(torch.arange(2, device=CUDA)))
+        one = torch.ones(4, dtype=torch.long, device=CUDA)
+        attend = cache.decode(one, one, torch.zeros(2, 2, dtype=torch.long, device=CUDA))
+        hidden = model(one[:, None], one[:, None], attend)
+        model.logits(hidden[:, 0])
+    done("prefill and decode")
+    del tokenizer
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}")
+    patches = (
+        mock.patch.object(triton_kernels, "launch", launch),
+        mock.patch.object(triton_kernels, "architecture", lambda device: 90),
+        mock.patch.object(kernels, "_gpu_is_new_enough", lambda: True),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        for choice in ("triton", "torch"):
+            print(f"{dtype}, --kernels {choice}")
+            launched.clear()
+            with patches[0], patches[1], patches[2], patches[3], FakeTensorMode(allow_non_fake_inputs=True), Scalars():
+                kernels.use(choice, CUDA)
+                stages(runtime.Process(0, 1, CUDA, dtype))
+            assert len(launched) == (5 if choice == "triton" else 0), launched
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The Triton kernels: numbers (triton_numerics.py, in its own process), compiled code, the choice between them."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run
+
+import kernels
+from data.errors import UserError
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed (it exists for Linux only)"
+)
+
+
+def numerics(interpret: bool) -> str:
+    """Run triton_numerics.py; returns what pytest printed."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if interpret:
+        env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "tests/triton_numerics.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed and int(passed[1]) > 35 and "skipped" not in done.stdout, done.stdout
+    return done.stdout
+
+
+@needs_triton
+def test_numbers_in_the_interpreter():
+    """Every kernel and whole steps on them against float64, in Triton's interpreter."""
+    print(numerics(interpret=True))
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the numbers were checked in the interpreter")
+def test_numbers_on_the_gpu():
+    """The same on the GPU."""
+    print(numerics(interpret=False))
+
+
+@needs_triton
+@pytest.mark.parametrize("arch, unit", [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05.mma")])
+def test_compiled_code(arch, unit, monkeypatch):
+    """At OLMo2-1B's shapes every kernel compiles for the GPU, keeps its registers, fits its shared memory and uses the
+    matrix units. Needs no GPU."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
+    import triton_kernels as tk
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    assert type(tk.attention_forward).__name__ == "JITFunction"
+    made = [tk.compile_for(arch, *launch) for launch in tk.launches(arch)]
+    assert [c.kernel for c in made] == [
+        "attention_forward", "attention_dkv", "attention_dq", "log_prob_forward", "log_prob_backward"
+    ]  # fmt: skip
+    for c in made:
+        assert c.spilled == 0 and c.shared_kb <= tk.SHARED_KB[arch] and unit in c.instructions, c
+
+
+def test_choice_of_kernels(monkeypatch):
+    """auto on a CPU is the plain path; triton there needs the interpreter, and says so in one line."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert kernels.fused(torch.ones(1)) is None
+    for have, match in ((True, "needs CUDA, not cpu"), (False, "not installed")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if have else None)  # noqa: B023
+        with pytest.raises(UserError, match=match) as error:
+            kernels.use("triton", "cpu")
+        assert "\n" not in str(error.value) and kernels._choice == "auto"
+    code, _, err = run("eval.py", "--checkpoint", "none.pt", "--kernels", "triton")
+    assert code == 2 and err.startswith("error: --kernels triton") and len(err.splitlines()) == 1
+
+
+def test_without_triton():
+    """Everything imports and runs where triton is not installed; commands that need it say so in one line."""
+    code, out, err = run(
+        "-c", "import sys; sys.modules['triton'] = None; import pretrain, rl, average, kernels; kernels.main('report')"
+    )
+    assert code == 2 and err.startswith("error: triton is not installed") and len(err.splitlines()) == 1, err
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tune_without_a_gpu():
+    code, _, err = run("kernels.py", "tune")
+    assert code == 2 and "no CUDA device" in err and len(err.splitlines()) == 1
+    code, _, err = run("kernels.py", "tuna")
+    assert code == 2 and "report" in err and len(err.splitlines()) == 1

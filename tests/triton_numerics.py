@@ -1,0 +1,362 @@
+"""The Triton kernels against float64, on a GPU or in Triton's interpreter: test_triton.py starts this file in a process
+of its own, because a process has the kernels in one flavour only.
+
+    TRITON_INTERPRET=1 python -m pytest tests/triton_numerics.py
+
+All memory that the kernels are to fill is poisoned with NaN first.
+"""
+
+import contextlib
+import os
+from unittest import mock
+
+import pytest
+import torch
+from conftest import tiny_gpt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernels import dense_attention, double, generator, reference, relative
+from torch import Tensor
+
+import kernels
+import pretrain
+import rl
+import runtime
+from model import Packed
+
+if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+    pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
+
+import triton_kernels as tk
+from triton_kernels import Block
+
+DEVICE = torch.device("cpu" if tk.INTERPRETED else "cuda")
+ARCH = tk.architecture(DEVICE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact():
+    """fp32 products in fp32 (Triton's input_precision="ieee"), and bf16 as on a GPU."""
+    with repaired_bf16():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_tf32():
+    torch.backends.cuda.matmul.allow_tf32 = False  # start_process of a whole step allows it
+
+
+@contextlib.contextmanager
+def repaired_bf16():
+    """In the interpreter tl.dot multiplies the bit patterns of bf16, and fp32 -> bf16 cuts off instead of rounding to
+    nearest even (triton #11584)."""
+    if not tk.INTERPRETED:
+        yield
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def wide(self, x):
+        return cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
+
+    def repaired_dot(self, a, b, *rest):
+        return dot(self, wide(self, a), wide(self, b), *rest)
+
+    def repaired_cast(self, x, to):
+        if x.dtype.scalar != tl.float32 or to.scalar != tl.bfloat16:
+            return cast(self, x, to)
+        rounded = torch.from_numpy(np.array(x.data, dtype=np.float32)).bfloat16()
+        return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), to.scalar)
+
+    with mock.patch.multiple(InterpreterBuilder, create_dot=repaired_dot, cast_impl=repaired_cast):
+        yield
+
+
+@contextlib.contextmanager
+def poisoned():
+    """torch.empty gives NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def fill(x):
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    with (
+        mock.patch.object(torch, "empty", lambda *a, **k: fill(empty(*a, **k))),
+        mock.patch.object(torch, "empty_like", lambda *a, **k: fill(empty_like(*a, **k))),
+    ):
+        yield
+
+
+def test_flavour():
+    """The interpreter where it is meant, the compiler elsewhere."""
+    assert type(tk.attention_forward).__name__ == ("InterpretedFunction" if tk.INTERPRETED else "JITFunction")
+
+
+def test_poison_and_bf16_repair_act():
+    """The two helpers above do what they say."""
+    with poisoned():
+        assert torch.empty(2).isnan().all() and torch.empty_like(torch.ones(2)).isnan().all()
+    x = torch.tensor([1.0 + 2**-8, 1 + 3 * 2**-8, -2.7])  # two ties to even, up and down, and no tie
+    assert x.bfloat16().tolist() == [1.0, 1 + 2**-6, -2.703125]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def documents(*lengths: int) -> list[int]:
+    """The document number of each token of a row."""
+    return [number for number, length in enumerate(lengths) for _ in range(length)]
+
+
+def run_attention(inputs: list[Tensor], doc_start: Tensor | None, up: Tensor) -> list[Tensor]:
+    """Output and gradients."""
+    with poisoned():
+        out = tk.attention(*inputs, doc_start)
+        return [out, *torch.autograd.grad(out, inputs, up)]
+
+
+def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, seed=0, doc_start="rows", twice=False):
+    """rows: document number of each token, of each row."""
+    B, T, g = len(rows), len(rows[0]), generator(seed)
+    shapes = [(B, T, heads, D), (B, T, kv_heads, D), (B, T, kv_heads, D), (B, T, heads, D)]
+    *inputs, up = (torch.randn(shape, generator=g).to(DEVICE, dtype) for shape in shapes)
+    inputs = [x.requires_grad_() for x in inputs]
+    if doc_start == "rows":
+        doc_start = torch.tensor([[row.index(d) for d in row] for row in rows], device=DEVICE)
+    got = run_attention(inputs, doc_start, up)
+    inputs64 = double(*(x.cpu() for x in inputs))
+    want = dense_attention(*inputs64, rows)
+    want = [want, *torch.autograd.grad(want, inputs64, up.cpu().double())]
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+        assert a.dtype == dtype
+        error = (a.cpu().double() - b).norm()
+        # a token that sees itself alone has dq = dk = 0 but for rounding, of the size of the other gradients
+        assert error <= limit * max(b.norm(), 0.1 * up.cpu().double().norm()), (name, (error / b.norm()).item())
+    if twice:
+        assert all(map(torch.equal, got, run_attention(inputs, doc_start, up)))
+
+
+LAYOUTS = {
+    "one": documents(200),
+    "ten of one token": documents(*[1] * 10, 37, 60, 93),
+    "on the tile's edge": documents(64, 64, 72),
+    "off the tile's edge": documents(63, 66, 71),
+}
+
+
+@pytest.mark.parametrize("heads, kv_heads, D", [(4, 2, 32), (2, 1, 64), (2, 2, 96), (2, 1, 128)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_layouts(layout, heads, kv_heads, D):
+    """Every layout at every head size, grouped and not: output, dq, dk, dv; two runs give the same bits."""
+    check_attention([LAYOUTS[layout]], heads, kv_heads, D, twice=layout == "ten of one token")
+
+
+@pytest.mark.parametrize("T", [1, 129])
+def test_attention_lengths(T):
+    """One token; one token more than the tiles hold; no doc_start, and two rows of different documents."""
+    check_attention([documents(T)] * 2, 4, 2, 64, doc_start=None, twice=True)
+    if T > 1:
+        check_attention([documents(T), documents(50, T - 50)], 4, 2, 32)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+def test_attention_in_16_bits(dtype, limit):
+    """The inputs are what they are in 16 bits; the error is that of p, ds and the outputs rounded to them."""
+    check_attention([LAYOUTS["off the tile's edge"]], 4, 2, 64, dtype, limit, twice=True)
+
+
+@pytest.mark.parametrize("sides", [(16, 64), (64, 16), (32, 32)])
+def test_attention_tiles(sides):
+    """Tiles of any sides give the same result: wide, high and square."""
+    block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
+    with mock.patch.dict(tk.BLOCKS, {(ARCH, 32): block}):
+        check_attention([documents(20, 1, 59, 49)], 2, 1, 32)
+        check_attention([documents(129)], 2, 1, 32, doc_start=None)
+
+
+@st.composite
+def layouts(draw) -> list[list[int]]:
+    """Rows of up to 80 tokens cut into documents: often short ones, often at multiples of 16."""
+    T = draw(st.integers(1, 80))
+    cut = st.one_of(st.integers(0, T), st.integers(0, T // 16).map(lambda i: 16 * i))
+    rows = []
+    for cuts in draw(st.lists(st.sets(cut, max_size=6), min_size=1, max_size=2)):
+        edges = sorted(cuts | {0, T})
+        rows.append(documents(*(b - a for a, b in zip(edges, edges[1:], strict=False))))
+    return rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    layouts(), st.sampled_from([(2, 1), (2, 2)]), st.sampled_from([(16, 16), (16, 32), (32, 16)]), st.integers(0, 99)
+)
+def test_attention_random_documents(rows, heads, sides, seed):
+    """Any layout against the dense mask, with tiles so small that documents begin and end everywhere in them."""
+    block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
+    with mock.patch.dict(tk.BLOCKS, {(ARCH, 32): block}):
+        check_attention(rows, *heads, 32, seed=seed)
+
+
+def test_attention_large_scores_and_views():
+    """Scores of ± 1e4 stay finite; strided inputs are as good as others."""
+    q, k, v = (torch.randn(1, 2, 70, 32, generator=generator(i)).to(DEVICE).transpose(1, 2) for i in range(3))
+    got = tk.attention(q * 1e3, k * 10, v)
+    want = dense_attention(*(x.cpu().double() for x in (q * 1e3, k * 10, v)), [documents(70)])
+    assert relative(got.cpu(), want) < 1e-3  # fp32 scores of 1e4 are exact to 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Linear log-prob
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def log_prob_inputs(N: int, V: int, C: int, scale: float = 1.0) -> list[Tensor]:
+    """hidden, weight, targets with the first and the last word; logits of about ± 3 · scale."""
+    g = generator(N + V)
+    hidden, weight = torch.randn(N, C, generator=g), torch.randn(V, C, generator=g) * (scale / C**0.5)
+    targets = torch.randint(V, (N,), generator=g)
+    targets[0], targets[-1] = 0, V - 1
+    return [hidden.to(DEVICE).requires_grad_(), weight.to(DEVICE).requires_grad_(), targets.to(DEVICE)]
+
+
+def run_log_prob(hidden, weight, targets, temperature, up, which=(0, 1, 2)) -> list[Tensor]:
+    """The three outputs, and the gradients of the chosen ones, weighted by `up`."""
+    with poisoned():
+        out = tk.LinearLogProb.apply(hidden, weight, targets, temperature, True)
+        loss = sum((out[i] * up[i]).sum() for i in which)
+        return [*out, *torch.autograd.grad(loss, (hidden, weight))]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("N, V, C", [(1, 1003, 64), (130, 1003, 64), (130, 100, 40), (40, 2048, 128)])
+def test_12_log_prob(N, V, C, temperature):
+    """Property 12 for the kernels: outputs and gradients, each output alone and all together; a vocabulary of several
+    chunks with a rest, one smaller than a tile, a width that no tile divides; two runs give the same bits."""
+    hidden, weight, targets = log_prob_inputs(N, V, C)
+    up = torch.randn(3, N, generator=generator(1)).to(DEVICE)
+    inputs64 = double(hidden.cpu(), weight.cpu())
+    want = reference(*inputs64, targets.cpu(), temperature)
+    with mock.patch.object(tk, "VOCAB_CHUNK", 512):
+        for which in ([0], [1], [2], [0, 1, 2]) if N == 130 else ([0, 1, 2],):
+            got = run_log_prob(hidden, weight, targets, temperature, up, which)
+            loss = sum((want[i] * up[i].cpu()).sum() for i in which)
+            grads = torch.autograd.grad(loss, inputs64, retain_graph=True)
+            for a, b in zip(got[:3], want, strict=True):
+                assert a.dtype == torch.float32
+                torch.testing.assert_close(a.cpu().double(), b, atol=2e-5, rtol=0)
+            for a, b in zip(got[3:], grads, strict=True):
+                assert relative(a.cpu(), b) < 5e-6, which
+        assert all(map(torch.equal, got, run_log_prob(hidden, weight, targets, temperature, up)))
+
+
+def test_12_log_prob_in_bf16_with_fp32_weights():
+    """As under autocast: hidden states in bf16, the head in fp32, which is rounded chunk by chunk."""
+    hidden, weight, targets = log_prob_inputs(130, 1003, 64)
+    hidden = hidden.detach().bfloat16().requires_grad_()
+    up = torch.randn(3, 130, generator=generator(1)).to(DEVICE)
+    inputs64 = double(hidden.cpu(), weight.detach().cpu().bfloat16())
+    want = reference(*inputs64, targets.cpu(), 0.6)
+    with mock.patch.object(tk, "VOCAB_CHUNK", 512):
+        got = run_log_prob(hidden, weight, targets, 0.6, up)
+    assert got[3].dtype == torch.bfloat16 and got[4].dtype == torch.float32
+    grads = torch.autograd.grad(sum((a * b.cpu()).sum() for a, b in zip(want, up, strict=True)), inputs64)
+    for a, b in zip(got, [*want, *grads], strict=True):
+        assert relative(a.cpu().double(), b) < 5e-3
+
+
+def test_12_log_prob_of_masked_rows():
+    """Rows that do not enter the loss have a gradient of exactly 0; with none left everything is 0."""
+    hidden, weight, targets = log_prob_inputs(60, 300, 64)
+    mask = (torch.arange(60) % 3 == 0).to(DEVICE)
+    up = mask.float().expand(3, -1)
+    *_, grad_hidden, grad_weight = run_log_prob(hidden, weight, targets, 0.6, up)
+    assert not grad_hidden[~mask].any() and grad_hidden[mask].any(-1).all()
+    kept = [hidden.detach()[mask].requires_grad_(), weight, targets[mask]]
+    *_, alone_hidden, alone_weight = run_log_prob(*kept, 0.6, up[:, mask])
+    torch.testing.assert_close(grad_hidden[mask], alone_hidden, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(grad_weight, alone_weight, atol=1e-6, rtol=1e-5)
+    assert not any(g.any() for g in run_log_prob(hidden, weight, targets, 0.6, 0 * up)[3:])
+
+
+def test_log_prob_of_a_target_outside_the_vocabulary():
+    """NaN in that row, so that the step is skipped and counted; nothing in the others."""
+    hidden, weight, targets = log_prob_inputs(20, 300, 64)
+    broken = targets.clone()
+    broken[3], broken[7] = -100, 300
+    good, bad = (kernels._LinearLogProb.apply(hidden, weight, targets, 1.0, False)[0],
+                 tk.LinearLogProb.apply(hidden, weight, broken, 1.0, False)[0])  # fmt: skip
+    assert bad.isnan().nonzero().flatten().tolist() == [3, 7]
+    torch.testing.assert_close(bad[~bad.isnan()], good[~bad.isnan()], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_13_log_prob_of_huge_logits(temperature):
+    """Property 13 for the kernels: logits of ± 1e4, ties at the top."""
+    hidden = torch.tensor([[1e4], [1e4], [-1e4], [0.0]]).repeat(1, 16).div(16).to(DEVICE).requires_grad_()
+    weight = torch.tensor([[1.0], [-1.0], [0.0], [1.0]]).repeat(1, 16).to(DEVICE).requires_grad_()
+    targets = torch.arange(4, device=DEVICE)
+    up = torch.ones(3, 4, device=DEVICE)
+    got = run_log_prob(hidden, weight, targets, temperature, up)
+    inputs64 = double(hidden.cpu(), weight.cpu())
+    want = reference(*inputs64, targets.cpu(), temperature)
+    grads = torch.autograd.grad(sum(x.sum() for x in want), inputs64)
+    for a, b in zip(got[:3], want, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-6, atol=2e-6)
+    for a, b in zip(got[3:], grads, strict=True):  # p = e^(z - L), and L = 1e4 has an error of 2e-4 (in 1 / 0.6 times)
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gradients(path) -> list[Tensor]:
+    """AdamW's first moments after one step: a tenth of the clipped gradient of each parameter."""
+    state = runtime.load_checkpoint(path / "last.pt")["train"]["optimizer"]["state"]
+    return [s["exp_avg"] for s in state.values()]
+
+
+def assert_same_step(stage, tmp_path, **flags):
+    """stage.main with --kernels torch and --kernels triton: the same gradient of every parameter."""
+    launched = mock.Mock(side_effect=tk.launch)
+    for choice in ("torch", "triton"):
+        with mock.patch.object(tk, "launch", launched):
+            stage.main(
+                stage.Config(out=str(tmp_path / choice), kernels=choice, dtype="fp32", device=DEVICE.type, **flags)
+            )
+        names = {call.args[0].__name__ for call in launched.call_args_list}
+        assert len(names) == (5 if choice == "triton" else 0)  # every kernel, and none before
+    kernels.use("auto", DEVICE)
+    pairs = list(zip(gradients(tmp_path / "torch"), gradients(tmp_path / "triton"), strict=True))
+    assert len(pairs) > 20 and all(relative(b, a) < 1e-5 for a, b in pairs)
+    return tmp_path / "torch" / "last.pt"
+
+
+def test_whole_steps(world, tmp_path, monkeypatch):
+    """A pretraining step with documents kept apart, and from its checkpoint a GRPO step with KL and entropy, whole
+    commands with --kernels triton: the gradients of the plain path. Rewards vary, since a new model gets none right."""
+    flags = dict(scale="smoke", data=str(world), batch=2, seq_len=40, steps=1, val_tokens=40, doc_mask=True)
+    base = assert_same_step(pretrain, tmp_path / "pretrain", **flags)
+    monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
+    flags = dict(init=str(base), data=str(world), prompts=2, n=2, max_new_tokens=6, limit=6, steps=1, eval_every=0)
+    assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9, show=0)
+
+
+def test_packed_rows_use_documents():
+    """Training on answers that share their prompts: the same log-probs and gradients as by the plain path."""
+    model = tiny_gpt(std=0.3).to(DEVICE)
+    prompts, answers = [[5, 6, 7, 8], [9, 10]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20]]
+    results = []
+    for choice in ("torch", "triton"):
+        kernels.use(choice, DEVICE)
+        out = Packed(prompts, answers, [0, 0, 1, 1], DEVICE).log_probs(model, 0.9).log_prob
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+    kernels.use("auto", DEVICE)
+    for a, b in zip(*results, strict=True):
+        assert relative(b, a) < 2e-5
