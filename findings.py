@@ -13,7 +13,7 @@ excursion.py: recipe, seed, pretraining tokens, variant, training curve, a few s
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +144,12 @@ class Grid:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(16)
+def resample(n: int, seed: int) -> np.ndarray:
+    """(B, n): the weight of each of n things in each bootstrap sample; rows sum to 1."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), BOOTSTRAP) / n
+
+
 def interval(values: np.ndarray, alpha: float = 0.05, seed: int = 0) -> dict:
     """Mean of (S, Q) values, seeds × questions, with a bootstrap interval.
 
@@ -157,9 +163,7 @@ def interval(values: np.ndarray, alpha: float = 0.05, seed: int = 0) -> dict:
         return {"mean": float(values[0, 0]), "low": -np.inf, "high": np.inf}
     if n_seeds == 1 and alpha == 0.05:
         return mean_interval(values[0], seed)
-    rng = np.random.default_rng(seed)
-    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), BOOTSTRAP) / n_seeds  # (B, S)
-    questions = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), BOOTSTRAP) / n_questions  # (B, Q)
+    seeds, questions = resample(n_seeds, seed), resample(n_questions, seed + 1)
     means = ((seeds @ values) * questions).sum(1)
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
@@ -226,7 +230,7 @@ class Finding:
     @property
     def verdict(self) -> str:
         verdicts = [c.verdict for c in self.claims if c.counts]
-        if not verdicts or "no data" in verdicts and not self.any_of:
+        if set(verdicts) <= {"no data"} or "no data" in verdicts and not self.any_of:
             return "no data"
         if self.any_of:
             return "shown" if "shown" in verdicts else "not shown" if set(verdicts) == {"not shown"} else "unclear"
