@@ -130,7 +130,7 @@ def shared_legend(figure, axes, columns: int = 5) -> None:
     figure.legend(found.values(), found.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 
 
-def figure_pass_at_k(g: Grid, entries: list[Entry], flops: bool):
+def figure_pass_at_k(g: Grid, entries: list[Entry], recipes: list[str], flops: bool = False):
     """Pass@k over pretraining tokens (or over all FLOPs spent), a column for each k, a row for each test set."""
     sets = list(entries[0].sets)
     ks = [k for k in (1, 8, 32) if k <= g.k] or [g.k]
@@ -142,7 +142,7 @@ def figure_pass_at_k(g: Grid, entries: list[Entry], flops: bool):
     for row, name in enumerate(sets):
         for column, k in enumerate(ks):
             ax = axes[row, column]
-            for recipe in g.recipes:
+            for recipe in recipes:
                 at = [t for t in g.tokens if (recipe, t) in g.at]
                 points = [interval(np.array([e.pass_at(k, name) for e in g.at[recipe, t].values()])) for t in at]
                 if flops:
@@ -150,7 +150,7 @@ def figure_pass_at_k(g: Grid, entries: list[Entry], flops: bool):
                 else:
                     gaps = np.diff(np.array(g.tokens) / scale)
                     width = 0.5 * min(gaps) if len(gaps) else 0.3 * span
-                    x = dodge(g.recipes, recipe, np.array(at) / scale, width)
+                    x = dodge(recipes, recipe, np.array(at) / scale, width)
                 draw_line(ax, recipe, x, points)
             ax.set_title(f"{name}: pass@{k}")
             ax.set_xlabel("FLOPs, pretraining and everything after it" if flops else f"pretraining tokens ({unit})")
@@ -451,10 +451,16 @@ def write_report(records: Path, out: Path) -> Path:
     if grid_entries:
         over = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; bars are 95% intervals over questions" + (" and seeds" if len(seeds) > 1 else "")  # fmt: skip
         doc.heading("Pass@k over pretraining")
-        doc.figure("pass_at_k", figure_pass_at_k(g, grid_entries, flops=False),
+        main = [r for r in g.recipes if r not in CONTROLS]
+        doc.figure("pass_at_k", figure_pass_at_k(g, grid_entries, main),
                    f"All recipes from every checkpoint ({over}). Points of one checkpoint stand side by side.")  # fmt: skip
-        doc.figure("pass_at_k_flops", figure_pass_at_k(g, grid_entries, flops=True),
+        doc.figure("pass_at_k_flops", figure_pass_at_k(g, grid_entries, main, flops=True),
                    "The same over all FLOPs spent: pretraining, and training and sampling after it.")  # fmt: skip
+        if any(r in g.recipes for r in CONTROLS):
+            sides = [r for r in g.recipes if r in ("rl", "sft", "parallel", *CONTROLS)]
+            doc.figure("doses", figure_pass_at_k(g, grid_entries, sides),
+                       "Parallel averaging takes half of an RL step and half of an SFT step. Beside it each half alone, as many "
+                       "steps at half the learning rate.")  # fmt: skip
         if change := figure_change(g):
             doc.heading("Expansion or sharpening")
             doc.figure(

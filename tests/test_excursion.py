@@ -13,8 +13,11 @@ from conftest import start
 import excursion
 import findings
 import report
+import runtime
+import sft
 from data.errors import UserError
 from eval import mean_interval
+from runner import Cell, Runner
 
 TINY = ["--scale", "smoke", "--tokens", "30k", "--checkpoints", "30k"]
 
@@ -70,6 +73,36 @@ def test_killed_and_started_again_gives_the_same_records(grid, world, tmp_path):
     assert code == 0, err
     whole, again = records(grid), records(tmp_path / "x")
     assert len(again) == 4 and again == {name: whole[name] for name in again}
+
+
+def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_path, monkeypatch):
+    """Killed after the checkpoint of a step and before its evaluation: resumed, the same lines as without."""
+    flags = dict(
+        init=str(next((grid / "seed0/pretrain/run").glob("step_*.pt"))), data=str(world), limit=8, rows=4, steps=4
+    )
+    flags |= dict(eval_every=2, eval_limit=2, eval_n=2, eval_tasks=(), eval_tokens=0, save_at="2")
+    log, lines = runtime.Run.log, {}
+
+    def killed(at):
+        def log_or_die(self, step, **values):
+            if step == at and "val_pass@1" in values:
+                raise KeyboardInterrupt
+            log(self, step, **values)
+
+        return log_or_die
+
+    for name, at in (("whole", None), ("middle", 2), ("end", 4)):
+        monkeypatch.setattr(runtime.Run, "log", killed(at))
+        if at:
+            with pytest.raises(KeyboardInterrupt):
+                sft.main(sft.Config(out=str(tmp_path / name), **flags))
+            monkeypatch.setattr(runtime.Run, "log", log)
+            sft.main(sft.Config(out=str(tmp_path / name), resume=True, **flags))
+        else:
+            sft.main(sft.Config(out=str(tmp_path / name), **flags))
+        rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        lines[name] = [{k: v for k, v in row.items() if k != "train_tokens_per_s"} for row in rows]
+    assert len(lines["whole"]) == 7 and lines["whole"] == lines["middle"] == lines["end"]
 
 
 def make_config(tmp_path, **flags) -> excursion.Config:
@@ -171,27 +204,23 @@ def test_failures_are_kept_and_not_retried(tmp_path, capsys):
     def cell(name, code, needs=()):
         path = tmp_path / f"{name}.txt"
         needs = [tmp_path / f"{n}.txt" for n in needs]
-        return excursion.Cell(
-            f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0
-        )
+        return Cell(f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0)
 
     write = "open(PATH, 'w').write('x')"
     bad = f"import os, sys; os.path.exists({str(tmp_path / 'mended')!r}) or sys.exit('no disk'); {write}"
     cells = [cell("bad", bad), cell("after", write, ["bad"]), cell("good", write)]
-    config = make_config(tmp_path)
-    config.jobs = 2
-    assert excursion.Runner(config, cells)() == 2
+    out = tmp_path / "out"
+    assert Runner(cells, out, jobs=2)() == 2
     err = capsys.readouterr().err
     assert "failed (1): cells/bad: no disk" in err and (tmp_path / "good.txt").exists()
     log = tmp_path / "out/cells/bad.log"
     before = log.read_text()
     (tmp_path / "mended").touch()
-    assert excursion.Runner(config, cells)() == 2 and log.read_text() == before
-    config.retry = True
-    assert excursion.Runner(config, cells)() == 0 and "no disk" in log.read_text()
+    assert Runner(cells, out, jobs=2)() == 2 and log.read_text() == before
+    assert Runner(cells, out, jobs=2, retry=True)() == 0 and "no disk" in log.read_text()
     cells[2].command = ["-c", "pass"]
     with pytest.raises(UserError, match="another command"):
-        excursion.Runner(config, cells)
+        Runner(cells, out, jobs=2)
 
 
 def test_bad_input_is_one_line(tmp_path):
