@@ -84,12 +84,13 @@ class Config:
     n: int = 0  # answers per question
     sft_steps: int = 0  # of SFT
     rows: int = 0  # of SFT per step, and of the SFT side of averaging
-    points: int = 5  # evaluations on validation questions during a training run, where SFT may be stopped
+    points: int = 0  # evaluations on validation questions during a training run, where SFT may be stopped
     val_limit: int = 0  # validation questions of these, 8 answers each
     max_new_tokens: int = 0  # longest answer, in training as in evaluation; 0: the stages' default
     questions: tuple[str, ...] = ("test_easy", "test_hard")  # test sets (eval.py --questions)
     limit: int = 0  # the first so many questions of each test set and items of each task; -1: all
     samples: int = 0  # answers per test question
+    val_tokens: int = 0  # held-out tokens per source for bits per byte
     shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
     scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
     rollouts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
@@ -103,24 +104,25 @@ CONTROLS = ("sft_dose", "rl_dose")
 BUDGETS = {
     "smoke": dict(
         tokens="40k", seeds=(0,), recipes=MAIN[:5], controls="none", pool=16, rl_steps=2, prompts=2, n=4, sft_steps=4,
-        rows=4, val_limit=4, limit=4, samples=8,
+        rows=4, points=2, val_limit=4, limit=4, samples=8, val_tokens=2000,
     ),
     "short": dict(
-        seeds=(0,), recipes=MAIN, controls="middle", pool=512, rl_steps=40, prompts=16, n=16, sft_steps=160, rows=32,
-        val_limit=64, limit=96, samples=32,
+        seeds=(0,), recipes=MAIN, controls="middle", pool=512, rl_steps=40, prompts=16, n=16, sft_steps=160,
+        rows=32, points=5, val_limit=64, limit=96, samples=32, val_tokens=50_000,
     ),
     "long": dict(
         seeds=(0, 1, 2), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=512, rl_steps=160, prompts=16, n=32,
-        sft_steps=400, rows=32, val_limit=256, limit=-1, samples=32,
+        sft_steps=400, rows=32, points=8, val_limit=256, limit=-1, samples=32, val_tokens=50_000,
     ),
     "paper": dict(
         seeds=(0, 1, 2, 3), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=80_000, rl_steps=1560,
-        prompts=512, n=32, sft_steps=9500, rows=512, val_limit=1000, limit=1000, samples=32, max_new_tokens=512,
+        prompts=512, n=32, sft_steps=9500, rows=512, points=10, val_limit=1000, limit=1000, samples=32,
+        val_tokens=1_000_000, max_new_tokens=512,
     ),
 }  # fmt: skip
 
-# Learning rates where no OUT/rates.json says otherwise, from an earlier sweep like --plan sweep on validation questions.
-# "other" is the SFT side of averaging.
+# Learning rates where no OUT/rates.json says otherwise; to be taken from --plan sweep, on validation questions. sft_lr is the
+# SFT side of averaging.
 RATES = {
     "rl": dict(lr=1e-4), "sft_rl": dict(lr=1e-4), "gold_rl": dict(lr=1e-4), "sft": dict(lr=3e-4), "gold": dict(lr=3e-4),
     "parallel": dict(lr=1e-4, sft_lr=3e-4),
@@ -340,6 +342,7 @@ class Builder:
         model = self.train(recipe, base, **changes)
         folder = self.out / base.folder / (r.run or recipe) / "eval"
         flags = dict(checkpoint=model, data=c.data, questions=c.questions, n=c.samples, limit=max(0, c.limit))
+        flags |= dict(val_tokens=c.val_tokens)
         flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= c.samples) or (c.samples,), shots=r.flags.get("shots", 0))
         flags |= dict(max_new_tokens=c.max_new_tokens) if c.max_new_tokens else {}
         command = [script("eval"), *flags_of(flags | dict(out=folder))]

@@ -222,6 +222,7 @@ def figure_dynamics(g: Grid):
             ax.set_ylabel(title if column == 0 else "")
             ax.set_title(f"from {million(tokens)} tokens" if row == 0 else "")
             ax.set_xlabel("step" if row == len(rows) - 1 else "")
+            ax.xaxis.get_major_locator().set_params(integer=True)
     shared_legend(figure, axes)
     return figure
 
