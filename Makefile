@@ -3,7 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: smoke test bench clean
+.PHONY: excursion smoke test bench clean
+
+excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
+	$(BIN)/python excursion.py run --scale micro
+	@echo "the report: out/excursion/report.html"
 
 smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke

@@ -351,6 +351,7 @@ class Run:
         self.out = Path(config.out or f"out/{stage}")
         self.stop_signal = 0
         self.last_good: Path | None = None
+        self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._metrics = self._wandb = self._tensorboard = None
         if config.resume:
             if not (self.out / "last.pt").exists():
@@ -371,8 +372,10 @@ class Run:
         if path.exists():
             for line in path.read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
-                    if json.loads(line)["step"] <= resume_step:
+                    values = json.loads(line)
+                    if values["step"] <= resume_step:
                         kept.append(line + "\n")
+                        self.evaluated = values["step"] == resume_step and "lr" not in values and "flops" not in values
         write_text(path, "".join(kept))
         self._metrics = open(path, "a")
         if self.config.wandb:
@@ -477,8 +480,12 @@ def train(
     def save(keep: bool) -> None:
         run.save(start.model, start.tokenizer.name, progress, start.lineage, train_state(), keep)
 
-    if progress.step == 0 and eval_every:
-        run.log(0, **evaluate())
+    def due() -> bool:
+        return bool(eval_every) and (progress.step % eval_every == 0 or progress.step == steps)
+
+    # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
+    if due() and not max(process.gather(run.evaluated)):
+        run.log(progress.step, **evaluate())
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True)
     while progress.step < steps:
         clock, lr = Clock(), learning_rate(config, progress.step, steps)
@@ -491,7 +498,7 @@ def train(
         keep = progress.step in kept
         if keep or (config.save_every and progress.step % config.save_every == 0):
             save(keep)  # before evaluating: a crash there loses nothing
-        if eval_every and (progress.step % eval_every == 0 or progress.step == steps):
+        if due():
             held_out_values = evaluate()
             run.log(progress.step, **held_out_values)
             values |= held_out_values

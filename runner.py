@@ -1,0 +1,206 @@
+"""Executes the cells of a plan: commands that make files from files, several at a time, whatever kills them.
+
+    missing = Runner(cells, out="out/excursion", jobs=2)()
+
+A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command, exit
+code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again if it
+had no checkpoint yet; only its own folder is ever emptied. A cell that fails is left alone until `retry`. The estimate of
+the time left is by the seconds of finished cells of the same kind.
+"""
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import UserError
+from runtime import write_text
+
+
+@dataclass
+class Cell:
+    """One command of one stage."""
+
+    name: str  # seed0/4.00M/sft/train: OUT/NAME.log and OUT/NAME.json are the runner's files
+    kind: str  # pretrain, sft, rl, average, eval, choose, soup: cells of a kind take alike long for alike costs
+    command: list[str]  # after the interpreter
+    results: list[Path]  # what it makes; there is the last one when it is done
+    needs: list[Path]  # what it starts from
+    cost: float  # tokens computed, roughly
+    run: Path | None = None  # folder of a training run, which --resume goes on with
+    meta: dict = field(default_factory=dict)  # of an evaluation: what .cell.json says of it
+
+    @property
+    def result(self) -> Path:
+        return self.results[-1]
+
+
+class Runner:
+    """See above. Raises UserError if a cell that is there already was made by another command."""
+
+    def __init__(self, cells: list[Cell], out: str | Path, jobs: int = 1, threads: int = 1, retry: bool = False):
+        self.cells, self.out, self.jobs, self.threads = cells, Path(out), jobs, threads
+        self.maker = {path: cell for cell in cells for path in cell.results}
+        self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
+        self.stop_signal = 0
+        self.state: dict[str, dict] = {}
+        for cell in cells:
+            state = read_json(self.out / f"{cell.name}.json")
+            if state and state["command"] != cell.command:
+                raise UserError(f"{cell.name} in {self.out} was made by another command (its .json beside its .log says "
+                                "which): pass the same flags, or another --out")  # fmt: skip
+            if state and state["rc"] and retry:
+                (self.out / f"{cell.name}.json").unlink()
+                state = None
+            self.state[cell.name] = state or {}
+
+    def done(self, cell: Cell) -> bool:
+        """A training run writes its last checkpoint before its last evaluation: there the exit code counts too."""
+        if cell.run and self.state[cell.name].get("rc") != 0:
+            return False
+        return cell.result.exists()
+
+    def failed(self, cell: Cell) -> bool:
+        return bool(self.state[cell.name].get("rc"))
+
+    def ready(self, cell: Cell) -> bool:
+        """Is there all that it needs? Checkpoints of a pretraining run count as soon as they are there."""
+        makers = [self.maker[path] for path in cell.needs if path in self.maker]
+        finished = all(self.done(m) or m.kind.startswith("pretrain") for m in makers)
+        return finished and all(path.exists() for path in cell.needs)
+
+    def start(self, cell: Cell) -> None:
+        command = [sys.executable, *cell.command]
+        if cell.run and cell.run.exists():
+            if (cell.run / "last.pt").exists():
+                command.append("--resume")
+            else:
+                shutil.rmtree(cell.run)  # killed before its first checkpoint; holds nothing but its first metrics
+        log = self.out / f"{cell.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            file.write(f"$ {shlex.join(command)}\n")
+            file.flush()
+            env = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=env, start_new_session=True, preexec_fn=_die_with_parent,
+                pass_fds=(self.lock,),
+            )  # fmt: skip
+        self.running[cell.name] = cell, process, time.time()
+
+    def reap(self) -> None:
+        """Note the cells that have ended."""
+        for name, (cell, process, began) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[name]
+            if self.stop_signal:
+                continue  # stopped by us: it goes on at the next start
+            rc = process.returncode or (0 if cell.result.exists() else 1)
+            self.state[name] = {"command": cell.command, "rc": rc, "seconds": round(time.time() - began, 1)}
+            write_text(self.out / f"{name}.json", json.dumps(self.state[name]) + "\n")
+            if rc:
+                log = self.out / f"{name}.log"
+                lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+                tqdm.write(f"failed ({rc}): {name}: {lines[-1][:160]} (all of it: {log})", file=sys.stderr)
+
+    def seconds_left(self) -> float:
+        """By the seconds of finished cells, per unit of cost of their kind (of all kinds, where none is finished yet)."""
+        spent: dict[str, list[float]] = {}
+        for cell in self.cells:
+            if self.state[cell.name].get("rc") == 0:
+                for kind in (cell.kind, ""):
+                    total = spent.setdefault(kind, [0.0, 0.0])
+                    total[0] += self.state[cell.name]["seconds"]
+                    total[1] += cell.cost
+        if not spent:
+            return math.nan
+        left = []
+        for cell in self.cells:
+            if not self.done(cell) and not self.failed(cell):
+                seconds, cost = spent.get(cell.kind, spent[""])
+                _, _, began = self.running.get(cell.name, (0, 0, time.time()))
+                left.append(max(1.0, cell.cost * seconds / cost - (time.time() - began)))
+        return max([sum(left) / self.jobs, *left])
+
+    def __call__(self) -> int:
+        """Run to the end; the number of cells that failed or could not start."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.lock = take_lock(self.out / "lock")
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._on_signal)
+        form = "{desc}|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
+        every = 1 if sys.stderr.isatty() else 60  # seconds between lines
+        bar = tqdm(total=len(self.cells), dynamic_ncols=True, bar_format=form, mininterval=every, miniters=0)
+        while True:
+            self.reap()
+            if not self.stop_signal:
+                for cell in self.cells:
+                    if len(self.running) >= self.jobs:
+                        break
+                    waiting = cell.name not in self.running and not self.done(cell) and not self.failed(cell)
+                    if waiting and self.ready(cell):
+                        self.start(cell)
+            bar.n = sum(map(self.done, self.cells))
+            bar.set_description_str(", ".join(self.running)[:70] or "excursion", refresh=False)
+            left = self.seconds_left()
+            bar.set_postfix_str("" if math.isnan(left) else f"about {tqdm.format_interval(left)} left", refresh=False)
+            bar.update(0)
+            if not self.running:
+                break
+            time.sleep(0.05)
+        bar.refresh()
+        bar.close()
+        os.close(self.lock)
+        if self.stop_signal:
+            print("stopped by a signal: the same command goes on", file=sys.stderr)
+            sys.exit(128 + self.stop_signal)
+        missing = [cell for cell in self.cells if not self.done(cell)]
+        failed = [cell.name for cell in missing if self.failed(cell)]
+        if missing:
+            print(f"{len(failed)} cells failed ({', '.join(failed)}); {len(missing) - len(failed)} wait for their files. "
+                  "--retry runs them again", file=sys.stderr)  # fmt: skip
+        return len(missing)
+
+    def _on_signal(self, signum, frame) -> None:
+        """Pass it on: the stages save and exit."""
+        self.stop_signal = signum
+        for _, process, _ in self.running.values():
+            process.terminate()
+
+
+def _die_with_parent() -> None:
+    """In a child, on Linux: be killed when the runner is (PR_SET_PDEATHSIG), so that no two processes make one cell."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def take_lock(path: Path) -> int:
+    """A file descriptor that holds OUT/lock. The cells inherit it: while one lives, nobody else may run this plan."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR)
+    for _ in range(100):  # the cells of a runner that was just killed take a moment to die
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError:
+            time.sleep(0.1)
+    raise UserError(f"{path.parent}: another run is at work here (or a cell that it left behind); wait or stop it")
+
+
+def read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
