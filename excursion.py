@@ -72,7 +72,8 @@ class Config:
     retry: bool = False  # run failed cells again
     jobs: int = 0  # cells side by side; 0: as many as there are cores, divided by --threads
     threads: int = 1  # of each cell (OMP_NUM_THREADS); another number adds up in another order
-    seeds: tuple[int, ...] = ()  # each with a pretraining run of its own
+    seeds: tuple[int, ...] = ()  # of everything
+    base_seed: int = -1  # of one pretraining run that all seeds start from; -1: each seed has its own
     checkpoints: str = "auto"  # M_t: token counts such as 2M,4M; auto: at half, 80% and all of pretraining
     tokens: str = ""  # of pretraining
     mix: str = ""  # of pretraining: weights per source (pretrain.py --mix)
@@ -123,14 +124,8 @@ BUDGETS = {
 
 # Learning rates where no OUT/rates.json says otherwise; to be taken from --plan sweep, on validation questions. sft_lr is the
 # SFT side of averaging.
-RATES = {
-    "rl": dict(lr=1e-4), "sft_rl": dict(lr=1e-4), "gold_rl": dict(lr=1e-4), "sft": dict(lr=3e-4), "gold": dict(lr=3e-4),
-    "parallel": dict(lr=1e-4, sft_lr=3e-4),
-}  # fmt: skip
-PAPER_RATES = {
-    "rl": dict(lr=1e-6), "sft_rl": dict(lr=1e-6), "gold_rl": dict(lr=1e-6), "sft": dict(lr=4e-5), "gold": dict(lr=4e-5),
-    "parallel": dict(lr=1e-6, sft_lr=1e-6),
-}  # fmt: skip
+RATES = {"rl": dict(lr=1e-4), "sft": dict(lr=3e-4), "parallel": dict(lr=1e-4, sft_lr=3e-4)}
+PAPER_RATES = {"rl": dict(lr=1e-6), "sft": dict(lr=4e-5), "parallel": dict(lr=1e-6, sft_lr=1e-6)}
 SWEEP = (1 / 3, 1.0, 3.0)  # factors of these
 
 
@@ -153,11 +148,11 @@ RECIPES = {
     "rl": Recipe("rl"),
     "sft": Recipe("sft", judged="best", flags=dict(solutions="one")),
     "parallel": Recipe("average", flags=dict(mode="parallel", solutions="one")),
-    "sft_rl": Recipe("rl", after="sft"),
+    "sft_rl": Recipe("rl", after="sft", rates="rl"),
     "sft_converged": Recipe("sft", run="sft"),
-    "sft_converged_rl": Recipe("rl", after="sft_converged", rates="sft_rl"),
-    "gold": Recipe("sft", judged="best", flags=dict(solutions="all")),
-    "gold_rl": Recipe("rl", after="gold"),
+    "sft_converged_rl": Recipe("rl", after="sft_converged", rates="rl"),
+    "gold": Recipe("sft", rates="sft", judged="best", flags=dict(solutions="all")),
+    "gold_rl": Recipe("rl", after="gold", rates="rl"),
     "sft_dose": Recipe("sft", rates="parallel", dose=0.5, flags=dict(solutions="one")),
     "rl_dose": Recipe("rl", rates="parallel", dose=0.5),
     "combined": Recipe("average", rates="parallel", flags=dict(mode="combined", solutions="one")),
@@ -260,9 +255,10 @@ class Builder:
             raise UserError(f"--checkpoints {c.checkpoints}: beyond the {tokens} tokens of pretraining (--tokens)")
         save_at = [f"{count / 1e3:g}k" for count in sorted(counts)]
         at = sorted({pretrain.parse_save_at(text, steps, per_step)[0] for text in save_at})
-        place = "/".join(filter(None, (f"seed{seed}", label_of(variant))))
+        source = seed if c.base_seed < 0 else c.base_seed
+        place = "/".join(filter(None, (f"seed{source}", label_of(variant))))
         run = self.out / place / "pretrain/run"
-        flags = dict(scale=scale, data=c.data, seed=seed, tokens=tokens, save_at=",".join(save_at), eval_every=0)
+        flags = dict(scale=scale, data=c.data, seed=source, tokens=tokens, save_at=",".join(save_at), eval_every=0)
         flags |= dict(mix=mix or c.mix) if mix or c.mix else {}
         flags |= dict(save_every=max(20, steps // 20), out=run)
         paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*at, steps})}
@@ -273,7 +269,16 @@ class Builder:
         bases = []
         for step in at:
             seen = step * per_step
-            bases.append(Base(f"{place}/{count_name(seen)}", paths[step], seen, seed, scale, variant))
+            bases.append(
+                Base(
+                    f"{place.replace(f'seed{source}', f'seed{seed}')}/{count_name(seen)}",
+                    paths[step],
+                    seen,
+                    seed,
+                    scale,
+                    variant,
+                )
+            )
         middle = len(bases) // 2
         return [bases[middle], *bases[:middle], *bases[middle + 1 :]]
 
@@ -374,14 +379,12 @@ def plan_grid(b: Builder) -> None:
 
 
 def plan_sweep(b: Builder) -> None:
-    """Every recipe with its own rate, at one checkpoint and seed; nothing is judged on test questions."""
+    """Every recipe that has a rate of its own, at one checkpoint and seed; nothing is judged on test questions."""
     base = b.pretrain(b.config.seeds[0])[0]
     for recipe in [r for r in RATES if r in b.config.recipes]:
         for factor in SWEEP:
-            b.rates, after = {}, RECIPES[recipe].after
-            start = b.train(after, vary(base, rate=1.0)) if after else None
             b.rates = {recipe: factor}
-            b.train(recipe, vary(base, rate=factor), start)
+            b.train(recipe, vary(base, rate=factor))
 
 
 def vary(base: Base, **variant) -> Base:
