@@ -5,14 +5,14 @@ BIN := .venv/bin
 
 .PHONY: excursion smoke test bench clean
 
-excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
-	$(BIN)/python excursion.py run --scale micro
-	@echo "the report: out/excursion/report.html"
-
 smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke
 	$(BIN)/torchrun pretrain.py --scale smoke --out out/smoke
 	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --n 8 --k 1 8
+
+excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
+	$(BIN)/python excursion.py run --scale micro
+	@echo "the report: out/excursion/report.html"
 
 test: .venv/installed-dev  # style and all tests that need no GPU; what .ci/run calls
 	$(BIN)/ruff check .

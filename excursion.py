@@ -224,7 +224,9 @@ def script(name: str) -> str:
 
 
 def label_of(variant: dict) -> str:
-    return "_".join(f"{k}{v:g}" if isinstance(v, int | float) else str(v) for k, v in variant.items())
+    """{"band": "0:1", "n": 5} → "0-1_n5", for the name of a folder (a colon would mean something to make)."""
+    words = (f"{k}{v:g}" if isinstance(v, int | float) else str(v) for k, v in variant.items())
+    return "_".join(words).replace(":", "-")
 
 
 class Builder:
@@ -559,7 +561,7 @@ def write_rates(config: Config, cells: list[Cell]) -> None:
         scores.setdefault(recipe, {})[factor] = max(values) if RECIPES[recipe].judged == "best" else values[-1]
     table = {}
     for recipe, by_factor in scores.items():
-        factor = max(sorted(by_factor), key=lambda f: by_factor[f])
+        factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1
         rates = {k: v * factor for k, v in (PAPER_RATES if config.budget == "paper" else RATES)[recipe].items()}
         table[recipe] = {"factor": factor, **rates, "validation pass@1 by factor": by_factor}
     write_text(Path(config.out) / "rates.json", json.dumps(table, indent=1) + "\n")

@@ -385,11 +385,11 @@ def seeds_finding(entries: list[Entry]) -> list[Finding]:
 
 
 def reach(e: Entry, target: float, against: str) -> float:
-    """Step, or FLOPs spent by the stage, at which validation pass@1 first reaches a target; nan if never."""
+    """Step, or FLOPs spent by the stage, at which validation pass@1 first reaches a target; nan if never, or at once."""
     steps = [s for s, v in e.meta["curve"].get("val_pass@1", []) if v >= target]
-    if not steps or against == "step":
-        return float(steps[0]) if steps else float("nan")
-    return float(np.interp(steps[0], *zip(*stage_flops(e), strict=True)))
+    if not steps or steps[0] == 0:
+        return float("nan")
+    return float(steps[0] if against == "step" else np.interp(steps[0], *zip(*stage_flops(e), strict=True)))
 
 
 def stage_flops(e: Entry) -> list[tuple[float, float]]:

@@ -376,3 +376,6 @@ def test_findings_of_the_other_plans():
     assert verdicts(entries) == {"6": "shown", "7": "shown", "8": "shown"}
     eight = findings.rollouts_finding(entries)[0]
     assert [round(c.value["mean"], 2) for c in eight.claims] == [0.0, round(np.log(4), 2), round(np.log(40 / 100), 2)]
+    flat = {"val_pass@1": [[0, 0.0], [10, 0.0]], "flops": [[1, 1.0], [10, 10.0]]}  # nothing learned: nothing to compare
+    idle = [entry("rl", 1, 0, [0] * 9, variant={"band": "easy", "n": n}, curve=flat) for n in (5, 64)]
+    assert [c.verdict for c in findings.rollouts_finding(idle)[0].claims] == ["shown", "no data", "no data"]
