@@ -57,7 +57,7 @@ def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) 
 
 def fused(x: Tensor):
     """The module of Triton kernels if they are to run on x, else None."""
-    if _choice == "torch" or (_choice == "auto" and x.device.type != "cuda"):
+    if _choice == "torch" or (_choice == "auto" and x.device.type != "cuda") or x.dtype == torch.float64:
         return None
     return _triton_kernels(x.device.type)
 

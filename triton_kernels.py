@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-LOG2_E = 1.4426950408889634
+LOG2_E = tl.constexpr(1.4426950408889634)
 VOCAB_CHUNK = 8192  # words at a time: bounds the copies of the head's weight and the gradient of the logits
 
 
@@ -51,7 +51,7 @@ class Block(NamedTuple):
 # log-prob kernels. 86 stands for all with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
 # From `python kernels.py report` (no spills); nobody has timed them yet: `python kernels.py tune`.
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
-    (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 256, 32, 8, 4)},
+    (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
     (90, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
     (100, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 256, 64, 8, 3)},
     (86, 0): {"forward": Block(128, 128, 32, 8, 3), "backward": Block(128, 128, 32, 8, 3)},
@@ -68,6 +68,7 @@ for _arch in (80, 90, 100):
         "dq": Block(64, 64, warps=8, stages=2),
         "dkv": Block(64, 64, warps=8, stages=2),
     }
+BLOCKS[80, 64]["dkv"] = Block(64, 64, warps=8, stages=2)
 for _head in (32, 64, 128):
     BLOCKS[86, _head] = {"forward": Block(64, 64), "dq": Block(64, 32), "dkv": Block(32, 64)}
     BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64)}
@@ -243,7 +244,7 @@ def attention_dq(
             dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
             ds = p * (dp - row_delta[:, None])
             acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
-    _store(dq + at_head, acc * (scale / 1.4426950408889634), row, T, H * D, D, BLOCK_D)  # scale without log2 e
+    _store(dq + at_head, acc * (scale / LOG2_E), row, T, H * D, D, BLOCK_D)
 
 
 @triton.jit
@@ -301,13 +302,13 @@ def attention_dkv(
                 dp = tl.dot(values, tl.trans(do), input_precision=PRECISION)
                 ds = p * (dp - row_delta[None, :])
                 acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
-    _store(dk + at_kv_head, acc_k * (scale / 1.4426950408889634), key, T, H_KV * D, D, BLOCK_D)
+    _store(dk + at_kv_head, acc_k * (scale / LOG2_E), key, T, H_KV * D, D, BLOCK_D)
     _store(dv + at_kv_head, acc_v, key, T, H_KV * D, D, BLOCK_D)
 
 
 def supports(q: Tensor) -> bool:
-    """Is there an attention kernel for this head size and type?"""
-    return q.shape[-1] <= 128 and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    """Is there an attention kernel for this head size?"""
+    return q.shape[-1] <= 128
 
 
 @torch.compiler.disable  # an opaque step in a compiled model
@@ -329,7 +330,7 @@ class Attention(torch.autograd.Function):
             doc_start = doc_start.to(torch.int32).contiguous()
             doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
         out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
-        shape = (T, H, H // k.shape[2], LOG2_E / D**0.5)
+        shape = (T, H, H // k.shape[2], LOG2_E.value / D**0.5)
         block, constants = _attention_block("forward", q)
         grid = (B * H, triton.cdiv(T, block.rows))
         launch(attention_forward, grid, (q, k, v, doc_start, out, lse, *shape), block, **constants)

@@ -181,11 +181,11 @@ def test_attention_tiles(sides):
 
 @st.composite
 def layouts(draw) -> list[list[int]]:
-    """Rows of up to 80 tokens cut into documents: often short ones, often at multiples of 16."""
-    T = draw(st.integers(1, 80))
+    """Rows of 40 to 80 tokens cut into documents: often short ones, often at multiples of 16."""
+    T = draw(st.integers(40, 80))
     cut = st.one_of(st.integers(0, T), st.integers(0, T // 16).map(lambda i: 16 * i))
     rows = []
-    for cuts in draw(st.lists(st.sets(cut, max_size=6), min_size=1, max_size=2)):
+    for cuts in draw(st.lists(st.sets(cut, min_size=1, max_size=6), min_size=1, max_size=2)):
         edges = sorted(cuts | {0, T})
         rows.append(documents(*(b - a for a, b in zip(edges, edges[1:], strict=False))))
     return rows
