@@ -606,6 +606,8 @@ def main(config: Config) -> None:
         config = replace(config, questions=("train",), tasks=(), text=(), n=64, k=(1, 8, 32))
     places = []  # (checkpoint, folder and name of its record)
     for path in config.checkpoint:
+        if not Path(path).exists():  # all of them before the first is evaluated
+            raise UserError(f"{path}: no such checkpoint")
         folder = Path(config.out) if config.out else Path(path).parent / "eval"
         name = Path(path).stem + (".difficulty" if config.difficulty else "")
         places.append((path, folder, name))

@@ -487,27 +487,27 @@ def train(
     if due() and not max(process.gather(run.evaluated)):
         run.log(progress.step, **evaluate())
     bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True)
-    while progress.step < steps:
-        clock, lr = Clock(), learning_rate(config, progress.step, steps)
-        values = {"lr": lr, **step(lr)}
-        values["seconds"] = clock.lap()
-        progress.step += 1
-        progress.flops += values["flops"]
-        values |= {"flops": progress.flops, "skipped": progress.skipped}
-        run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
-        keep = progress.step in kept
-        if keep or (config.save_every and progress.step % config.save_every == 0):
-            save(keep)  # before evaluating: a crash there loses nothing
-        if due():
-            held_out_values = evaluate()
-            run.log(progress.step, **held_out_values)
-            values |= held_out_values
-        bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values}, refresh=False)
-        bar.update()
-        if run.should_stop():
-            save(keep)
-            break
-    bar.close()
+    with bar:  # closed before an error is printed
+        while progress.step < steps:
+            clock, lr = Clock(), learning_rate(config, progress.step, steps)
+            values = {"lr": lr, **step(lr)}
+            values["seconds"] = clock.lap()
+            progress.step += 1
+            progress.flops += values["flops"]
+            values |= {"flops": progress.flops, "skipped": progress.skipped}
+            run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
+            keep = progress.step in kept
+            if keep or (config.save_every and progress.step % config.save_every == 0):
+                save(keep)  # before evaluating: a crash there loses nothing
+            if due():
+                held_out_values = evaluate()
+                run.log(progress.step, **held_out_values)
+                values |= held_out_values
+            bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values}, refresh=False)
+            bar.update()
+            if run.should_stop():
+                save(keep)
+                break
     if process.main and not run.stop_signal:
         print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}", file=sys.stderr)
     run.close()
