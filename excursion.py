@@ -3,7 +3,7 @@
     python excursion.py --scale micro                        # run and report: half an hour on 2 cores
     python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
     python excursion.py run --plan sweep                     # choose learning rates on validation questions
-    python excursion.py run --budget long                    # 3 seeds, the paper's rollouts: a day on 2 cores
+    python excursion.py run --budget long                    # 3 seeds, longer RL: some 6 hours on 2 cores (estimated)
     python excursion.py report --records results/excursion   # tables and figures again, from committed records alone
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
