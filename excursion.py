@@ -2,8 +2,8 @@
 
     python excursion.py --scale micro                        # run and report: half an hour on 2 cores
     python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
-    python excursion.py run --plan sweep                     # choose every recipe's learning rate on validation questions
-    python excursion.py run --budget long                    # 3 seeds, the paper's rollouts: a day on 2 cores
+    python excursion.py run --plan sweep                     # choose learning rates on validation questions
+    python excursion.py run --budget long                    # 3 seeds, longer RL: some 6 hours on 2 cores (estimated)
     python excursion.py report --records results/excursion   # tables and figures again, from committed records alone
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
@@ -11,8 +11,9 @@ A *cell* is one ordinary command of one stage: it makes one file, and may start 
 middle checkpoint), several at a time with one thread each, and may be killed and started again at any moment. A cell that
 fails is reported with its log and left alone until --retry. What lies where:
 
-    OUT/seed0/pretrain/run/                  a stage's own files (checkpoints, metrics); train.log and train.json beside:
-    OUT/seed0/4.00M/sft/run/, train.log      what it printed; its command, exit code and seconds
+    OUT/seed0/pretrain/run/                  a stage's own files (checkpoints, metrics); beside it
+    OUT/seed0/pretrain/train.log, .json      what it printed; its command, exit code and seconds
+    OUT/seed0/4.00M/sft/run/, train.log ...  the same
     OUT/seed0/4.00M/sft/best.pt              the kept checkpoint with the best validation pass@1 (`excursion.py choose`)
     OUT/seed0/4.00M/sft/eval/best.json       its evaluation record
     OUT/records/seed0-4.00M-sft.json         the same, with .cell.json beside it: recipe, seed, curve, samples, seconds
@@ -172,7 +173,19 @@ def resolve(config: Config) -> Config:
     for name in config.recipes:
         if name not in RECIPES:
             raise UserError(f"--recipes {name}: none of {', '.join(RECIPES)}")
-    for name in ("jobs", "threads", "pool", "rl_steps", "prompts", "n", "sft_steps", "rows", "points", "val_limit", "samples"):  # fmt: skip
+    for name in (
+        "jobs",
+        "threads",
+        "pool",
+        "rl_steps",
+        "prompts",
+        "n",
+        "sft_steps",
+        "rows",
+        "points",
+        "val_limit",
+        "samples",
+    ):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: at least 1")
     if len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
@@ -392,7 +405,9 @@ def plan_sweep(b: Builder) -> None:
 def vary(base: Base, **variant) -> Base:
     """The same checkpoint for cells that differ in something else than the recipe."""
     label, place = label_of(variant), base.folder.rsplit("/", 1)
-    return Base(f"{place[0]}/{label}/{place[1]}", base.checkpoint, base.tokens, base.seed, base.scale, base.variant | variant)  # fmt: skip
+    return Base(
+        f"{place[0]}/{label}/{place[1]}", base.checkpoint, base.tokens, base.seed, base.scale, base.variant | variant
+    )
 
 
 def plan_rollouts(b: Builder) -> None:

@@ -423,7 +423,14 @@ def rollouts_finding(entries: list[Entry]) -> list[Finding]:
                 target = ends[0][0][1] + 0.9 * (min(max(v for _, v in end) for end in ends) - ends[0][0][1])
                 ratios.append([np.log(reach(few[s], target, against) / reach(many[s], target, against))])
             value = None if np.isnan(ratios).any() else interval(np.array(ratios))
-            finding.claims.append(Claim(f"{what}: log ratio of {'steps' if against == 'step' else 'FLOPs'} to 90% of the gain in validation pass@1", value, wanted, unit="ratio"))  # fmt: skip
+            finding.claims.append(
+                Claim(
+                    f"{what}: log ratio of {'steps' if against == 'step' else 'FLOPs'} to 90% of the gain in validation pass@1",
+                    value,
+                    wanted,
+                    unit="ratio",
+                )
+            )
     return [finding] if finding.claims else []
 
 

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend t
 import numpy as np  # noqa: E402
 
 from eval import main_accuracy  # noqa: E402
-from findings import STYLE, Entry, Finding, Grid, all_findings, by_variant, interval, label, load, million, stage_flops  # noqa: E402, E501
+from findings import STYLE, Entry, Finding, Grid, all_findings, by_variant, interval, label, load, million, stage_flops  # noqa: E402  # noqa: E402
 from runtime import write_text  # noqa: E402
 
 CONTROLS = ("sft_dose", "rl_dose")
@@ -207,7 +207,9 @@ def figure_dynamics(g: Grid):
     recipes = [r for r in recipes if any(e.meta["curve"] for t in g.tokens for e in g.at.get((r, t), {}).values())]
     if not recipes:
         return None
-    figure, axes = plt.subplots(len(rows), len(g.tokens), figsize=(3.7 * len(g.tokens), 9.5), sharey="row", squeeze=False, layout="tight")  # fmt: skip
+    figure, axes = plt.subplots(
+        len(rows), len(g.tokens), figsize=(3.7 * len(g.tokens), 9.5), sharey="row", squeeze=False, layout="tight"
+    )
     for column, tokens in enumerate(g.tokens):
         for row, (key, title) in enumerate(rows):
             ax = axes[row, column]
@@ -389,7 +391,15 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
     base = {(e.meta["tokens"], e.meta["scale"]): e.record["flops"] for e in entries if e.recipe.startswith("base")}
     order = list(STYLE)
     rows = []
-    for e in sorted(entries, key=lambda e: (str(e.meta["variant"]), e.meta["tokens"], order.index(e.recipe) if e.recipe in order else 99, e.meta["seed"])):  # fmt: skip
+    for e in sorted(
+        entries,
+        key=lambda e: (
+            str(e.meta["variant"]),
+            e.meta["tokens"],
+            order.index(e.recipe) if e.recipe in order else 99,
+            e.meta["seed"],
+        ),
+    ):
         seconds = e.meta["seconds"]
         start = base.get((e.meta["tokens"], e.meta["scale"]))
         row = [million(e.meta["tokens"]), describe(e), e.meta["seed"]]
@@ -450,7 +460,9 @@ def write_report(records: Path, out: Path) -> Path:
              "was made by `excursion.py report` from the records alone.")  # fmt: skip
     table_findings(doc, all_findings(entries))
     if grid_entries:
-        over = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; bars are 95% intervals over questions" + (" and seeds" if len(seeds) > 1 else "")  # fmt: skip
+        over = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; bars are 95% intervals over questions" + (
+            " and seeds" if len(seeds) > 1 else ""
+        )
         doc.heading("Pass@k over pretraining")
         main = [r for r in g.recipes if r not in CONTROLS]
         doc.figure("pass_at_k", figure_pass_at_k(g, grid_entries, main),

@@ -371,7 +371,12 @@ def test_findings_of_the_other_plans():
         for seed in range(3):
             extra = dict(variant={"band": "easy", "n": n}, curve=curve)
             entries.append(entry("rl", 1_000_000, seed, np.full(100, 16), **extra))
-    for variant, tokens, level in (({"math": 0.4}, 9, 4), ({"math": 0.9}, 9, 20), ({"size": "smoke"}, 50, 5), ({"size": "micro"}, 9, 7)):  # fmt: skip
+    for variant, tokens, level in (
+        ({"math": 0.4}, 9, 4),
+        ({"math": 0.9}, 9, 20),
+        ({"size": "smoke"}, 50, 5),
+        ({"size": "micro"}, 9, 7),
+    ):
         entries.append(entry("rl", tokens, 0, np.full(100, level) + rng.integers(0, 2, 100), variant=variant))
     assert verdicts(entries) == {"6": "shown", "7": "shown", "8": "shown"}
     eight = findings.rollouts_finding(entries)[0]
