@@ -101,7 +101,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
         else:
             sft.main(sft.Config(out=str(tmp_path / name), **flags))
         rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
-        lines[name] = [{k: v for k, v in row.items() if k != "train_tokens_per_s"} for row in rows]
+        lines[name] = [{k: v for k, v in row.items() if k not in ("train_tokens_per_s", "seconds")} for row in rows]
     assert len(lines["whole"]) == 7 and lines["whole"] == lines["middle"] == lines["end"]
 
 
@@ -142,7 +142,7 @@ def test_the_grid_is_controlled(tmp_path):
     cells = {c.name: c for c in excursion.make_plan(make_config(tmp_path, scale="micro"))}
 
     def flag(recipe: str, name: str) -> str:
-        words = cells[f"seed0/4.00M/{recipe}/train"].command
+        words = cells[f"seed0/5.60M/{recipe}/train"].command
         return words[words.index(f"--{name}") + 1]
 
     for name, recipes in {
@@ -158,11 +158,11 @@ def test_the_grid_is_controlled(tmp_path):
     assert 2 * float(flag("rl_dose", "lr")) == float(flag("parallel", "lr"))
     assert flag("sft_rl", "init").endswith("sft/best.pt") and flag("sft", "data") == flag("rl", "data")
     first = [c.name for c in cells.values() if c.kind in ("rl", "sft", "average")][:3]
-    assert [name.split("/")[1:3] for name in first] == [["4.00M", "rl"], ["4.00M", "sft"], ["4.00M", "parallel"]]
+    assert [name.split("/")[1:3] for name in first] == [["5.60M", "rl"], ["5.60M", "sft"], ["5.60M", "parallel"]]
     (tmp_path / "out").mkdir()
     (tmp_path / "out/rates.json").write_text('{"rl": {"factor": 3.0}}')
     swept = {c.name: c for c in excursion.make_plan(make_config(tmp_path, scale="micro"))}
-    assert "0.0003" in swept["seed0/4.00M/rl/train"].command and "0.0001" in swept["seed0/4.00M/parallel/train"].command
+    assert "0.0003" in swept["seed0/5.60M/rl/train"].command and "0.0001" in swept["seed0/5.60M/parallel/train"].command
 
 
 def test_sft_is_stopped_at_its_best_validation_point(tmp_path, capsys):
