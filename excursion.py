@@ -52,6 +52,7 @@ from runner import Cell, Runner, read_json
 from runtime import write_text
 
 ROOT = Path(__file__).parent
+CONTROLS = ("sft_dose", "rl_dose")
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Config:
     tokens: str = ""  # of pretraining
     mix: str = ""  # of pretraining: weights per source (pretrain.py --mix)
     recipes: tuple[str, ...] = ()  # names in RECIPES; what they start from is added
-    controls: Literal["", "none", "middle", "all"] = ""  # checkpoints at which the dose controls run
+    controls: Literal["", "none", "middle", "all"] = ""  # checkpoints at which the controls run
+    control_recipes: tuple[str, ...] = CONTROLS  # which: the dose controls, and combined, interleaved, soup if wanted
     pool: int = 0  # the first so many training questions, for every recipe
     rl_steps: int = 0  # of RL and of averaging
     prompts: int = 0  # questions per RL step
@@ -102,7 +104,6 @@ class Config:
 
 
 MAIN = ("base", "base_0shot", "rl", "sft", "parallel", "sft_rl", "sft_converged", "gold", "gold_rl")
-CONTROLS = ("sft_dose", "rl_dose")
 BUDGETS = {
     "smoke": dict(
         tokens="40k", seeds=(0,), recipes=MAIN[:5], controls="none", pool=16, rl_steps=2, prompts=2, n=4, sft_steps=4,
@@ -123,9 +124,9 @@ BUDGETS = {
     ),
 }  # fmt: skip
 
-# Learning rates where no OUT/rates.json says otherwise; to be taken from --plan sweep, on validation questions. sft_lr is the
-# SFT side of averaging.
-RATES = {"rl": dict(lr=1e-4), "sft": dict(lr=3e-4), "parallel": dict(lr=1e-4, sft_lr=3e-4)}
+# Learning rates where no OUT/rates.json says otherwise: the winners of --plan sweep at micro, on validation questions
+# (EXPERIMENTS.md). sft_lr is of the SFT side of averaging.
+RATES = {"rl": dict(lr=1e-4), "sft": dict(lr=1e-4), "parallel": dict(lr=1e-4, sft_lr=3e-4)}
 PAPER_RATES = {"rl": dict(lr=1e-6), "sft": dict(lr=4e-5), "parallel": dict(lr=1e-6, sft_lr=1e-6)}
 SWEEP = (1 / 3, 1.0, 3.0)  # factors of these
 
@@ -170,7 +171,7 @@ def resolve(config: Config) -> Config:
         setattr(config, name, getattr(config, name) or value)
     config.tokens = config.tokens or pretrain.PRESETS[config.scale]["tokens"]
     config.jobs = config.jobs or max(1, _cores() // max(1, config.threads))
-    for name in config.recipes:
+    for name in (*config.recipes, *config.control_recipes):
         if name not in RECIPES:
             raise UserError(f"--recipes {name}: none of {', '.join(RECIPES)}")
     for name in (
@@ -271,7 +272,7 @@ class Builder:
         save_at = [f"{count / 1e3:g}k" for count in sorted(counts)]
         at = sorted({pretrain.parse_save_at(text, steps, per_step)[0] for text in save_at})
         source = seed if c.base_seed < 0 else c.base_seed
-        place = "/".join(filter(None, (f"seed{source}", label_of(variant))))
+        place, folder = ("/".join(filter(None, (f"seed{s}", label_of(variant)))) for s in (source, seed))
         run = self.out / place / "pretrain/run"
         flags = dict(scale=scale, data=c.data, seed=source, tokens=tokens, save_at=",".join(save_at), eval_every=0)
         flags |= dict(mix=mix or c.mix) if mix or c.mix else {}
@@ -284,16 +285,7 @@ class Builder:
         bases = []
         for step in at:
             seen = step * per_step
-            bases.append(
-                Base(
-                    f"{place.replace(f'seed{source}', f'seed{seed}')}/{count_name(seen)}",
-                    paths[step],
-                    seen,
-                    seed,
-                    scale,
-                    variant,
-                )
-            )
+            bases.append(Base(f"{folder}/{count_name(seen)}", paths[step], seen, seed, scale, variant))
         middle = len(bases) // 2
         return [bases[middle], *bases[:middle], *bases[middle + 1 :]]
 
@@ -386,9 +378,9 @@ def count_name(tokens: float) -> str:
 
 def plan_grid(b: Builder) -> None:
     c = b.config
-    for seed in c.seeds:
-        for i, base in enumerate(b.pretrain(seed)):
-            controls = CONTROLS if c.controls == "all" or (c.controls == "middle" and i == 0) else ()
+    for i, bases in enumerate(zip(*(b.pretrain(seed) for seed in c.seeds), strict=True)):  # checkpoint by checkpoint
+        controls = c.control_recipes if c.controls == "all" or (c.controls == "middle" and i == 0) else ()
+        for base in bases:
             for recipe in (*c.recipes, *controls):
                 b.evaluate(recipe, base)
 
@@ -570,7 +562,7 @@ def write_rates(config: Config, cells: list[Cell]) -> None:
         if cell.run is None or cell.kind.startswith("pretrain"):
             continue
         recipe = cell.name.split("/")[-2]
-        factor = float(cell.name.split("/rate")[1].split("/")[0])
+        factor = min(SWEEP, key=lambda f: abs(f - float(cell.name.split("/rate")[1].split("/")[0])))  # noqa: B023
         lines = [json.loads(line) for line in (cell.run / "metrics.jsonl").read_text().splitlines()]
         values = [line["val_pass@1"] for line in lines if "val_pass@1" in line and line["step"] > 0]
         scores.setdefault(recipe, {})[factor] = max(values) if RECIPES[recipe].judged == "best" else values[-1]
