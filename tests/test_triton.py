@@ -57,7 +57,7 @@ def test_compiled_code(arch, unit, monkeypatch):
     assert type(tk.attention_forward).__name__ == "JITFunction"
     made = [tk.compile_for(arch, *launch) for launch in tk.launches(arch)]
     assert [c.kernel for c in made] == [
-        "attention_forward", "attention_dkv", "attention_dq", "log_prob_forward", "log_prob_backward"
+        "attention_forward", "attention_dq", "attention_dkv", "log_prob_forward", "log_prob_backward"
     ]  # fmt: skip
     for c in made:
         assert c.spilled == 0 and c.shared_kb <= tk.SHARED_KB[arch] and unit in c.instructions, c
