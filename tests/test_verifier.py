@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.verifier import MAX_DEPTH, canonical, extract_answer, is_correct, is_equal
+from data.latex import MAX_DEPTH
+from data.verifier import canonical, extract_answer, is_correct, is_equal
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
