@@ -282,3 +282,21 @@ def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
     assert runtime.load_checkpoint(tmp_path / "whole/last.pt")["train"]["grpo"] == sum(drawn)
     assert np.isfinite([line["reward"] for line in metrics(tmp_path / "whole")]).all()
     assert not torch.equal(weights(base)["head.weight"], weights(tmp_path / "whole")["head.weight"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Soup
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_soup_is_the_weighted_mean_and_counts_pretraining_once(base, world, tmp_path):
+    flags = dict(init=str(base / "last.pt"), data=str(world), steps=1, limit=12, eval_every=0, show=0)
+    sft.main(sft.Config(out=str(tmp_path / "one"), rows=2, **flags))
+    sft.main(sft.Config(out=str(tmp_path / "two"), rows=4, seed=1, **flags))
+    one, two = (str(tmp_path / name / "last.pt") for name in ("one", "two"))
+    average.main(average.Config(mode="soup", init=one, other=two, weight=0.25, out=str(tmp_path / "soup")))
+    a, b, mean = (runtime.load_checkpoint(path) for path in (one, two, tmp_path / "soup" / "last.pt"))
+    for key, value in mean["model"].items():
+        assert torch.equal(value, 0.25 * a["model"][key] + 0.75 * b["model"][key])
+    before = runtime.load_checkpoint(base / "last.pt")["flops"]
+    assert mean["flops"] == pytest.approx(a["flops"] + b["flops"] - before) and a["flops"] > before
