@@ -311,7 +311,8 @@ def log_prob_step(which: str, process: Process) -> Callable[[], object]:
     """Forward and backward of the log-probs of targets, from hidden states and the output head."""
     n, width, vocab = LOG_PROB_SHAPE
     hidden = torch.randn(n, width, device=process.device, requires_grad=True)
-    weight = torch.randn(vocab, width, device=process.device, requires_grad=True)
+    # logits of a model's size: larger ones have probabilities below 1e-38, which some CPUs multiply a hundred times slower
+    weight = torch.randn(vocab, width, device=process.device).mul_(width**-0.5).requires_grad_()
     targets = torch.randint(vocab, (n,), device=process.device)
 
     def step():
