@@ -72,7 +72,7 @@ def test_choice_of_kernels(monkeypatch):
         with pytest.raises(UserError, match=match) as error:
             kernels.use("triton", "cpu")
         assert "\n" not in str(error.value) and kernels._choice == "auto"
-    code, _, err = run("eval.py", "--checkpoint", "none.pt", "--kernels", "triton")
+    code, _, err = run("eval.py", "--checkpoint", __file__, "--kernels", "triton")
     assert code == 2 and err.startswith("error: --kernels triton") and len(err.splitlines()) == 1
 
 
