@@ -3,6 +3,7 @@
     python excursion.py --scale micro                        # run and report: half an hour on 2 cores
     python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
     python excursion.py run --plan sweep                     # choose learning rates on validation questions
+    python excursion.py run --budget study --base_seed 0     # 3 seeds from one pretraining run: 1.5 hours on 2 cores
     python excursion.py run --budget long                    # 3 seeds, longer RL: some 6 hours on 2 cores (estimated)
     python excursion.py report --records results/excursion   # tables and figures again, from committed records alone
 
@@ -35,6 +36,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -64,9 +66,9 @@ class Config:
     command: Positional[Literal["plan", "run", "report", "choose"]] = "run"
     plan: Literal["grid", "sweep", "rollouts", "mixture", "scale", "seeds", "demonstrations"] = "grid"  # see above
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
-    # smoke: seconds; short: half an hour at micro; long: for conclusions, 3 seeds; paper: its settings.
+    # smoke: seconds; short: half an hour at micro; study: 3 seeds, as in EXPERIMENTS.md; long: longer RL; paper: its settings.
     # Empty: smoke for --scale smoke, paper for olmo2-1b and 4b, else short
-    budget: Literal["", "smoke", "short", "long", "paper"] = ""
+    budget: Literal["", "smoke", "short", "study", "long", "paper"] = ""
     out: str = "out/excursion"  # folder of everything; another command for a cell that is there already is refused
     data: str = pretrain.WORLD  # folder of data/prepare.py; the default is the embedded world, built if absent
     format: Literal["list", "make", "slurm"] = "list"  # of `plan`: make -f -j 8, or a script of sbatch commands
@@ -112,6 +114,10 @@ BUDGETS = {
     "short": dict(
         seeds=(0,), recipes=MAIN, controls="middle", pool=512, rl_steps=40, prompts=16, n=16, sft_steps=160,
         rows=32, points=5, val_limit=64, limit=96, samples=32, val_tokens=50_000,
+    ),
+    "study": dict(
+        seeds=(0, 1, 2), recipes=(*MAIN[:-1], "sft_converged_rl"), controls="middle", pool=512, rl_steps=48, prompts=16,
+        n=16, sft_steps=240, rows=32, points=5, val_limit=128, limit=128, samples=32, val_tokens=50_000,
     ),
     "long": dict(
         seeds=(0, 1, 2), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=512, rl_steps=160, prompts=16, n=32,
@@ -352,7 +358,10 @@ class Builder:
         """All cells of a recipe, its evaluation on test questions included."""
         c, r = self.config, RECIPES[recipe]
         model = self.train(recipe, base, **changes)
-        folder = self.out / base.folder / (r.run or recipe) / "eval"
+        home, seed = base.folder, base.seed
+        if not r.stage and c.base_seed >= 0:  # all seeds start from this very model: one evaluation for all
+            home, seed = home.replace(f"seed{seed}", f"seed{c.base_seed}", 1), c.base_seed
+        folder = self.out / home / (r.run or recipe) / "eval"
         flags = dict(checkpoint=model, data=c.data, questions=c.questions, n=c.samples, limit=max(0, c.limit))
         flags |= dict(val_tokens=c.val_tokens)
         flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= c.samples) or (c.samples,), shots=r.flags.get("shots", 0))
@@ -362,13 +371,15 @@ class Builder:
         meta = dict(
             recipe=recipe,
             start=r.after or ("base" if r.stage else ""),
-            seed=base.seed,
+            seed=seed,
+            seeds=[],
             tokens=base.tokens,
             scale=base.scale,
         )
         meta |= dict(variant=base.variant, budget=c.budget)
-        name = f"{base.folder}/{r.run or recipe}/eval_{model.stem}"
-        self.add(Cell(name, "eval", command, [folder / f"{model.stem}.json"], [model], cost, meta=meta))
+        name = f"{home}/{r.run or recipe}/eval_{model.stem}"
+        cell = self.add(Cell(name, "eval", command, [folder / f"{model.stem}.json"], [model], cost, meta=meta))
+        cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # that this evaluation stands for
 
 
 def count_name(tokens: float) -> str:
@@ -639,6 +650,8 @@ def main(config: Config) -> None:
         return
     cells = make_plan(config)
     if config.command == "plan":
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
         return print_plan(config, cells)
     missing = Runner(cells, config.out, config.jobs, config.threads, config.retry)() if config.command == "run" else 0
     if config.plan == "sweep":

@@ -110,7 +110,8 @@ class Grid:
     def __init__(self, entries: list[Entry]):
         self.at: dict[tuple[str, int], dict[int, Entry]] = {}
         for e in entries:
-            self.at.setdefault((e.recipe, e.meta["tokens"]), {})[e.meta["seed"]] = e
+            for seed in e.meta.get("seeds", [e.meta["seed"]]):  # seeds that start from one base share its evaluation
+                self.at.setdefault((e.recipe, e.meta["tokens"]), {})[seed] = e
         self.tokens = sorted({tokens for _, tokens in self.at})
         self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]
         self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is

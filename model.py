@@ -209,7 +209,8 @@ class KVCache:
         shape = (c.n_layers, prompts, c.n_kv_heads, prompt_len, c.head_dim)
         self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
         shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
-        self.own_k, self.own_v = like.new_zeros(shape), like.new_zeros(shape)
+        self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
+        self.zeroed = 0  # own tokens below this hold numbers: what is masked must be finite too, since 0 · nan is nan
 
     @staticmethod
     def bytes_per_token(c: GPTConfig, itemsize: int) -> int:
@@ -242,6 +243,11 @@ class KVCache:
         """
         b, device = own_length.shape[0], own_length.device
         own_len = int(own_length.max()) + 1
+        if own_len > self.zeroed:  # 16 tokens at a time: memory for long answers is not touched before there is one
+            end = min(own_len + 15, self.own_k.shape[3])
+            for cache in (self.own_k, self.own_v):
+                cache[:, :, :, self.zeroed : end] = 0
+            self.zeroed = end
         prompt_len = int(prompt_length.max())
         hidden_own = torch.arange(own_len, device=device) > own_length[:, None]  # (B, own_len)
         hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length[:, None]

@@ -21,6 +21,7 @@ from data.errors import UserError
 from model import GPT, KVCache
 
 BLOCK = 128  # words in a block of the two-level search for a token
+NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts the vocabulary
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 
 
@@ -202,22 +203,35 @@ def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple
     """
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
-    largest = logits.amax(-1, keepdim=True)
-    weight = (logits - largest).exp_()  # (B, V), proportional to the probabilities
+    weight = (logits - logits.amax(-1, keepdim=True)).exp_()  # (B, V), proportional to the probabilities
     if temperature == 0.0:
         token, total = logits.argmax(-1, keepdim=True), weight.sum(-1, keepdim=True)
     elif top_p < 1.0:
         total = weight.sum(-1, keepdim=True)
-        sorted_weight, index = weight.sort(dim=-1, descending=True, stable=True)
-        cumulative = sorted_weight.cumsum(-1)
-        # the nucleus: the fewest most probable tokens that reach top_p (arXiv 1904.09751)
-        size = (cumulative - sorted_weight < top_p * total).sum(-1, keepdim=True)
-        place = _invert(sorted_weight * (torch.arange(weight.shape[1], device=weight.device) < size), u)[0]
-        token = index.gather(1, place)
+        token = _nucleus(weight, u, top_p * total)
     else:
         token, total = _invert(weight, u)
-    log_prob = logits.gather(1, token) - largest - total.log()
+    log_prob = weight.gather(1, token).log() - total.log()  # no token of weight 0 is ever chosen
     return token.squeeze(1), log_prob.squeeze(1)
+
+
+def _nucleus(weight: Tensor, u: Tensor, goal: Tensor) -> Tensor:
+    """(B, 1) a token per row, drawn at u from the fewest most probable ones whose `weight` (B, V) reaches goal (B, 1)
+    (the nucleus, arXiv 1904.09751)."""
+
+    def draw(sorted_weight, index, u, goal):
+        before = sorted_weight.cumsum(-1) - sorted_weight
+        return index.gather(1, _invert(sorted_weight * (before < goal), u)[0])
+
+    # Nearly always the nucleus is among a row's first few, and to find those is a tenth of the work of sorting all
+    index = weight.topk(min(NUCLEUS_FIRST, weight.shape[1]), sorted=False).indices.sort(-1).values
+    first, order = weight.gather(1, index).sort(dim=-1, descending=True, stable=True)  # of equal tokens the first first
+    index = index.gather(1, order)
+    token = draw(first, index, u, goal)
+    larger = (first.cumsum(-1)[:, -1:] < goal).squeeze(1).nonzero().squeeze(1)
+    if len(larger):
+        token[larger] = draw(*weight[larger].sort(dim=-1, descending=True, stable=True), u[larger], goal[larger])
+    return token
 
 
 def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

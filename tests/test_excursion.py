@@ -137,6 +137,17 @@ def test_plans(tmp_path, capsys, plan):
             assert done.returncode == 0 and done.stdout.count("OMP_NUM_THREADS") == len(cells), done.stderr
 
 
+def test_seeds_of_one_base_share_its_evaluation(tmp_path):
+    """--base_seed: each base is evaluated once, its record stands for every seed, and contrasts pair it with each."""
+    cells = excursion.make_plan(make_config(tmp_path, scale="micro", budget="study", base_seed=3, seeds=(0, 1)))
+    bases = [c for c in cells if c.meta.get("recipe") == "base"]
+    assert [c.meta["seeds"] for c in bases] == [[0, 1]] * 3 and all(c.name.startswith("seed3/") for c in bases)
+    rl = [c.meta["seeds"] for c in cells if c.meta.get("recipe") == "rl"]
+    assert sorted(rl) == [[0]] * 3 + [[1]] * 3
+    own = excursion.make_plan(make_config(tmp_path, scale="micro", budget="study", seeds=(0, 1)))
+    assert [c.meta["seeds"] for c in own if c.meta.get("recipe") == "base"] == [[0], [1]] * 3
+
+
 def test_the_grid_is_controlled(tmp_path):
     """Recipes differ in what they learn from, not in questions, rollouts, KL, length or steps; doses are halved."""
     cells = {c.name: c for c in excursion.make_plan(make_config(tmp_path, scale="micro"))}
@@ -354,6 +365,15 @@ def test_contrasts_are_paired_by_question_and_start_is_the_better_base():
     assert d["mean"] == d["low"] == d["high"] == 0.25
     four = findings.interval(g.contrast({"rl": 1, "start": -4}, 1, lambda e: e.pass_at(1)))
     assert four["mean"] == pytest.approx((right + 8 - 4 * right).mean() / 32)
+
+
+def test_one_base_record_stands_for_all_its_seeds():
+    """A contrast of three seeds of RL against one shared evaluation of their base has three rows."""
+    right = np.arange(1, 21)
+    shared = entry("base", 1, 0, right, seeds=[0, 1, 2])
+    g = findings.Grid([shared, *(entry("rl", 1, seed, right + 4 * seed) for seed in range(3))])
+    d = g.contrast({"rl": 1, "base": -1}, 1, lambda e: e.pass_at(1))
+    assert d.shape == (3, 20) and np.allclose(d.mean(1), [0, 0.125, 0.25])
 
 
 def test_findings_of_the_other_plans():

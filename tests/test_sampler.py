@@ -216,6 +216,22 @@ def test_5_top_p_at_the_edge_of_a_token(top_p, kept):
     assert set(token.tolist()) == kept
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+def test_5_nucleus_of_any_size(spread):
+    """Property 5: whether it has one token or most of the vocabulary, the nucleus is the shortest prefix of the sorted
+    tokens that reaches top_p (here in float64), and u walks through it in that order."""
+    logits = spread * torch.randn(400, 300, generator=torch.Generator().manual_seed(0))
+    u = torch.rand(400, generator=torch.Generator().manual_seed(1))
+    token, _ = choose(logits, u, 1.0, 0.9)
+    p, index = logits.double().softmax(-1).sort(descending=True)
+    size = (p.cumsum(-1) < 0.9).sum(-1) + 1
+    assert (size <= sampler.NUCLEUS_FIRST).any() if spread == 4 else (size > sampler.NUCLEUS_FIRST).all()
+    rows = torch.arange(400)
+    goal = u.double() * p.cumsum(-1)[rows, size - 1]
+    wanted = index[rows, (p.cumsum(-1) <= goal[:, None]).sum(-1)]
+    assert (token == wanted).float().mean() > 0.99  # fp32 rounds a few u to the neighbour
+
+
 def test_5_temperature_0_is_greedy(model, prompts):
     """Property 5: temperature 0 takes the most probable token, the first of equal ones, whatever u and top-p are; it is
     what a temperature towards 0 tends to."""
@@ -226,6 +242,20 @@ def test_5_temperature_0_is_greedy(model, prompts):
     torch.testing.assert_close(log_prob, logits.log_softmax(-1).gather(1, token[:, None]).squeeze(1))
     greedy, cold = (draw(model, prompts, n=2, temperature=t) for t in (0.0, 1e-5))
     assert answers(greedy) == answers(cold) and answers(greedy)[0::2] == answers(greedy)[1::2]
+
+
+def test_2_memory_that_held_nan_changes_nothing(model, prompts, monkeypatch):
+    """Property 2: the cache's memory is not cleared as a whole; whatever stood in it (here NaN), the tokens are the same."""
+    clean, plain = draw(model, prompts, max_new_tokens=40, slots=5), KVCache.__init__
+
+    def poisoned(self, *args):
+        plain(self, *args)
+        self.own_k.fill_(math.nan)
+        self.own_v.fill_(math.nan)
+
+    monkeypatch.setattr(KVCache, "__init__", poisoned)
+    again = draw(model, prompts, max_new_tokens=40, slots=5)
+    assert answers(again) == answers(clean) and torch.equal(again.log_probs[again.mask], clean.log_probs[clean.mask])
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
