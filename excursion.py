@@ -3,7 +3,7 @@
     python excursion.py --scale micro                        # run and report: half an hour on 2 cores
     python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
     python excursion.py run --plan sweep                     # choose learning rates on validation questions
-    python excursion.py run --budget study --base_seed 0     # 3 seeds from one pretraining run: 1.5 hours on 2 cores
+    python excursion.py run --budget study --base_seed 0     # 3 seeds from one pretraining run: 1.5 hours (estimated)
     python excursion.py run --budget long                    # 3 seeds, longer RL: some 6 hours on 2 cores (estimated)
     python excursion.py report --records results/excursion   # tables and figures again, from committed records alone
 
@@ -117,7 +117,7 @@ BUDGETS = {
     ),
     "study": dict(
         seeds=(0, 1, 2), recipes=(*MAIN[:-1], "sft_converged_rl"), controls="middle", pool=512, rl_steps=48, prompts=16,
-        n=16, sft_steps=240, rows=32, points=5, val_limit=128, limit=128, samples=32, val_tokens=50_000,
+        n=16, sft_steps=400, rows=32, points=5, val_limit=128, limit=128, samples=32, val_tokens=50_000,
     ),
     "long": dict(
         seeds=(0, 1, 2), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=512, rl_steps=160, prompts=16, n=32,
