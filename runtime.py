@@ -407,6 +407,7 @@ class Run:
         if not self.process.main:
             return path
         args = asdict(self.config)
+        args.pop("resume")  # a resumed run's checkpoints and records are those of an uninterrupted one
         checkpoint = {
             "format": FORMAT,
             "stage": self.stage,

@@ -87,6 +87,7 @@ def same(a, b) -> bool:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs' last checkpoints hold the same bits: weights, counters, optimizers, cursors."""
+    """Two runs' last checkpoints hold the same bits: weights, counters, optimizers, cursors; and nothing of a resume."""
     x, y = (load_checkpoint(p / "last.pt") for p in (a, b))
     assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))
+    assert all("resume" not in stage["args"] for stage in (x, y, *x["lineage"], *y["lineage"]))
