@@ -61,6 +61,11 @@ class Entry:
         return self.meta["recipe"]
 
     @property
+    def seeds(self) -> list[int]:
+        """That it stands for: several, where they start from one base (--base_seed)."""
+        return self.meta.get("seeds", [self.meta["seed"]])
+
+    @property
     def sets(self) -> dict[str, dict]:
         return self.record["questions"]
 
@@ -110,7 +115,7 @@ class Grid:
     def __init__(self, entries: list[Entry]):
         self.at: dict[tuple[str, int], dict[int, Entry]] = {}
         for e in entries:
-            for seed in e.meta.get("seeds", [e.meta["seed"]]):  # seeds that start from one base share its evaluation
+            for seed in e.seeds:
                 self.at.setdefault((e.recipe, e.meta["tokens"]), {})[seed] = e
         self.tokens = sorted({tokens for _, tokens in self.at})
         self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]

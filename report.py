@@ -451,7 +451,7 @@ def write_report(records: Path, out: Path) -> Path:
     doc = Document("RL excursions during pretraining: what came out", out / "figures")
     grid_entries = [e for e in entries if not e.meta["variant"]]
     g = Grid(grid_entries)
-    seeds = sorted({seed for e in entries for seed in e.meta.get("seeds", [e.meta["seed"]])})
+    seeds = sorted({seed for e in entries for seed in e.seeds})
     budgets = ", ".join(sorted({f"{e.meta['scale']} ({e.meta['budget']})" for e in entries}))
     sizes = ", ".join(f"{len(s['questions'])} of {name}" for name, s in entries[0].sets.items())
     settings = next(iter(entries[0].sets.values()))

@@ -313,7 +313,6 @@ def open_checkpoint(run: "Run", init: str, process: Process) -> Start:
         if checkpoint["stage"] != run.stage:
             raise UserError(f"{run.out / 'last.pt'} is of stage {checkpoint['stage']}: resume it with that stage")
         free = (
-            "resume",
             "device",
             "kernels",
             "wandb",
