@@ -8,7 +8,7 @@ BIN := .venv/bin
 smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke
 	$(BIN)/torchrun pretrain.py --scale smoke --out out/smoke
-	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --n 8 --k 1 8
+	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --samples 8 --k 1 8
 
 excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
 	$(BIN)/python excursion.py run --scale micro

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data.errors import UserError, cli
+from cli import UserError, cli
 from eval import HeldOut, held_out
 from model import GPT, GPTConfig, train_flops
 from rl import GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
@@ -70,7 +70,7 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
 
 
 PRESETS = {
-    "paper": dict(prompts=512, n=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0)
+    "paper": dict(prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0)
 }
 
 

@@ -44,7 +44,7 @@ import tyro
 import kernels
 import pretrain
 import rl
-from data.errors import cli
+from cli import cli
 from data.hf import to_olmo2
 from data.prepare import build_world
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -398,7 +398,7 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
         {"id": str(i), "question": "".join(map(str, rng.integers(10, size=digits))), "answer": "1"}
         for i in range(n_prompts)
     ]
-    flags = rl.GRPOConfig(prompts=n_prompts, n=n, max_new_tokens=NEW)
+    flags = rl.GRPOConfig(prompts=n_prompts, rollouts=n, max_new_tokens=NEW)
     grpo = rl.GRPO(flags, questions, unstopped, process, 0, model.config.context)
     assert {len(prompt) for _, prompt in grpo.questions} == {PROMPT}
     optimizer = make_optimizer(model, 1e-6, 0.01, (0.9, 0.999))

@@ -6,7 +6,7 @@
     python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --split test --examples gsm8k
 
-Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: n = 32) and judged twice: *strict*
+Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: 32) and judged twice: *strict*
 counts only the last closed \\boxed{}, as the RL reward does; *lenient* also takes what a reader would take for the
 answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
 Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.loader import Loader
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
@@ -58,7 +58,7 @@ class Config:
     split: str = "test"  # of a hub data set
     tasks: tuple[str, ...] = ("all",)  # likelihood tasks: DATA/tasks/NAME.jsonl or files; all: every one of DATA
     text: tuple[str, ...] = ("all",)  # sources of DATA for bits per byte on held-out text; all: every one
-    n: int = 32  # samples per question
+    samples: int = 32  # samples per question
     k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above n are left out
     shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
     examples: str = ""  # worked examples: a file, or gsm8k or math (shipped); empty: DATA/questions/examples.jsonl
@@ -77,7 +77,7 @@ class Config:
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
     # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
-    # (rl.py --difficulty takes it); --questions, --tasks, --text, --n and --k are set for that
+    # (rl.py --difficulty takes it); --questions, --tasks, --text, --samples and --k are set for that
     difficulty: bool = False
     ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
 
@@ -340,7 +340,7 @@ class HeldOut:
     eval_every: int = 16  # steps between evaluations; 0: none
     eval_questions: str = "validation"  # DATA/questions/NAME.jsonl, or a file; empty: none
     eval_limit: int = 128  # use the first so many of them
-    eval_n: int = 8  # samples per question
+    eval_samples: int = 8  # samples per question
     eval_tasks: tuple[str, ...] = ("all",)  # likelihood tasks (general capability): names, files, or all of DATA
     eval_items: int = 128  # use the first so many items of each
     eval_tokens: int = 10_000  # held-out tokens of each of DATA's sources for bits per byte; 0: none
@@ -368,7 +368,7 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 tokenizer,
                 questions,
                 process,
-                n=config.eval_n,
+                n=config.eval_samples,
                 ks=(1, 8, 32),
                 max_new_tokens=new,
                 label="held out",
@@ -470,7 +470,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             tokenizer,
             questions,
             process,
-            n=config.n,
+            n=config.samples,
             ks=config.k,
             max_new_tokens=config.max_new_tokens or default_new_tokens(tokenizer),
             temperature=config.temperature,
@@ -598,12 +598,12 @@ def main(config: Config) -> None:
         raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdigit():
         raise UserError(f"--shots {config.shots}: a number, or auto")
-    if not config.ask and config.n < min(config.k):
-        raise UserError(f"--n {config.n}: no pass@k of --k {config.k} can be computed from so few samples")
+    if not config.ask and config.samples < min(config.k):
+        raise UserError(f"--samples {config.samples}: no pass@k of --k {config.k} can be computed from so few samples")
     if config.temperature < 0 or not 0 < config.top_p <= 1:
         raise UserError(f"--temperature {config.temperature} must be ≥ 0 and --top_p {config.top_p} in (0, 1]")
     if config.difficulty:
-        config = replace(config, questions=("train",), tasks=(), text=(), n=64, k=(1, 8, 32))
+        config = replace(config, questions=("train",), tasks=(), text=(), samples=64, k=(1, 8, 32))
     places = []  # (checkpoint, folder and name of its record)
     for path in config.checkpoint:
         if not Path(path).exists():  # all of them before the first is evaluated

@@ -47,7 +47,7 @@ from tyro.conf import Positional
 
 import pretrain
 import report
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.tokenizer import load_tokenizer
 from model import SCALES, config_of, train_flops
 from runner import Cell, Runner, read_json
@@ -87,7 +87,7 @@ class Config:
     pool: int = 0  # the first so many training questions, for every recipe
     rl_steps: int = 0  # of RL and of averaging
     prompts: int = 0  # questions per RL step
-    n: int = 0  # answers per question
+    rollouts: int = 0  # answers per question
     sft_steps: int = 0  # of SFT
     rows: int = 0  # of SFT per step, and of the SFT side of averaging
     points: int = 0  # evaluations on validation questions during a training run, where SFT may be stopped
@@ -99,7 +99,7 @@ class Config:
     val_tokens: int = 0  # held-out tokens per source for bits per byte
     shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
     scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
-    rollouts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
+    rollout_counts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
     bands: tuple[str, ...] = ("easy", "hard")  # rollouts: pass rates of the training questions (rl.py --band)
     solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
     rl_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # seeds: of RL, from the same pretraining run
@@ -108,24 +108,24 @@ class Config:
 MAIN = ("base", "base_0shot", "rl", "sft", "parallel", "sft_rl", "sft_converged", "gold", "gold_rl")
 BUDGETS = {
     "smoke": dict(
-        tokens="40k", seeds=(0,), recipes=MAIN[:5], controls="none", pool=16, rl_steps=2, prompts=2, n=4, sft_steps=4,
+        tokens="40k", seeds=(0,), recipes=MAIN[:5], controls="none", pool=16, rl_steps=2, prompts=2, rollouts=4, sft_steps=4,
         rows=4, points=2, val_limit=4, limit=4, samples=8, val_tokens=2000,
     ),
     "short": dict(
-        seeds=(0,), recipes=MAIN, controls="middle", pool=512, rl_steps=40, prompts=16, n=16, sft_steps=160,
+        seeds=(0,), recipes=MAIN, controls="middle", pool=512, rl_steps=40, prompts=16, rollouts=16, sft_steps=160,
         rows=32, points=5, val_limit=64, limit=96, samples=32, val_tokens=50_000,
     ),
     "study": dict(
         seeds=(0, 1, 2), recipes=(*MAIN[:-1], "sft_converged_rl"), controls="middle", pool=512, rl_steps=48, prompts=16,
-        n=16, sft_steps=400, rows=32, points=5, val_limit=128, limit=128, samples=32, val_tokens=50_000,
+        rollouts=16, sft_steps=400, rows=32, points=5, val_limit=128, limit=128, samples=32, val_tokens=50_000,
     ),
     "long": dict(
-        seeds=(0, 1, 2), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=512, rl_steps=160, prompts=16, n=32,
+        seeds=(0, 1, 2), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=512, rl_steps=160, prompts=16, rollouts=32,
         sft_steps=400, rows=32, points=8, val_limit=256, limit=-1, samples=32, val_tokens=50_000,
     ),
     "paper": dict(
         seeds=(0, 1, 2, 3), recipes=(*MAIN, "sft_converged_rl"), controls="all", pool=80_000, rl_steps=1560,
-        prompts=512, n=32, sft_steps=9500, rows=512, points=10, val_limit=1000, limit=1000, samples=32,
+        prompts=512, rollouts=32, sft_steps=9500, rows=512, points=10, val_limit=1000, limit=1000, samples=32,
         val_tokens=1_000_000, max_new_tokens=512,
     ),
 }  # fmt: skip
@@ -186,7 +186,7 @@ def resolve(config: Config) -> Config:
         "pool",
         "rl_steps",
         "prompts",
-        "n",
+        "rollouts",
         "sft_steps",
         "rows",
         "points",
@@ -328,8 +328,8 @@ class Builder:
         flags |= dict(limit=c.pool, steps=steps) | r.flags | self.rates_of(recipe)
         cost = 0.0
         if r.stage != "sft":
-            flags |= dict(prompts=c.prompts, n=c.n, kl=0)
-            cost += 4 * 45 * steps * c.prompts * changes.get("n", c.n)
+            flags |= dict(prompts=c.prompts, rollouts=c.rollouts, kl=0)
+            cost += 4 * 45 * steps * c.prompts * changes.get("rollouts", c.rollouts)
             if c.max_new_tokens:
                 flags |= dict(max_new_tokens=c.max_new_tokens)
         if r.stage != "rl":
@@ -337,7 +337,7 @@ class Builder:
             cost += 3 * 100 * steps * c.rows
         every = max(1, math.ceil(steps / c.points))
         flags |= dict(
-            eval_every=every, eval_limit=c.val_limit, eval_n=8, eval_tokens=0, eval_tasks=(), save_every=every
+            eval_every=every, eval_limit=c.val_limit, eval_samples=8, eval_tokens=0, eval_tasks=(), save_every=every
         )
         cost += 45 * 8 * c.val_limit * (1 + math.ceil(steps / every))
         if r.judged == "best":
@@ -362,7 +362,7 @@ class Builder:
         if not r.stage and c.base_seed >= 0:  # all seeds start from this very model: one evaluation for all
             home, seed = home.replace(f"seed{seed}", f"seed{c.base_seed}", 1), c.base_seed
         folder = self.out / home / (r.run or recipe) / "eval"
-        flags = dict(checkpoint=model, data=c.data, questions=c.questions, n=c.samples, limit=max(0, c.limit))
+        flags = dict(checkpoint=model, data=c.data, questions=c.questions, samples=c.samples, limit=max(0, c.limit))
         flags |= dict(val_tokens=c.val_tokens)
         flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= c.samples) or (c.samples,), shots=r.flags.get("shots", 0))
         flags |= dict(max_new_tokens=c.max_new_tokens) if c.max_new_tokens else {}
@@ -426,12 +426,12 @@ def plan_rollouts(b: Builder) -> None:
         command = [script("eval"), "--difficulty", *flags_of(flags)]
         b.add(Cell(f"{base.folder}/difficulty/eval", "eval", command, [rates], [base.checkpoint], 45.0 * 64 * c.pool))
         for band in c.bands:
-            for n in c.rollouts:
+            for n in c.rollout_counts:
                 steps = max(
-                    1, round(c.rl_steps * math.sqrt(max(c.rollouts) / n))
+                    1, round(c.rl_steps * math.sqrt(max(c.rollout_counts) / n))
                 )  # neither equal steps nor equal FLOPs
                 b.evaluate(
-                    "rl", vary(base, band=band, n=n), n=n, steps=steps, difficulty=rates, band=band, needs=[rates]
+                    "rl", vary(base, band=band, n=n), rollouts=n, steps=steps, difficulty=rates, band=band, needs=[rates]
                 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError
+from cli import UserError
 from eval import BOOTSTRAP, mean_interval, pass_at_k
 
 ALIKE = 0.05  # pass rates closer than this count as alike

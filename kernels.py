@@ -49,7 +49,7 @@ def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) 
         elif device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             reason = f"needs CUDA, not {device.type} (TRITON_INTERPRET=1 runs it there, for tests: very slow)"
     if reason:
-        from data.errors import UserError
+        from cli import UserError
 
         raise UserError(f"--kernels triton: {reason}; use --kernels torch")
     _choice = choice

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.questions import encode_prompt, load_questions

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.questions import encode_prompt
 from data.tokenizer import Tokenizer
 from data.verifier import extract_answer, is_equal
@@ -61,7 +61,7 @@ class GRPOConfig:
     """Flags of the RL objective, shared with average.py."""
 
     prompts: int = 16  # questions per step
-    n: int = 16  # answers sampled per question
+    rollouts: int = 16  # answers sampled per question
     minibatch: int = 0  # questions per optimizer step; 0: all of a step's (exactly on-policy)
     inner_epochs: int = 1  # passes over a step's rollouts
     clip_low: float = 0.2  # the ratio counts down to 1 - this
@@ -101,7 +101,7 @@ class Config(PostConfig, GRPOConfig, HeldOut):
 
 PRESETS = {
     "paper": dict(
-        prompts=512, n=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
+        prompts=512, rollouts=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
         weight_decay=0.01, beta1=0.9, beta2=0.999, clip_low=0.2, clip_high=0.2, advantage="std", aggregation="token",
         kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, zero_variance="keep",
     )
@@ -233,8 +233,8 @@ class GRPO:
             )
         if config.temperature <= 0:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
-        if config.n < 2 or config.prompts < 1:
-            raise UserError(f"--prompts {config.prompts} --n {config.n}: a group needs at least 2 answers to compare")
+        if config.rollouts < 2 or config.prompts < 1:
+            raise UserError(f"--prompts {config.prompts} --rollouts {config.rollouts}: a group needs at least 2 answers to compare")
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
@@ -258,7 +258,7 @@ class GRPO:
             batch = self._sample(model, drawn, first)
             stats["groups_sampled"] += len(batch)
             stats["sampled_tokens"] += sum(len(a) for g in batch for a in g.answers)
-            stats["flops"] += sum(self._forward_flops(model, g, range(c.n)) for g in batch)
+            stats["flops"] += sum(self._forward_flops(model, g, range(c.rollouts)) for g in batch)
             groups += batch
             if not c.resample or sum(g.signal for g in groups) >= c.prompts:
                 break
@@ -278,7 +278,7 @@ class GRPO:
         return groups, stats
 
     def _sample(self, model: GPT, drawn: list[tuple[dict, list[int]]], first: int) -> list[Group]:
-        c, n = self.config, self.config.n
+        c, n = self.config, self.config.rollouts
         mine = np.arange(len(drawn))[self.process.rank :: self.process.world]
         with self.process.autocast():
             samples = sample(
@@ -537,7 +537,7 @@ def main(config: Config) -> None:
     log = RolloutLog(run, tokenizer, config.save_rollouts, config.show, progress)
     if process.main:
         print(f"{start.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
-              f"{steps} steps of {config.prompts} x {config.n} answers; writes {run.out}")  # fmt: skip
+              f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
 
     def step(lr: float) -> dict:
         groups, sampled = grpo.rollouts(model)

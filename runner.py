@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.errors import UserError
+from cli import UserError
 from runtime import write_text
 
 

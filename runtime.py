@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
-from data.errors import UserError
+from cli import UserError
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
 

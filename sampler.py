@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.errors import UserError
+from cli import UserError
 from model import GPT, KVCache
 
 BLOCK = 128  # words in a block of the two-level search for a token

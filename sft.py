@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.questions import sft_row
 from data.tokenizer import Tokenizer
 from eval import HeldOut, find_questions, held_out

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.tokenizer import PUBLISHED, load_tokenizer
 from model import GPT, GPTConfig
 from runtime import FORMAT, save_checkpoint

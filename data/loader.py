@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import UserError
+from cli import UserError
 
 META_FORMAT = 1
 DTYPES = {"uint16": np.dtype(np.uint16), "uint32": np.dtype(np.uint32)}

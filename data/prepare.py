@@ -44,7 +44,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import world
-from data.errors import UserError, cli
+from cli import UserError, cli
 from data.loader import META_FORMAT
 from data.questions import (
     HUB_QUESTIONS,

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.errors import UserError
+from cli import UserError
 from data.verifier import extract_answer, is_equal
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."

@@ -20,7 +20,7 @@ import numpy as np
 import requests
 import tiktoken
 
-from data.errors import UserError
+from cli import UserError
 from data.questions import INSTRUCTION
 
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/"

@@ -113,7 +113,7 @@ def stages(process: runtime.Process) -> None:
     done("sft")
 
     grpo = object.__new__(rl.GRPO)
-    grpo.config = rl.GRPOConfig(prompts=2, n=2, kl=0.1, entropy=0.01, temperature=0.9)
+    grpo.config = rl.GRPOConfig(prompts=2, rollouts=2, kl=0.1, entropy=0.01, temperature=0.9)
     grpo.process, grpo.reference, grpo.micro_tokens, grpo.max_new_tokens = process, reference, 64, 8
     groups = [
         rl.Group({}, prompt, answers, [np.zeros(len(a), np.float32) for a in answers], [0.0, 1.0], [True, True],

@@ -16,7 +16,7 @@ import pretrain
 import rl
 import runtime
 import sft
-from data.errors import cli
+from cli import cli
 
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
 
@@ -63,9 +63,9 @@ def place(base, world, tmp_path_factory) -> Path:
 FLAGS = {
     "pretrain": "--scale smoke --data {W} --steps 2 --batch 2 --seq_len 64",
     "sft": "--init {G} --data {W} --limit 8 --steps 1 --rows 2",
-    "rl": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --n 2 --max_new_tokens 4",
-    "average": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --n 2 --max_new_tokens 4 --rows 2",
-    "eval": "--checkpoint {G} --data {W} --limit 2 --n 2 --k 1 --max_new_tokens 4",
+    "rl": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4",
+    "average": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4 --rows 2",
+    "eval": "--checkpoint {G} --data {W} --limit 2 --samples 2 --k 1 --max_new_tokens 4",
 }
 POST = ("sft", "rl", "average")
 CASES = [
@@ -123,7 +123,7 @@ CASES = [
     ("pretrain", "--batch -1", "positive"),
     ("pretrain", "--lr -1", "positive"),
     *[(s, "--rows 0", "--rows 0") for s in ("sft", "average")],
-    *[(s, "--n 1", "at least 2 answers") for s in ("rl", "average")],
+    *[(s, "--rollouts 1", "at least 2 answers") for s in ("rl", "average")],
     *[(s, "--prompts 0", "--prompts 0") for s in ("rl", "average")],
     *[(s, "--top_p 0.9", "--top_p 0.9") for s in ("rl", "average")],
     *[(s, "--temperature 0", "above 0") for s in ("rl", "average")],
@@ -142,7 +142,7 @@ CASES = [
     ("average", "--mode soup --other {P}/other_shape.pt", "differ in config"),
     ("average", "--mode soup --other {P}/unknown_tokenizer.pt", "differ in tokenizer"),
     ("eval", "--checkpoint", "--checkpoint"),
-    ("eval", "--n 2 --k 4", "so few samples"),
+    ("eval", "--samples 2 --k 4", "so few samples"),
     ("eval", "--shots some", "--shots some"),
     ("eval", "--shots 2 --examples none", "none"),
     ("eval", "--temperature -1", "--temperature"),

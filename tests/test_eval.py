@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import eval as evaluation
-from data.errors import UserError
+from cli import UserError
 from data.questions import few_shot_prompt
 from data.tokenizer import load_tokenizer
 from eval import (

@@ -15,7 +15,7 @@ import findings
 import report
 import runtime
 import sft
-from data.errors import UserError
+from cli import UserError
 from eval import mean_interval
 from runner import Cell, Runner
 
@@ -80,7 +80,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
     flags = dict(
         init=str(next((grid / "seed0/pretrain/run").glob("step_*.pt"))), data=str(world), limit=8, rows=4, steps=4
     )
-    flags |= dict(eval_every=2, eval_limit=2, eval_n=2, eval_tasks=(), eval_tokens=0, save_at="2")
+    flags |= dict(eval_every=2, eval_limit=2, eval_samples=2, eval_tasks=(), eval_tokens=0, save_at="2")
     log, lines = runtime.Run.log, {}
 
     def killed(at):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data import hf
-from data.errors import UserError
+from cli import UserError
 from model import GPT, config_of
 from runtime import load_checkpoint, load_model
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.errors import UserError
+from cli import UserError
 from data.loader import Loader, integer_weights, locate, parse_mix
 
 VOCAB = 60_000

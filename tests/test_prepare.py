@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data import prepare, world
-from data.errors import UserError
+from cli import UserError
 from data.loader import Loader
 from data.prepare import Config, build_world, main, shard_dtype
 from data.questions import BannedQuestions, format_prompt, load_questions, normalise

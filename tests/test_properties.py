@@ -61,7 +61,7 @@ QUESTIONS = [{"id": str(i), "question": f"Tom has {i} pears. How many?", "answer
 
 
 def grpo(process=CPU, reference=None, **flags):
-    config = rl.GRPOConfig(**{"prompts": 3, "n": 4, "max_new_tokens": 16, **flags})
+    config = rl.GRPOConfig(**{"prompts": 3, "rollouts": 4, "max_new_tokens": 16, **flags})
     return rl.GRPO(config, QUESTIONS, load_tokenizer("world"), process, 0, 256, reference)
 
 
@@ -345,7 +345,7 @@ def test_25_format_score_reaches_the_reward(monkeypatch):
     boxed = set()
     monkeypatch.setattr(rl, "extract_answer", lambda text, strict: "none" if len(text) % 2 or boxed.add(text) else None)
     for score in (0.0, 0.1):
-        groups, stats = grpo(format_score=score, n=8).rollouts(policy)
+        groups, stats = grpo(format_score=score, rollouts=8).rollouts(policy)
         assert {r for g in groups for r in g.rewards} == {0.0, score} and stats["pass_at_n"] == 0
         assert any(g.signal for g in groups) == (score > 0)
 
@@ -357,7 +357,7 @@ def test_truncated_answers_are_wrong_or_left_out(monkeypatch):
     monkeypatch.setattr(rl, "is_equal", lambda given, answer: True)
     policy = for_the_world(stop_logit=9.0)
     for kind in ("wrong", "mask"):
-        groups, stats = grpo(truncated=kind, n=8).rollouts(policy)
+        groups, stats = grpo(truncated=kind, rollouts=8).rollouts(policy)
         finished = np.array([g.finished for g in groups])
         assert 0.1 < stats["truncated"] == 1 - finished.mean() < 0.9
         assert np.array_equal([g.rewards for g in groups], finished.astype(float))
@@ -375,7 +375,7 @@ def test_resampling_draws_until_enough_groups_carry_signal(monkeypatch):
         return (float(len(drawn) % 2) if answer in ("0", "1") else 0.0), False
 
     monkeypatch.setattr(rl, "reward_of", reward_of)
-    g = grpo(prompts=5, n=4, resample=9)
+    g = grpo(prompts=5, rollouts=4, resample=9)
     for step in range(2):  # every batch is an epoch of the 5 questions, 2 of which carry signal: 3 batches for 5 groups
         groups, stats = g.rollouts(policy)
         assert len(groups) == 5 and all(x.signal for x in groups)
@@ -383,10 +383,10 @@ def test_resampling_draws_until_enough_groups_carry_signal(monkeypatch):
         assert stats["signal"] == pytest.approx(6 / 15) and stats["reward"] == pytest.approx(3 / 15)
     of_one = [text for answer, text in drawn if answer == "3"]
     assert len(of_one) == 24 and len(set(of_one)) > 20
-    g = grpo(prompts=5, n=4, resample=1)  # not enough: 4 with signal, and 1 to make up the number
+    g = grpo(prompts=5, rollouts=4, resample=1)  # not enough: 4 with signal, and 1 to make up the number
     groups, stats = g.rollouts(policy)
     assert [x.signal for x in groups] == [True] * 4 + [False] and g.order.position == 10
-    groups, stats = grpo(prompts=5, n=4).rollouts(policy)
+    groups, stats = grpo(prompts=5, rollouts=4).rollouts(policy)
     assert sum(x.signal for x in groups) == 2 and stats["groups_sampled"] == 5
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import questions
-from data.errors import UserError
+from cli import UserError
 from data.questions import (
     EXAMPLES,
     BannedQuestions,

@@ -16,7 +16,7 @@ import pretrain
 import rl
 import runtime
 import sft
-from data.errors import UserError
+from cli import UserError
 from data.tokenizer import load_tokenizer
 
 
@@ -49,7 +49,7 @@ def test_34_two_ranks_are_one(base, world, tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
-POST = dict(prompts=2, n=4, max_new_tokens=8, limit=12, steps=4, save_every=1, eval_every=0, show=0)
+POST = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=4, save_every=1, eval_every=0, show=0)
 STAGES = {
     "rl": (rl, dict(**POST, kl=0.1, zero_variance="keep")),
     "sft": (sft, dict(rows=4, limit=12, steps=4, save_every=1, eval_every=0)),
@@ -107,7 +107,7 @@ def test_36_37_sft_rows(world, capsys):
 
 def test_evaluation_record(base, world, tmp_path):
     """A record holds what pass@k can be computed from again; a second evaluation into it is refused."""
-    flags = ["--checkpoint", base / "last.pt", "--data", world, "--out", tmp_path, "--n", "4", "--k", "1", "4"]
+    flags = ["--checkpoint", base / "last.pt", "--data", world, "--out", tmp_path, "--samples", "4", "--k", "1", "4"]
     flags += ["--limit", "6", "--max_new_tokens", "8", "--val_tokens", "500"]
     code, out, err = run("eval.py", *flags)
     assert code == 0 and "test_easy: 6 questions x 4" in out, err

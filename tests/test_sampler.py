@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rl
 import sampler
-from data.errors import UserError
+from cli import UserError
 from data.tokenizer import load_tokenizer
 from model import GPT, KVCache, config_of
 from runtime import Process

@@ -15,10 +15,10 @@ import eval as evaluation
 import rl
 import runtime
 import sft
-from data.errors import UserError
+from cli import UserError
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
-TINY = dict(prompts=3, n=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
+TINY = dict(prompts=3, rollouts=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
 
 
 def weights(folder: Path, name: str = "last.pt") -> dict:
@@ -176,7 +176,7 @@ def test_gsm8k_form_as_rl_data(base, world, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
     assert [q["answer"] for q in evaluation.find_questions("", str(file), "train")] == ["72", "10", "2400"]
     out = tmp_path / "run"
-    flags = ["--prompts", "2", "--n", "3", "--steps", "3", "--max_new_tokens", "12", "--eval_every", "0"]
+    flags = ["--prompts", "2", "--rollouts", "3", "--steps", "3", "--max_new_tokens", "12", "--eval_every", "0"]
     code, said, err = run(
         "rl.py", "--init", base / "last.pt", "--data", world, "--questions", file, "--out", out, *flags
     )
@@ -191,7 +191,7 @@ def test_gsm8k_itself_as_rl_and_sft_data(base, world, tmp_path, capsys):
     told."""
     file = str(REALDATA / "gsm8k_train.jsonl.gz")
     common = dict(init=str(base / "last.pt"), data=str(world), questions=file, eval_every=0, steps=2, limit=60)
-    rl.main(rl.Config(**common, out=str(tmp_path / "rl"), prompts=4, n=3, max_new_tokens=12))
+    rl.main(rl.Config(**common, out=str(tmp_path / "rl"), prompts=4, rollouts=3, max_new_tokens=12))
     said = "".join(capsys.readouterr())
     assert_no_signal(base, tmp_path / "rl", 0, said)
     assert "questions leave no room for 12 new tokens" in said

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from data import tokenizer as module
 from data import world
-from data.errors import UserError
+from cli import UserError
 from data.questions import INSTRUCTION, format_prompt
 from data.tokenizer import PUBLISHED, RANKS_URL, WORLD_RANKS, load_tokenizer
 

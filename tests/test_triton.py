@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, run
 
 import kernels
-from data.errors import UserError
+from cli import UserError
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed (it exists for Linux only)"
