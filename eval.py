@@ -9,7 +9,8 @@
 Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: 32) and judged twice: *strict*
 counts only the last closed \\boxed{}, as the RL reward does; *lenient* also takes what a reader would take for the
 answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
-Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
+Against luck stand the *process*, right with every written equation true (the world's questions alone: data/process.py), and
+the *guess floor*, pass@k of answers that are judged against the other questions. Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
 questions.
 
 For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
@@ -34,6 +35,7 @@ from tqdm import tqdm
 import kernels
 from cli import UserError, cli
 from data.loader import Loader
+from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.verifier import canonical, extract_answer, is_equal
@@ -118,6 +120,33 @@ def majority_vote(answers: list[str | None]) -> str | None:
     return next(a for a in answers if a is not None and canonical(a) == winner)
 
 
+def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray:
+    """(Q,) pass@k of each question's answers when they are judged against another question's right answer: what luck gives.
+
+    The mean over all other questions, which is what random permutations of the questions give on average, exactly: a
+    question's answers are right together only where another question has their value, so the distinct values suffice.
+
+    Args:
+        answers: of each question, the normal forms (data.verifier.canonical) of its n samples, None without an answer.
+        gold: of each question, that of the right answer. ValueError for a single question.
+    """
+    if len(gold) < 2:
+        raise ValueError("a guess floor needs two questions")
+    wanted, floor = Counter(gold), np.zeros(len(gold))
+    for i, given in enumerate(answers):
+        counts = {a: c for a, c in Counter(given).items() if a in wanted}
+        others = np.array([wanted[a] - (a == gold[i]) for a in counts])
+        if counts:
+            floor[i] = others @ pass_at_k(len(given), np.array(list(counts.values())), k) / (len(gold) - 1)
+    return floor.round(6)  # what a record keeps of them has the record's mean
+
+
+def entropy(values: list) -> float:
+    """Nats of the empirical distribution of a question's n samples over their values; at most log n."""
+    share = np.array(list(Counter(values).values())) / len(values)
+    return round(float((share * -np.log(share)).sum()), 6)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,9 +187,14 @@ def evaluate_questions(
     """Sample n answers to each question and judge them. Ranks share the questions.
 
     Returns:
-        The record {"n", "shots", "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "majority",
-        "box", "finished", "tokens" (mean response length), "questions": [{"id", "n", "c", "c_lenient", "box", ...}]},
+        The record {"n", "shots", "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...},
+        "floor": {"pass@1": mean, ...}, "entropy": {"answers", "paths"}, "majority", "box", "finished", "tokens" (mean
+        response length), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]},
         and one row per question with its samples. Means are over questions.
+
+        "process" (right, and every written equation true) and the entropy of solution paths (the equations, whatever the
+        words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
+        are two questions. Entropies are in nats over a question's n samples; to have no answer is one more answer.
     """
     prompts, shots = build_prompts(questions, tokenizer, examples or [], model.config.context - max_new_tokens)
     mine = np.arange(len(questions))[process.rank :: process.world]
@@ -192,6 +226,21 @@ def evaluate_questions(
     record = {"n": n, "shots": shots, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     for kind, right in c.items():
         record[kind] = {f"pass@{k}": mean_interval(pass_at_k(n, right, k), seed) for k in ks if k <= n}
+    if all("c_process" in r for r in rows):
+        right = np.array([r["c_process"] for r in rows])
+        record["process"] = {k: mean_interval(pass_at_k(n, right, int(k[5:])), seed) for k in record["strict"]}
+    answers = [r.pop("answers") for r in rows]
+    if len(rows) > 1:
+        gold = [canonical(q["answer"]) for q in questions]
+        floors = {k: guess_floor(answers, gold, int(k[5:])) for k in record["strict"]}
+        record["floor"] = {k: float(values.mean()) for k, values in floors.items()}
+        for i, r in enumerate(rows):
+            r["floor"] = {k: float(values[i]) for k, values in floors.items()}
+    record["entropy"] = {
+        kind: float(np.mean([r[f"h_{kind}"] for r in rows]))
+        for kind in ("answers", "paths")
+        if all(f"h_{kind}" in r for r in rows)
+    }
     record["majority"] = mean_interval(np.array([r["majority"] for r in rows]), seed)
     for share in ("box", "finished", "tokens"):
         record[share] = float(np.mean([r[share] for r in rows]) / n)
@@ -209,18 +258,28 @@ def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Toke
     def right(answers):
         return [a is not None and is_equal(a, question["answer"]) for a in answers]
 
-    vote = majority_vote(strict)
+    vote, marks = majority_vote(strict), right(strict)
+    answers = [a if a is None else canonical(a) for a in strict]
     rows = slice(start, start + n)
+    process, judged = {}, [{"text": text, "right": ok} for text, ok in zip(texts, marks, strict=True)]
+    if question.get("source") == "world":  # whose solutions have their arithmetic written out
+        paths = [equations(text) for text in texts]
+        for sample_, path in zip(judged, paths, strict=True):
+            sample_["process"] = sample_["right"] and sound(path)
+        process = {"c_process": sum(s["process"] for s in judged), "h_paths": entropy([" ".join(p) for p in paths])}
     return {
         "id": question["id"],
         "n": n,
-        "c": sum(right(strict)),
+        "c": sum(marks),
         "c_lenient": sum(right(lenient)),
+        **process,
+        "h_answers": entropy(answers),
         "box": sum(a is not None for a in strict),
         "majority": float(vote is not None and is_equal(vote, question["answer"])),
         "finished": int(samples.finished[rows].sum()),
         "tokens": int(samples.lengths[rows].sum()),
-        "samples": [{"text": text, "right": ok} for text, ok in zip(texts, right(strict), strict=True)],
+        "answers": answers,
+        "samples": judged,
     }
 
 
@@ -347,8 +406,8 @@ class HeldOut:
 
 
 def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, process: Process):
-    """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_lenient@1,
-    val_box, task_NAME, bpb_NAME. What it needs is read here, once, so that a wrong flag fails before training."""
+    """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_process@k (the
+    world's questions), val_floor@k, val_lenient@1, val_box, task_NAME, bpb_NAME. What it needs is read here, once, so that a wrong flag fails before training."""
     questions = find_questions(data, config.eval_questions, "test", config.eval_limit) if config.eval_questions else []
     tasks = find_tasks(data, config.eval_tasks, config.eval_items) if Path(data, "tasks").is_dir() else {}
     loader = None
@@ -374,6 +433,8 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 label="held out",
             )
             values = {f"val_{k}": v["mean"] for k, v in record["strict"].items()}
+            values |= {f"val_process{k[4:]}": v["mean"] for k, v in record.get("process", {}).items()}
+            values |= {f"val_floor{k[4:]}": v for k, v in record.get("floor", {}).items()}
             values |= {"val_lenient@1": record["lenient"]["pass@1"]["mean"], "val_box": record["box"]}
         for name, items in tasks.items():
             values[f"task_{name}"] = main_accuracy(evaluate_task(model, tokenizer, items, process, name))["mean"]
@@ -519,10 +580,14 @@ def print_table(records: list[dict]) -> None:
         ks = list(rows[0][1]["strict"])
         print(f"\n{name}: {len(rows[0][1]['questions'])} questions x {rows[0][1]['n']}, % [95% interval]")
         print(f"{'checkpoint':<24}{'M tokens':>9}{'shots':>6}", *(f"{k:>20}" for k in ks), f"{'majority':>20}", end="")
-        print(f"{'lenient@1':>10}{'box':>7}{'length':>8}")
+        more = ["process"] * ("process" in rows[0][1]) + ["floor"] * ("floor" in rows[0][1])
+        luck = [(kind, k) for kind in more for k in dict.fromkeys((ks[0], ks[-1]))]  # "process@32", "floor@32"
+        print(*(f"{kind + k[4:]:>11}" for kind, k in luck), f"{'lenient@1':>10}{'box':>7}{'length':>8}")
         for r, q in rows:
             print(f"{Path(r['checkpoint']).stem:<24}{r['tokens'] / 1e6:>9.2f}{q['shots']:>6}", end=" ")
             print(*(f"{percent(q['strict'][k]):>20}" for k in ks), f"{percent(q['majority']):>20}", end="")
+            values = (q["process"][k]["mean"] if kind == "process" else q["floor"][k] for kind, k in luck)
+            print(*(f"{100 * value:>11.1f}" for value in values), end=" ")
             print(f"{100 * q['lenient'][ks[0]]['mean']:>10.1f}{100 * q['box']:>7.1f}{q['tokens']:>8.1f}")
     columns = [(f"{t} %", "tasks", t) for t in records[0]["tasks"]]
     columns += [(f"{s} bits/byte", "text", s) for s in records[0]["text"]]
@@ -538,7 +603,7 @@ def print_table(records: list[dict]) -> None:
 
 
 def compare(paths: tuple[str, ...], seed: int = 0) -> dict:
-    """{set: {"pass@k" or "lenient@1": interval}}: mean over the other records of the change from the first record,
+    """{set: {"pass@k", "lenient@1" or "process@k": interval}}: mean over the other records of the change from the first record,
     question by question. UserError unless all records have the same questions."""
     try:
         first, *others = [json.loads(Path(path).read_text())["questions"] for path in paths]
@@ -553,6 +618,8 @@ def compare(paths: tuple[str, ...], seed: int = 0) -> dict:
                 return pass_at_k(np.array([q["n"] for q in rows]), np.array([q[key] for q in rows]), k)
 
             columns = {column: ("c", int(column[5:])) for column in base["strict"]} | {"lenient@1": ("c_lenient", 1)}
+            if all("process" in record[name] for record in (first, *others)):
+                columns |= {f"process{column[4:]}": ("c_process", int(column[5:])) for column in base["process"]}
             table[name] = {
                 column: mean_interval(np.mean([values(o[name], *at) for o in others], 0) - values(base, *at), seed)
                 for column, at in columns.items()

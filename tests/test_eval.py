@@ -19,10 +19,13 @@ from eval import (
     build_prompts,
     compare,
     continuation_log_probs,
+    entropy,
     evaluate_questions,
     evaluate_task,
     find_questions,
     find_tasks,
+    guess_floor,
+    held_out,
     load_items,
     majority_vote,
     mean_interval,
@@ -196,6 +199,114 @@ def test_questions_are_answered_by_the_model_itself(model, tokenizer):
     assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
 
 
+def floor_by_permutations(answers, gold, k: int) -> float:
+    """Mean pass@k over all permutations of the questions that leave none in its place."""
+    everyone = range(len(gold))
+    moved = [p for p in itertools.permutations(everyone) if all(p[i] != i for i in everyone)]
+    return np.mean(
+        [[pass_at_k(len(a), np.array([a.count(gold[p[i]])]), k)[0] for i, a in enumerate(answers)] for p in moved]
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_guess_floor_is_the_mean_over_permuted_questions(k):
+    """For answers with repeats, without a box, and right answers that several questions share, the floor equals pass@k
+    averaged over every derangement."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        answers = [[None if rng.random() < 0.2 else str(rng.integers(4)) for _ in range(4)] for _ in range(5)]
+        gold = [str(rng.integers(5)) for _ in range(5)]
+        assert guess_floor(answers, gold, k).mean() == pytest.approx(floor_by_permutations(answers, gold, k), abs=1e-5)
+    with pytest.raises(ValueError, match="two questions"):
+        guess_floor([["1"]], ["1"], 1)
+
+
+def test_guess_floor_tells_luck_from_skill():
+    """A model that knows every answer of distinct questions has a floor of 0; one that answers alike everywhere is right
+    by luck alone: its pass@k is its floor."""
+    gold = [str(i) for i in range(10)]
+    assert guess_floor([[g] * 8 for g in gold], gold, 8).max() == 0
+    alike = [gold[:8]] * 10
+    right = [sum(a == g for a in given) for given, g in zip(alike, gold, strict=True)]
+    assert guess_floor(alike, gold, 1).mean() == pytest.approx(pass_at_k(8, np.array(right), 1).mean(), abs=1e-5)
+
+
+def test_entropy_of_samples():
+    """Nats of the shares: none for equal values, log n for n different ones; None is a value."""
+    assert entropy(["3"] * 5) == 0 and entropy(list("abcd")) == pytest.approx(math.log(4), abs=1e-6)
+    assert entropy([None, None, "1", "1"]) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def fake_samples(monkeypatch, tokenizer, answers: list[list[str]]) -> None:
+    """These answers in place of the model's, each ended by a stop token."""
+
+    def sample(model, prompts, n, *, stop, max_new_tokens, **_):
+        ids = [[*tokenizer.encode(text), stop] for row in answers for text in row]
+        lengths = torch.tensor(list(map(len, ids)))
+        tokens = torch.tensor([i + [stop] * (max_new_tokens - len(i)) for i in ids])
+        return Samples(tokens, torch.zeros(tokens.shape), lengths, lengths > 0, torch.arange(len(ids)) // n)
+
+    monkeypatch.setattr(evaluation, "sample", sample)
+
+
+WAYS = {  # four answers to each of two of the world's questions: is it right, and by true equations?
+    "12 + 5 = 17. Tom sells 3. How many?": ("14", [
+        ("12 + 5 = 17. 17 - 3 = 14. The answer is \\boxed{14}.", 1, 1),
+        ("First 12 + 5 = 17. Then 17 - 3 = 14. So \\boxed{14}.", 1, 1),  # another wording of the same path
+        ("12 + 5 = 18. 18 - 3 = 14. The answer is \\boxed{14}.", 1, 0),
+        ("The answer is \\boxed{14}.", 1, 0),
+    ]),
+    "Tom has 7 pears. He doubles his pears.": ("14", [
+        ("7 * 2 = 14\nAnswer: \\boxed{14}", 1, 1),
+        ("7 * 2 = 14. The answer is \\boxed{13}.", 0, 0),
+        ("7 * 2 = 14. The answer is 14.", 0, 0),
+        ("2 * 7 = 14. The answer is \\boxed{14}.", 1, 1),
+    ]),
+}  # fmt: skip
+
+
+def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, model, tokenizer):
+    """The world's questions: right answers without equations or with a false one are not process-right; paths do not
+    depend on words; values go into the record with their means, and another set of questions has none of them."""
+    questions = [
+        {"id": str(i), "question": q, "answer": answer, "source": "world"}
+        for i, (q, (answer, _)) in enumerate(WAYS.items())
+    ]
+    fake_samples(monkeypatch, tokenizer, [[text for text, _, _ in rows] for _, rows in WAYS.values()])
+    call = dict(process=PROCESS, n=4, ks=(1, 4), max_new_tokens=60)
+    record, samples = evaluate_questions(model, tokenizer, questions, **call)
+    rows = record["questions"]
+    assert [(r["c"], r["c_process"]) for r in rows] == [(4, 2), (2, 2)]
+    for sampled, (_, marks) in zip(samples, WAYS.values(), strict=True):
+        assert [(s["right"], s["process"]) for s in sampled["samples"]] == [(bool(r), bool(p)) for _, r, p in marks]
+    assert (
+        record["process"]["pass@1"] == mean_interval(np.array([0.5, 0.5])) and record["process"]["pass@4"]["mean"] == 1
+    )
+    assert [r["h_answers"] for r in rows] == [0, entropy(["14", "14", None, "13"])]
+    assert [r["h_paths"] for r in rows] == [entropy(list("aabc")), entropy(list("aaab"))]
+    # both answers are 14, so each question's right answers are right for the other one too
+    assert record["floor"] == {"pass@1": 0.75, "pass@4": 1.0} and rows[1]["floor"] == {"pass@1": 0.5, "pass@4": 1.0}
+    for kind in ("answers", "paths"):
+        assert record["entropy"][kind] == pytest.approx(np.mean([r[f"h_{kind}"] for r in rows]))
+    other, samples = evaluate_questions(model, tokenizer, [q | {"source": "gsm8k"} for q in questions], **call)
+    assert "process" not in other and set(other["entropy"]) == {"answers"} and other["floor"] == record["floor"]
+    assert not any("c_process" in r or "h_paths" in r for r in other["questions"])
+    assert not any("process" in s for row in samples for s in row["samples"])
+    alone, _ = evaluate_questions(model, tokenizer, questions[:1], **call)
+    assert "floor" not in alone and "process" in alone
+
+
+def test_stages_log_the_process_of_the_worlds_questions(monkeypatch, model, tokenizer, world):
+    """The evaluation while a stage trains gives val_process@k and val_floor@k beside val_pass@k."""
+    config = evaluation.HeldOut(eval_limit=2, eval_samples=4, eval_tasks=(), eval_tokens=0)
+    questions = find_questions(str(world), "validation", "test", 2)
+    good = [q["solutions"][0] for q in questions]
+    fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text]
+                                          for text, q in zip(good, questions, strict=True)])  # fmt: skip
+    values = held_out(config, str(world), model, tokenizer, PROCESS)()
+    assert (values["val_pass@1"], values["val_process@1"], values["val_floor@1"]) == (0.75, 0.5, 0)
+
+
 def test_compare_pairs_by_question(tmp_path, record):
     """The change is taken question by question, averaged over the other records; other questions are refused."""
     first = {"questions": {"set": record[0]}}
@@ -208,7 +319,7 @@ def test_compare_pairs_by_question(tmp_path, record):
         path.write_text(json.dumps(content))
     change = compare(tuple(map(str, paths)))["set"]
     assert change["pass@1"] == mean_interval(np.array([4 - 2, 2 - 1, 1 - 0]) / 4, 0)
-    assert change["lenient@1"]["mean"] == 0
+    assert change["lenient@1"]["mean"] == 0 and "process@1" not in change
     others[0]["questions"]["set"]["questions"][0]["id"] = "z"
     paths[1].write_text(json.dumps(others[0]))
     with pytest.raises(UserError, match="different questions"):
