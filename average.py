@@ -16,7 +16,7 @@ then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT s
 SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
 
 Beyond the paper: --weight_end moves w linearly over the run; --adapt norm sets w so that both gradients (before
-clipping) get equal say, --adapt signal sets w to the share of questions whose answers carry signal.
+clipping) get equal say (a step with one gradient takes its update whole), --adapt signal sets w to the share of questions whose answers carry signal.
 """
 
 import math
@@ -70,7 +70,9 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
 
 
 PRESETS = {
-    "paper": dict(prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0)
+    "paper": dict(
+        prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0
+    )
 }
 
 
@@ -113,9 +115,11 @@ class TwoStreams:
 
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
-    """w of a step: constant, moving linearly, or adapted."""
+    """w of a step: constant, moving linearly, or adapted. A norm of 0 says that its side makes no update."""
     if config.adapt == "norm":
-        return sft_norm / max(rl_norm + sft_norm, 1e-12)  # w |g_RL| = (1 - w) |g_SFT|
+        if rl_norm == 0 or sft_norm == 0:
+            return float(sft_norm == 0)  # the update of the other side is applied whole, not multiplied by 0
+        return sft_norm / (rl_norm + sft_norm)  # w |g_RL| = (1 - w) |g_SFT|
     if config.adapt == "signal":
         return signal
     if config.weight_end < 0:
@@ -219,12 +223,13 @@ def main(config: Config) -> None:
         stats = process.sum_dict(sft.backward(model, sft.draw()))  # at the snapshot: take_update has put it back
         reduce_gradients(model, process)
         sft_norm = clip_gradients(model, config.clip)
-        if math.isfinite(sft_norm + stats["sft_loss"]):
+        sft_finite = math.isfinite(sft_norm + stats["sft_loss"])
+        if sft_finite:
             streams.step(second, sft_rate(lr))
-        else:
-            finite = False
+        finite = finite and sft_finite
         second.zero_grad()
-        weight = weight_at(config, progress.step, steps, rl_norm, sft_norm, values["signal"])
+        norms = (0.0 if delta_rl is None else rl_norm, sft_norm if sft_finite else 0.0)  # of the updates made
+        weight = weight_at(config, progress.step, steps, *norms, values["signal"])
         streams.average(snapshot, delta_rl, weight)
         if not finite:
             run.skip(progress, "loss or gradient")

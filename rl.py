@@ -12,6 +12,8 @@ One step, as the loop in main() has it:
     advantage  = (reward - mean) / std within the n answers of a question
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
+(log ρ is held to ± 20, as in the authors' code; --dual_clip 3 adds its bound on answers with A < 0.)
+
 with weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches nor
 ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
@@ -66,6 +68,8 @@ class GRPOConfig:
     inner_epochs: int = 1  # passes over a step's rollouts
     clip_low: float = 0.2  # the ratio counts down to 1 - this
     clip_high: float = 0.2  # and up to 1 + this
+    # where A < 0, the loss of a token is held to this many times -A (arXiv 1912.09729; the authors' code: 3); 0: not held
+    dual_clip: float = 0.0
     advantage: Literal["std", "mean"] = "std"  # (r - mean) / std, or r - mean (arXiv 2503.20783)
     # mean over all tokens; mean of each answer's mean;
     # or sum over tokens divided by answers × max_new_tokens
@@ -136,19 +140,29 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, weight: Tensor, clip_low: float, clip_high: float
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float = 0.0,
 ) -> PolicyLoss:
-    """The clipped surrogate, -Σ w min(ρ A, clip(ρ) A), over tokens. All arguments (N,).
+    """The clipped surrogate, -Σ w min(ρ A, clip(ρ) A), over tokens. Tensors are (N,).
 
     `weight` carries the aggregation and sums to 1 over the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
-    clipped, where A < 0 only ρ < 1 - low.
+    clipped, where A < 0 only ρ < 1 - low. That leaves ρ without an upper bound where A < 0: log ρ is held to ± 20 (the
+    authors' code; a token beyond has no gradient), and with dual_clip = c > 1 the surrogate is held to c A there, so
+    that ρ > c has no gradient (arXiv 1912.09729; the authors' code: c = 3).
     """
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = (log_prob - old_log_prob).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    if dual_clip:
+        surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
-        active = clipped * advantage < ratio * advantage
+        active = surrogate != ratio * advantage
         stats = {"clip_fraction": (weight * active).sum().item(), "ratio": (weight * ratio).sum().item()}
     return PolicyLoss(loss, stats)
 
@@ -227,6 +241,8 @@ class GRPO:
     ):
         if config.clip_low < 0 or config.clip_high < 0 or config.kl < 0:
             raise UserError("--clip_low, --clip_high and --kl must not be negative")
+        if config.dual_clip and not config.dual_clip > 1:
+            raise UserError(f"--dual_clip {config.dual_clip}: above 1, such as 3, or 0 for none")
         if config.top_p != 1.0:
             raise UserError(
                 f"--top_p {config.top_p}: GRPO samples the whole distribution, its loss is not renormalised"
@@ -234,7 +250,9 @@ class GRPO:
         if config.temperature <= 0:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
         if config.rollouts < 2 or config.prompts < 1:
-            raise UserError(f"--prompts {config.prompts} --rollouts {config.rollouts}: a group needs at least 2 answers to compare")
+            raise UserError(
+                f"--prompts {config.prompts} --rollouts {config.rollouts}: a group needs at least 2 answers to compare"
+            )
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
@@ -367,7 +385,7 @@ class GRPO:
             token_weight = per_token([float(row_weight[id(g)][r]) for g, r in pairs])
             old = out.log_prob.detach() if first else recorded([g.old_log_prob[r] for g, r in pairs])
             advantage = per_token([float(g.advantage[r]) for g, r in pairs])
-            loss, sums = policy_loss(out.log_prob, old, advantage, token_weight, c.clip_low, c.clip_high)
+            loss, sums = policy_loss(out.log_prob, old, advantage, token_weight, c.clip_low, c.clip_high, c.dual_clip)
             if self.reference is not None:
                 with torch.no_grad(), self.process.autocast():
                     reference = packed.log_probs(self.reference, c.temperature).log_prob

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import same
+from hypothesis import given
+from hypothesis import strategies as st
 
 import average
 import rl
 import sft
+from cli import UserError
 from data.questions import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
@@ -264,6 +267,58 @@ def test_21_clipping_is_one_sided():
         assert (lp.grad.item() == 0) == clipped and (out.stats["clip_fraction"] == 1) == clipped
 
 
+def test_21_extreme_ratios_are_finite():
+    """Property 21: the loss bounds log ρ at ± 20: at log-ratios of ± 30 and ± 500 loss and gradient are finite, at most
+    e²⁰ in size, and a token beyond the bound has no gradient; --dual_clip holds what A < 0 costs to c."""
+    for log_ratio, advantage in itertools.product((-500.0, -30.0, 30.0, 500.0), (-1.0, 1.0)):
+        for dual_clip in (0.0, 3.0):
+            lp = torch.tensor([log_ratio], requires_grad=True)
+            out = rl.policy_loss(lp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), 0.2, 0.2, dual_clip)
+            out.loss.backward()
+            assert abs(out.loss.item()) <= (3.0 if dual_clip else math.exp(20) * 1.001) and lp.grad.item() == 0
+
+
+@given(st.floats(-19.9, 19.9), st.floats(-3, 3, width=32), st.sampled_from([0.0, 1.5, 3.0]))
+def test_21_bounds_change_nothing_in_range(log_ratio, advantage, dual_clip):
+    """Property 21: within ± 20 loss, gradient and statistics are those of the formula without a bound, bit for bit; and
+    with --dual_clip c wherever A ≥ 0 or the ratio is at most c."""
+
+    def plain(log_prob):
+        ratio = log_prob.exp()
+        return -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage).sum()
+
+    results = []
+    for dual in (False, True):
+        lp = torch.tensor([log_ratio], requires_grad=True)
+        if dual:
+            out = rl.policy_loss(lp, torch.zeros(1), torch.tensor([advantage]), torch.ones(1), 0.2, 0.3, dual_clip)
+            loss = out.loss
+        else:
+            loss = plain(lp)
+        loss.backward()
+        results.append((loss.item(), lp.grad.item()))
+    ratio = torch.tensor(log_ratio).exp().item()
+    if dual_clip and advantage < 0 and ratio > dual_clip:
+        assert results[1] == (pytest.approx(-dual_clip * advantage), 0.0) and out.stats["clip_fraction"] == 1
+    else:
+        assert results[0] == results[1]
+
+
+def test_dual_clip_reaches_the_gradient(model):
+    """--dual_clip acts in GRPO.backward: old log-probs of -30 make every ratio large, and with c = 3 answers with A < 0
+    have no gradient then. Values of 1 and less are refused."""
+    groups = make_groups(REWARDS)
+    for g in groups:
+        g.old_log_prob = [np.full(len(a), -12.0, np.float32) for a in g.answers]
+    got, stats = gradient(model, grpo(), groups, first=False)
+    assert got.norm() > 1 and stats["loss"] > 100
+    got, stats = gradient(model, grpo(dual_clip=3.0), groups, first=False)
+    assert not got.any() and stats["loss"] < 3 and stats["clip_fraction"] == pytest.approx(stats["weight"])
+    for c in (-1.0, 0.5, 1.0, math.nan):
+        with pytest.raises(UserError, match="--dual_clip"):
+            grpo(dual_clip=c)
+
+
 def test_22_k3():
     """Property 22: k3 is never negative, exactly 0 at equal weights, finite at log-ratios of ±50 (and ±500), as its
     gradient is; its mean over samples of the policy is the KL divergence."""
@@ -499,3 +554,5 @@ def test_curriculum_and_weights():
     for adapt, want in (("norm", 0.25), ("signal", 0.6)):
         config = SimpleNamespace(mode="parallel", weight=0.5, weight_end=-1.0, adapt=adapt)
         assert average.weight_at(config, 0, 3, 3.0, 1.0, 0.6) == want
+    config = SimpleNamespace(mode="parallel", weight=0.5, weight_end=-1.0, adapt="norm")
+    assert average.weight_at(config, 0, 3, 0.0, 1.0, 0.0) == 0 and average.weight_at(config, 0, 3, 1.0, 0.0, 1.0) == 1

@@ -150,6 +150,35 @@ def test_30_each_stream_is_clipped_by_itself(base, world, tmp_path, monkeypatch)
     assert apart > 0.1 and not untouched
 
 
+@pytest.mark.parametrize("adapt", ["norm", "signal"])
+def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, adapt):
+    """Steps whose rewards are all equal under --adapt: w is 0, and the run is that of sft.py on the same rows, up to
+    the rounding of θ̄ + Δ. (norm once multiplied the SFT update by 0, while its moments went on.)"""
+    monkeypatch.setattr(rl, "reward_of", lambda *_: (0.0, False))
+    flags = dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=3, limit=12, eval_every=0)
+    both = TINY | flags | dict(adapt=adapt, sft_lr=1e-3)
+    average.main(average.Config(out=str(tmp_path / "both"), **both))
+    sft.main(sft.Config(out=str(tmp_path / "sft"), lr=1e-3, **flags))
+    assert [line["weight"] for line in metrics(tmp_path / "both")] == [0, 0, 0]
+    start, a, b = weights(base), weights(tmp_path / "both"), weights(tmp_path / "sft")
+    moved = sum((b[k] - start[k]).square().sum() for k in a).sqrt()
+    assert moved > 0.01 and sum((a[k] - b[k]).square().sum() for k in a).sqrt() < 1e-4 * moved
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world, tmp_path, monkeypatch):
+    """--adapt norm with an SFT gradient of nan: the step is counted as skipped on that side, w is 1, and the weights
+    stay finite and are moved by RL."""
+    monkeypatch.setattr(rl, "reward_of", vary)
+    backward = sft.SFT.backward
+    monkeypatch.setattr(sft.SFT, "backward", lambda self, model, rows: backward(self, model, rows, float("nan")))
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, adapt="norm")
+    average.main(average.Config(out=str(tmp_path / "run"), **flags))
+    start, end = weights(base), weights(tmp_path / "run")
+    assert [line["weight"] for line in metrics(tmp_path / "run")] == [1, 1, 1]
+    assert all(x.isfinite().all() for x in end.values()) and not same(start, end)
+    assert metrics(tmp_path / "run")[-1]["skipped"] == 3
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # GSM8K's form
 # ---------------------------------------------------------------------------------------------------------------------
