@@ -431,7 +431,13 @@ def plan_rollouts(b: Builder) -> None:
                     1, round(c.rl_steps * math.sqrt(max(c.rollout_counts) / n))
                 )  # neither equal steps nor equal FLOPs
                 b.evaluate(
-                    "rl", vary(base, band=band, n=n), rollouts=n, steps=steps, difficulty=rates, band=band, needs=[rates]
+                    "rl",
+                    vary(base, band=band, n=n),
+                    rollouts=n,
+                    steps=steps,
+                    difficulty=rates,
+                    band=band,
+                    needs=[rates],
                 )
 
 

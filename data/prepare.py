@@ -43,8 +43,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import world
 from cli import UserError, cli
+from data import world
 from data.loader import META_FORMAT
 from data.questions import (
     HUB_QUESTIONS,

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from data import hf
 from cli import UserError
+from data import hf
 from model import GPT, config_of
 from runtime import load_checkpoint, load_model
 

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import prepare, world
 from cli import UserError
+from data import prepare, world
 from data.loader import Loader
 from data.prepare import Config, build_world, main, shard_dtype
 from data.questions import BannedQuestions, format_prompt, load_questions, normalise

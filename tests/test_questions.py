@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import questions
 from cli import UserError
+from data import questions
 from data.questions import (
     EXAMPLES,
     BannedQuestions,

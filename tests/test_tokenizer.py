@@ -15,9 +15,9 @@ import tiktoken.load
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli import UserError
 from data import tokenizer as module
 from data import world
-from cli import UserError
 from data.questions import INSTRUCTION, format_prompt
 from data.tokenizer import PUBLISHED, RANKS_URL, WORLD_RANKS, load_tokenizer
 

@@ -344,7 +344,9 @@ def test_whole_steps(world, tmp_path, monkeypatch):
     flags = dict(scale="smoke", data=str(world), batch=2, seq_len=40, steps=1, val_tokens=40, doc_mask=True)
     base = assert_same_step(pretrain, tmp_path / "pretrain", **flags)
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
-    flags = dict(init=str(base), data=str(world), prompts=2, rollouts=2, max_new_tokens=6, limit=6, steps=1, eval_every=0)
+    flags = dict(
+        init=str(base), data=str(world), prompts=2, rollouts=2, max_new_tokens=6, limit=6, steps=1, eval_every=0
+    )
     assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9, show=0)
 
 
