@@ -60,7 +60,7 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
     beta2: float = 0.999  # of AdamW
     sft_beta1: float = 0.9  # of the SFT side's AdamW
     sft_beta2: float = 0.999  # of the SFT side's AdamW
-    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    weight_decay: float = 0.01  # decoupled; see --decay
     sft_weight_decay: float = 0.01  # of the SFT side
     sft_steps: int = 1  # interleaved: SFT steps in a row
     rl_steps: int = 1  # interleaved: RL steps in a row
@@ -184,9 +184,11 @@ def main(config: Config) -> None:
     model, tokenizer, progress = start.model, start.tokenizer, start.progress
     grpo, sft = make_grpo(config, start, process), make_sft(config, start, process)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     sft_betas = (config.sft_beta1, config.sft_beta2)
-    second = make_optimizer(model, config.sft_lr, config.sft_weight_decay, sft_betas)  # parallel alone uses it
+    second = make_optimizer(
+        model, config.sft_lr, config.sft_weight_decay, sft_betas, config.decay
+    )  # parallel alone uses it
     streams = TwoStreams(model, optimizer, second)
     if start.train:
         optimizer.load_state_dict(start.train["optimizer"])

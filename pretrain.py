@@ -241,7 +241,7 @@ def main(config: Config) -> None:
     else:
         model = GPT(config_of(config.scale, tokenizer.padded_vocab_size))
         model.init_weights(config.seed).to(process.device)
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if last:
         optimizer.load_state_dict(last["train"]["optimizer"])
     run.open(progress.step)

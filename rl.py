@@ -98,7 +98,7 @@ class Config(PostConfig, GRPOConfig, HeldOut):
 
     lr: float = 1e-4  # learning rate (the paper's 1B model: 1e-6)
     beta2: float = 0.999  # of AdamW
-    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    weight_decay: float = 0.01  # decoupled; see --decay
     save_rollouts: int = 4  # groups a step that go to rollouts.jsonl.gz
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
 
@@ -546,7 +546,7 @@ def main(config: Config) -> None:
     model, tokenizer, progress = start.model, start.tokenizer, start.progress
     grpo = make_grpo(config, start, process)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if start.train:
         optimizer.load_state_dict(start.train["optimizer"])
         grpo.order.position = start.train["grpo"]

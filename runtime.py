@@ -48,7 +48,9 @@ class RunConfig:
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
     warmup: int = 0  # steps of linear warm-up
     final_lr: float = 0.1  # the schedule ends at this fraction of --lr
-    weight_decay: float = 0.1  # decoupled; on matrices, not on embeddings and gains
+    weight_decay: float = 0.1  # decoupled
+    # what decays: all but the embedding table (OLMo2); matrices, so neither it nor the gains; or every parameter
+    decay: Literal["olmo2", "matrices", "all"] = "olmo2"
     beta1: float = 0.9  # of AdamW
     beta2: float = 0.95  # of AdamW
     clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
@@ -67,6 +69,9 @@ class PostConfig(RunConfig):
     questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
     limit: int = 0  # use the first so many questions; 0: all
     steps: int = 64  # how long to train
+    decay: Literal["olmo2", "matrices", "all"] = (
+        "matrices"  # what decays; the authors' code: all. See pretrain.py --help
+    )
     epochs: float = 0.0  # or: passes over the questions (sft.py: over the rows)
     save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
     show: int = 16  # print an example of what happens every so many steps; 0: never
@@ -187,12 +192,22 @@ def _keep_pages() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_optimizer(model: GPT, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over fp32 weights: decay on the matrices, none on the embedding table and the gains (OLMo2)."""
-    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and not name.startswith("embed")]
-    others = [p for name, p in model.named_parameters() if p.dim() == 1 or name.startswith("embed")]
+DECAYED = {  # --decay: which parameters, by name
+    "olmo2": lambda name, p: not name.startswith("embed"),  # its decay_norm_and_bias: true, decay_embeddings: false
+    "matrices": lambda name, p: p.dim() > 1 and not name.startswith("embed"),
+    "all": lambda name, p: True,  # the authors' post-training
+}
+
+
+def make_optimizer(
+    model: GPT, lr: float, weight_decay: float, betas: tuple[float, float], decay: str = "olmo2"
+) -> torch.optim.AdamW:
+    """AdamW over fp32 weights, with decoupled decay on the parameters of DECAYED[decay]."""
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if DECAYED[decay](name, p)]
+    others = [p for name, p in named if not DECAYED[decay](name, p)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups[: 2 if others else 1], lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
 def learning_rate(c: RunConfig, step: int, total: int) -> float:

@@ -60,7 +60,7 @@ class Config(PostConfig, SFTConfig, HeldOut):
     steps: int = 400  # how long to train
     lr: float = 3e-4  # learning rate (the paper's 1B model: 4e-5)
     beta2: float = 0.999  # of AdamW
-    weight_decay: float = 0.01  # decoupled; on matrices, not on embeddings and gains
+    weight_decay: float = 0.01  # decoupled; see --decay
     eval_every: int = 50  # steps between evaluations; 0: none
     show: int = 0  # print a row every so many steps; 0: never
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
@@ -153,7 +153,7 @@ def main(config: Config) -> None:
     model, tokenizer = start.model, start.tokenizer
     sft = make_sft(config, start, process)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2))
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if start.train:
         optimizer.load_state_dict(start.train["optimizer"])
         sft.order.position = start.train["sft"]

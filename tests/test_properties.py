@@ -466,7 +466,7 @@ def weights():
 def ordinary(grads, rate, decay=0.0):
     """One step of AdamW alone."""
     m = fresh()
-    optimizer = make_optimizer(m, rate, decay, (0.9, 0.999))
+    optimizer = make_optimizer(m, rate, decay, (0.9, 0.999), "matrices")
     for p, g in zip(m.parameters(), grads, strict=True):
         p.grad = g.clone()
     optimizer.step()
@@ -476,7 +476,7 @@ def ordinary(grads, rate, decay=0.0):
 def averaged(grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=(0.0, 0.0), weight=0.5, swap=False):
     """One averaged step from given gradients, through the code that average.py uses."""
     m = fresh()
-    optimizers = [make_optimizer(m, rate, d, (0.9, 0.999)) for rate, d in zip(rates, decay, strict=True)]
+    optimizers = [make_optimizer(m, rate, d, (0.9, 0.999), "matrices") for rate, d in zip(rates, decay, strict=True)]
     streams = average.TwoStreams(m, *optimizers)
     at = streams.snapshot()
 

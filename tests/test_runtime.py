@@ -9,7 +9,9 @@ import pytest
 import torch
 from conftest import SMALL, assert_same_run, same
 
+import average
 import pretrain
+import rl
 import runtime
 import sft
 from model import GPT, config_of
@@ -55,12 +57,14 @@ def test_the_scheduled_rate_is_the_one_that_acts(base):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_decay_is_on_matrices_only():
-    """With zero gradients, matrices and the head shrink by lr · decay; the embedding and all gains stay bit for bit.
-    Every parameter is in exactly one group."""
+@pytest.mark.parametrize("decay", ["olmo2", "matrices", "all"])
+def test_what_decays(decay):
+    """With zero gradients, matrices and the head shrink by lr · decay; olmo2 (pretraining's default): the gains too, and
+    only the embedding stays bit for bit; matrices (post-training's): the gains stay too; all: nothing stays. Every
+    parameter is in exactly one group."""
     model = GPT(config_of("smoke", 128)).init_weights(0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95))
+    optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95), decay)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters()))
     for p in model.parameters():
@@ -72,7 +76,41 @@ def test_decay_is_on_matrices_only():
             kept.add(name)
         else:
             torch.testing.assert_close(p, before[name] * (1 - 1e-2 * 0.5), atol=1e-8, rtol=1e-6)
-    assert "head.weight" not in kept and kept == {n for n, p in before.items() if p.dim() == 1 or "embed" in n}
+    gains = {n for n, p in before.items() if p.dim() == 1}
+    assert len(gains) > 8
+    assert kept == {"olmo2": {"embed.weight"}, "matrices": gains | {"embed.weight"}, "all": set()}[decay]
+
+
+def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
+    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, unless --decay says otherwise; both
+    optimizers of average.py take it."""
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def adamw(groups, **_):
+        seen.append([sum(p.numel() for p in g["params"]) for g in groups if g["weight_decay"]])
+        if len(seen) == wanted:
+            raise Enough
+        return make(groups, **_)
+
+    make = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", adamw)
+    model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
+    sizes = {"all": model.n_params, "olmo2": model.n_params - model.embed.weight.numel()}
+    sizes["matrices"] = sizes["olmo2"] - sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    flags = dict(data=str(world), out=str(tmp_path / "run"), steps=1)
+    for stage, wanted, default in (
+        (pretrain, 1, "olmo2"), (sft, 1, "matrices"), (rl, 1, "matrices"), (average, 2, "matrices"),
+    ):  # fmt: skip
+        for decay in ("", "matrices", "all"):
+            more = {"scale": "smoke"} if stage is pretrain else {"init": str(base / "last.pt"), "limit": 12}
+            more |= {"decay": decay} if decay else {}
+            seen.clear()
+            with pytest.raises(Enough):
+                stage.main(stage.Config(**flags, **more))
+            assert seen == [[sizes[decay or default]]] * wanted, (stage, decay)
 
 
 @pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
