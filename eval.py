@@ -485,7 +485,7 @@ def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dic
     in_data = Path(data) / "questions" / f"{name}.jsonl"
     if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
         raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
-    return load_questions(in_data if in_data.exists() else name, split)[: limit or None]
+    return load_questions(in_data if in_data.exists() else name, split, limit=limit)
 
 
 def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, list[dict]]:

@@ -68,7 +68,9 @@ class Config(RunConfig):
 
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
     data: str = WORLD  # folder of token shards (data/prepare.py); the default is the embedded world, built if absent
-    mix: str = ""  # weights per source, such as general=0.6,math=0.4; empty: by their sizes (the world: WORLD_MIX)
+    # weights per source, such as general=0.6,math=0.4, or dolmino50, the paper's mixture;
+    # empty: by their sizes (the world: WORLD_MIX)
+    mix: str = ""
     tokens: str = ""  # how long to train: 4M, 50B, ...
     steps: int = 0  # or: how many steps to train
     batch: int = 0  # sequences per step, over all ranks

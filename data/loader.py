@@ -33,24 +33,28 @@ import numpy as np
 from cli import UserError
 
 META_FORMAT = 1
+# Named mixtures, for --mix. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2 mixtures), which
+# the paper pretrains on, % of tokens; its sources are those that `data.prepare --input dolmino` makes.
+MIXES = {"dolmino50": "dclm=47.2,flan=16.6,pes2o=5.85,wiki=7.11,stackexchange=2.45,math=20.8"}
 DTYPES = {"uint16": np.dtype(np.uint16), "uint32": np.dtype(np.uint32)}
 
 
 def parse_mix(text: str) -> dict[str, float] | None:
-    """`"general=0.6,math=0.4"` → {"general": 0.6, "math": 0.4}; the empty string → None (by train tokens).
-
-    Weights are relative (6 and 4 do the same). Raises UserError."""
+    """`"general=0.6,math=0.4"` → {"general": 0.6, "math": 0.4}; a name in MIXES → that; the empty string → None (by train
+    tokens). Weights are relative (6 and 4 do the same). Raises UserError."""
     if not text.strip():
         return None
     mix = {}
-    for part in text.split(","):
+    for part in MIXES.get(text.strip(), text).split(","):
         name, _, weight = (field.strip() for field in part.partition("="))
         if not name or name in mix:
             raise UserError(f"--mix {text!r}: {part!r} has no name or repeats one; write it as general=0.6,math=0.4")
         try:
             mix[name] = float(weight)
         except ValueError:
-            raise UserError(f"--mix {text!r}: {weight!r} is not a number; write it as general=0.6,math=0.4") from None
+            raise UserError(
+                f"--mix {text!r}: {weight!r} is not a number; write it as general=0.6,math=0.4, or name {', '.join(MIXES)}"
+            ) from None
     return mix
 
 

@@ -2,9 +2,9 @@
 
     python -m data.prepare                                                       # the embedded world → out/data
     python -m data.prepare --input books/ notes.jsonl.gz --source books --out out/mine --tokenizer gpt2
-    python -m data.prepare --input gsm8k --questions only --out out/paper        # questions first: see below
-    python -m data.prepare --input openmathinstruct2 --questions only --ban gsm8k --out out/paper
-    python -m data.prepare --input dolmino --max_tokens 50e9 --workers 32 --out out/paper
+    python -m data.prepare --input openmathinstruct2 --questions only --ban gsm8k --out out/paper    # questions first
+    python -m data.prepare --input dolmino --max_tokens 50e9 --ban gsm8k --workers 32 --out out/paper
+    python -m data.prepare --input dolmino --local downloads/dolmino-mix-1124 --out out/paper       # without the hub
 
 What it leaves:
 
@@ -13,9 +13,13 @@ What it leaves:
     OUT/questions/train.jsonl, validation.jsonl, …  data/questions.py has their form
     OUT/tasks/NAME.jsonl                            likelihood items (the world's)
 
-Inputs: `world`; gsm8k, math, openmathinstruct2, dolmino, fineweb-edu or hf:OWNER/NAME from the hub, streamed; local
-.jsonl, .jsonl.gz, .parquet, .txt, or folders of these. A record {"text": …} is a document; a question with solutions, in
-any form that data/questions.py reads, becomes its prompt and each solution.
+Inputs: `world`; gsm8k, math, openmathinstruct2, dolmino, fineweb-edu or hf:OWNER/NAME from the hub, streamed, or from a
+copy of it (--local); local .jsonl, .json (an object a line; each also .gz or .zst), .parquet, .txt, or folders of these. A
+record {"text": …} is a document (another field: --text_field); a question with solutions, in any form that
+data/questions.py reads, becomes its prompt and each solution.
+
+`dolmino` is six sources, OUT/dclm, flan, pes2o, wiki, stackexchange and math, for `pretrain.py --mix dolmino50`; of
+--max_tokens each gets its share of that mixture.
 
 A document that contains a held-out question is left out of the text and counted: those in --ban, and whatever
 OUT/questions holds besides train.jsonl. So prepare the questions of an output folder before its text.
@@ -45,14 +49,17 @@ from tqdm import tqdm
 
 from cli import UserError, cli
 from data import world
-from data.loader import META_FORMAT
+from data.loader import META_FORMAT, parse_mix
 from data.questions import (
     HUB_QUESTIONS,
+    MAX_RECORD,
     SUFFIXES,
+    VALIDATION_GROUPS,
     BannedQuestions,
     Record,
     Skipped,
     format_prompt,
+    hub_files,
     load_questions,
     merge_questions,
     normalise,
@@ -70,10 +77,11 @@ from data.tokenizer import WORLD_RANKS, load_tokenizer
 WORLD_TOKENS = 8_000_000
 WORLD_MATH_SHARE = 0.55  # of tokens
 
-# name → (repository, configuration); their documents come in a shuffled order
+# name → (repository, configurations); their documents come in a shuffled order. Where there are several, each becomes a
+# source of its own. (DOLMino's `default` is all of them one after the other, 89% DCLM.)
 HUB_TEXT = {
-    "dolmino": ("allenai/dolmino-mix-1124", "default"),  # the paper's pretraining mixture
-    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "sample-100BT"),
+    "dolmino": ("allenai/dolmino-mix-1124", tuple(parse_mix("dolmino50"))),
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", ("sample-100BT",)),
 }
 
 
@@ -82,13 +90,18 @@ class Config:
     """Flags of `python -m data.prepare`."""
 
     input: tuple[str, ...] = ("world",)
-    """world; or one of gsm8k, math, openmathinstruct2, dolmino, fineweb-edu, hf:OWNER/NAME; or local files and folders"""
+    """world; or one of gsm8k, math, openmathinstruct2 (its GSM8K sources), openmathinstruct2-full (all of it, the paper's
+    MATH runs), dolmino, fineweb-edu, hf:OWNER/NAME; or local files and folders"""
     out: str = "out/data"
     """the data folder; each input becomes a sub-folder of it, so that sources can be mixed in training"""
     source: str = ""
     """name of that sub-folder; by default the name of the input"""
     subset: str = ""
-    """configuration of a hub text data set, where it is not the usual one (fineweb-edu: sample-10BT, for instance)"""
+    """configuration of a hub text data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone)"""
+    local: str = ""
+    """a copy of the hub data set on this machine, in the hub's layout, to be read instead of the hub"""
+    text_field: str = "text"
+    """field of a record that holds its text"""
     split: str = "train"
     """split of a hub data set"""
     tokenizer: str = ""
@@ -96,13 +109,14 @@ class Config:
     questions: Literal["no", "also", "only"] = "no"
     """write OUT/questions from an input of questions, beside the token shards (also) or instead of them (only)"""
     validation_questions: int = 1000
-    """held out of the questions: the first so many of a shuffle with seed 42, as in the paper"""
+    """held out of the questions: the first so many of a shuffle with seed 42, as in the paper (openmathinstruct2-full: so
+    many of GSM8K's sources and so many of MATH's)"""
     ban: tuple[str, ...] = ()
     """files or hub names (their test split) of questions that must be in no text and in no question file"""
     val_fraction: float = 0.01
     """share of the documents held out for bits per byte, chosen by a hash of the text, so that copies stay together"""
     max_tokens: float = 0
-    """stop after so many train tokens (50e9 is fine); 0: all there is (the world: 8 million)"""
+    """stop after so many train tokens (50e9 is fine), of all sources together; 0: all there is (the world: 8 million)"""
     shard_tokens: float = 100_000_000
     """train tokens of a shard; a killed run loses at most the shard that it was working on"""
     seed: int = 0
@@ -116,47 +130,77 @@ class Config:
 class Inputs:
     """What --input names: hub data set or local files.
 
-    `source` is the name of the sub-folder; `identity` tells these inputs from others; `size` is in bytes, 0 if unknown."""
+    `sources` maps the sub-folder of each source to its Source; most inputs are one source."""
 
     def __init__(self, config: Config):
-        self.config, names = config, config.input
+        names = config.input
         self.hub = next(
             (name for name in names if name in HUB_QUESTIONS or name in HUB_TEXT or name[:3] == "hf:"), None
         )
         if not names or (self.hub and len(names) > 1):
             raise UserError(f"--input {' '.join(names)}: give one hub name, or one or more local files and folders")
-        if self.hub:
-            self.files, self.size = [], 0
-            self.identity = [self.hub, config.subset, config.split]
-        else:
-            self.files = [file for name in names for file in _local_files(Path(name))]
-            sizes = [file.stat().st_size for file in self.files]
-            self.size = sum(sizes)
-            self.identity = [[file.name, size] for file, size in zip(self.files, sizes, strict=True)]
         if len(names) > 1 and not config.source:
             raise UserError(
                 f"--input names {len(names)} files or folders: choose a name for their source with --source"
             )
-        self.source = config.source or names[0].rstrip("/").split("/")[-1].split(".")[0]
-        if not self.source or "/" in self.source or self.source in ("questions", "tasks"):
-            raise UserError(f"--source {self.source!r}: choose another name; it becomes a sub-folder of {config.out}")
+        if config.local and not self.hub:
+            raise UserError(f"--local {config.local}: goes with a hub name; local files are named in --input")
+        name = config.source or names[0].rstrip("/").split("/")[-1].split(".")[0]
+        if self.hub in HUB_TEXT and len(HUB_TEXT[self.hub][1]) > 1:
+            parts = (config.subset,) if config.subset else HUB_TEXT[self.hub][1]
+            if config.source and len(parts) > 1:
+                raise UserError(
+                    f"--source {config.source}: {self.hub} is {len(parts)} sources, which have their own names"
+                )
+            self.sources = {config.source or part: Source(config, self.hub, part) for part in parts}
+        else:
+            self.sources = {name: Source(config, self.hub, config.subset)}
+        for source in self.sources:
+            if not source or "/" in source or source in ("questions", "tasks"):
+                raise UserError(f"--source {source!r}: choose another name; it becomes a sub-folder of {config.out}")
+
+
+class Source:
+    """The records of one sub-folder. `identity` tells them from others; `size` is in bytes, 0 if unknown."""
+
+    def __init__(self, config: Config, hub: str | None, subset: str):
+        self.config, self.hub, self.size = config, hub, 0
+        if hub in HUB_QUESTIONS:
+            self.files = None  # read through question_records, which knows their configurations
+        elif hub:
+            repository, parts = HUB_TEXT.get(hub, (hub[3:], ("default",)))
+            self.repository, self.part = repository, subset or parts[0]
+            self.files = hub_files(Path(config.local), self.part) if config.local else None
+            if self.files:  # in shuffled order, for the first --max_tokens of a part are to be of all its kinds
+                order = np.random.default_rng(config.seed).permutation(len(self.files))
+                self.files = [self.files[i] for i in order]
+        else:
+            self.files = [file for name in config.input for file in _local_files(Path(name))]
+        if self.files is None:
+            self.identity = [hub, subset, config.split]
+        else:
+            sizes = [file.stat().st_size for file in self.files]
+            self.size = sum(sizes)
+            self.identity = [[file.name, size] for file, size in zip(self.files, sizes, strict=True)]
+        if config.text_field != "text":
+            self.identity.append(config.text_field)
 
     def records(self, skip: int = 0) -> Iterator[Record]:
         """All records in order but the first `skip`; `position` counts over all files."""
-        if self.hub and self.hub not in HUB_QUESTIONS:
-            repository, subset = HUB_TEXT.get(self.hub, (self.hub[3:], "default"))
-            rows = stream_hub(repository, self.config.subset or subset, self.config.split, self.config.seed, skip)
+        if self.hub and self.files is None and self.hub not in HUB_QUESTIONS:
+            rows = stream_hub(self.repository, self.part, self.config.split, self.config.seed, skip)
             for row, content in enumerate(rows, start=skip + 1):
-                yield Record(f"{repository}:{row}", content, 0)
+                yield Record(f"{self.repository}:{row}", content, 0)
         else:
             yield from itertools.islice(self._in_order(), skip, None)
 
     def _in_order(self) -> Iterator[Record]:
-        if self.hub:
-            yield from question_records(self.hub, self.config.split)
+        if self.files is None:
+            yield from question_records(self.hub, self.config.split, self.config.local)
+            return
         before = 0
         for file in self.files:
-            for record in read_records(file):
+            for record in read_records(file, self.config.text_field):
                 yield record._replace(position=before + record.position)
             before += file.stat().st_size
 
@@ -183,11 +227,13 @@ def prepare_questions(config: Config, inputs: Inputs, out: Path, banned: list[st
     The three share no question, nor any with `banned`, white space and case aside."""
     splits = {}
     if inputs.hub in ("gsm8k", "math"):
-        splits["test"] = load_questions(inputs.hub, "test", config.strict)
+        splits["test"] = load_questions(inputs.hub, "test", config.strict, folder=config.local)
         banned = banned + [row["question"] for row in splits["test"]]
-    rows = merge_questions(inputs.records(), inputs.source, config.strict)
+    ((name, source),) = inputs.sources.items()
+    rows = merge_questions(source.records(), name, config.strict)
     kept = remove(rows, banned)
-    splits["train"], splits["validation"] = split_validation(kept, config.validation_questions)
+    groups = VALIDATION_GROUPS.get(inputs.hub, ())
+    splits["train"], splits["validation"] = split_validation(kept, config.validation_questions, groups=groups)
     folder = out / "questions"
     for name, rows_of_split in splits.items():
         path = folder / f"{name}.jsonl"
@@ -215,19 +261,26 @@ class Document(NamedTuple):
 class Encoder:
     """Records → Document, or None where a banned question is in it, or a str: why it cannot be read."""
 
-    def __init__(self, tokenizer_name: str, banned: list[str], seed: int):
+    def __init__(self, tokenizer_name: str, banned: list[str], seed: int, text_field: str = "text"):
         self.tokenizer, self.banned, self.seed = load_tokenizer(tokenizer_name), BannedQuestions(banned), seed
+        self.text_field = text_field
 
     def __call__(self, contents: list[bytes | dict]) -> list[Document | None | str]:
         return [self._record(content) for content in contents]
 
     def _record(self, content: bytes | dict) -> Document | None | str:
         try:
-            record = parse_record(content)
-            if "text" in record:
-                if not isinstance(record["text"], str) or not record["text"].strip():
-                    raise ValueError("its field 'text' holds no text")
-                segments, key = [record["text"]], record["text"]
+            record = parse_record(content, self.text_field)
+            if self.text_field in record:
+                text = record[self.text_field]
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"its field {self.text_field!r} holds no text")
+                segments, key = [text], text
+            elif not {"question", "problem"} & record.keys():
+                fields = ", ".join(map(str, record))[:100]
+                raise ValueError(
+                    f"no field {self.text_field!r} (--text_field) and no question; it has: {fields or 'nothing'}"
+                )
             else:
                 row = parse_question(record, "")
                 segments = [format_prompt(row["question"]) + solution for solution in row["solutions"]]
@@ -269,11 +322,24 @@ def _encode(contents: list[bytes | dict]) -> list[Document | None | str]:
     return _encoder(contents)
 
 
+def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    """64 records at a time, fewer where they are long: chunks of every worker are in memory at once."""
+    chunk, size = [], 0
+    for record in records:
+        chunk.append(record)
+        size += len(record.content) if isinstance(record.content, bytes) else 0
+        if len(chunk) == 64 or size >= MAX_RECORD:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def encode_records(
     records: Iterator[Record], encoder_args: tuple, workers: int
 ) -> Iterator[tuple[Record, Document | None | str]]:
     """Each record with what Encoder makes of it, in order; a few chunks of records are under way at any time."""
-    chunks = iter(lambda: list(itertools.islice(records, 64)), [])
+    chunks = _chunks(records)
     if workers == 1:
         encoder = Encoder(*encoder_args)
         for chunk in chunks:
@@ -338,29 +404,28 @@ def new_meta(source: str, tokenizer, made_from: dict) -> dict:
     }
 
 
-def prepare_tokens(config: Config, inputs: Inputs, folder: Path, banned: list[str]) -> None:
+def prepare_tokens(config: Config, source: Source, folder: Path, banned: list[str], max_tokens: int) -> None:
     """Writes the shards and meta.json of one source, or goes on where a killed run with the same flags stopped."""
     tokenizer = load_tokenizer(config.tokenizer or "cl100k")
     made_from = {
-        "input": inputs.identity,
+        "input": source.identity,
         "tokenizer": tokenizer.name,
         "seed": config.seed,
         "val_fraction": config.val_fraction,
-        "max_tokens": int(config.max_tokens),
+        "max_tokens": max_tokens,
         "shard_tokens": int(config.shard_tokens),
         "banned": _digest(sorted(set(map(normalise, banned)))),
     }
-    meta = _begin_or_resume(folder, new_meta(inputs.source, tokenizer, made_from) | {"records": 0})
+    meta = _begin_or_resume(folder, new_meta(folder.name, tokenizer, made_from) | {"records": 0})
     if meta is None:
         return
     shards, train, val = Shards(folder, meta), meta["train"], meta["val"]
     skipped = Skipped(config.strict)
     skipped.count, skipped.named = meta["skipped"]["unreadable"], meta["skipped"]["named"]
-    encoded = encode_records(
-        inputs.records(meta["records"]), (tokenizer.name, banned, config.seed), config.workers or os.cpu_count() or 1
-    )
+    encoder_args = (tokenizer.name, banned, config.seed, config.text_field)
+    encoded = encode_records(source.records(meta["records"]), encoder_args, config.workers or os.cpu_count() or 1)
     # on a terminal only; the total is what is asked for, or else a guess from the part of the input that has been read
-    bar = tqdm(total=config.max_tokens or None, initial=train["tokens"], unit="tok", unit_scale=True, disable=None)
+    bar = tqdm(total=max_tokens or None, initial=train["tokens"], unit="tok", unit_scale=True, disable=None)
     bar.set_description(str(folder))
     for record, document in encoded:
         meta["records"] += 1
@@ -374,9 +439,9 @@ def prepare_tokens(config: Config, inputs: Inputs, folder: Path, banned: list[st
             first = config.val_fraction > 0 and not val["documents"] + train["documents"]
             shards.add("val" if first or document.draw < config.val_fraction else "train", document)
             bar.update(len(document.tokens))
-            if inputs.size and not config.max_tokens:
-                bar.total = int(bar.n * inputs.size / max(1, record.position))
-        if 0 < config.max_tokens <= train["tokens"]:
+            if source.size and not max_tokens:
+                bar.total = int(bar.n * source.size / max(1, record.position))
+        if 0 < max_tokens <= train["tokens"]:
             break
         if shards.n_waiting >= config.shard_tokens:
             shards.flush()
@@ -542,11 +607,18 @@ def main(config: Config) -> None:
     inputs = Inputs(config)
     banned = [row["question"] for name in config.ban for row in load_questions(name, "test", config.strict)]
     if config.questions != "no":
+        if inputs.hub and inputs.hub not in HUB_QUESTIONS:
+            raise UserError(
+                f"--questions {config.questions}: {inputs.hub} is text; questions are {', '.join(HUB_QUESTIONS)}"
+            )
         prepare_questions(config, inputs, out, banned)
     if config.questions != "only":
         held_out = [path for path in sorted((out / "questions").glob("*.jsonl")) if path.name != "train.jsonl"]
         banned += [row["question"] for path in held_out for row in load_questions(path)]
-        prepare_tokens(config, inputs, out / inputs.source, banned)
+        mix = parse_mix("dolmino50") if inputs.hub == "dolmino" and not config.subset else {}
+        for name, source in inputs.sources.items():
+            share = mix[name] / sum(mix.values()) if mix else 1
+            prepare_tokens(config, source, out / name, banned, int(config.max_tokens * share))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ One form everywhere, one JSON object a line:
 
     {"id": "…", "question": "…", "answer": "72", "solutions": ["… \\boxed{72}.", …], "source": "gsm8k", "level": null}
 
-`load_questions` takes a file of this form, or of GSM8K's, MATH's or OpenMathInstruct-2's own (jsonl, jsonl.gz, parquet),
-or one of the names in HUB_QUESTIONS. A model sees a question through `format_prompt` alone: in pretraining text, in SFT
+`load_questions` takes a file of this form, or of GSM8K's, MATH's or OpenMathInstruct-2's own (jsonl or parquet, as in
+SUFFIXES), or one of the names in HUB_QUESTIONS. A model sees a question through `format_prompt` alone: in pretraining text, in SFT
 rows, in worked examples, when it is sampled.
 """
 
+import codecs
 import gzip
 import hashlib
+import io
 import json
 import re
 import sys
@@ -65,59 +67,100 @@ def sft_row(question: str, solution: str, tokenizer, max_length: int) -> tuple[l
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading files, one record at a time. data/prepare.py reads its documents through the same functions.
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet", ".txt")
 TXT_SEPARATOR = "<|endoftext|>"
-TXT_PIECE = 20_000  # characters
+TXT_PIECE = 20_000  # bytes
+# The longest record that is read. The longest documents of the hub's corpora are books of a few MB; a longer "line" is
+# a file of another kind, and 4 chunks per worker of such records would fill the memory. Such records are skipped.
+MAX_RECORD = 16 << 20  # bytes
 
 
 class Record(NamedTuple):
     where: str
     """file:line (parquet: file:row)"""
     content: bytes | dict
-    """an undecoded line of JSON, or a row that is already an object"""
+    """an undecoded line of JSON (cut at MAX_RECORD + 1 bytes), or a row that is already an object"""
     position: int
     """bytes of the file on disk read so far"""
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, text_field: str = "text") -> Iterator[Record]:
     """The records of a file, in order. Raises UserError where the file as a whole cannot be read; a bad line is not
     noticed here but by `parse_record`.
 
-    A .txt file is cut at lines that hold only <|endoftext|> and, so that any length can be held in memory and a part
-    can be held out, at the first line end after every 20,000 characters; each piece is a record {"text": …}."""
+    .jsonl and .json hold an object a line. A .txt file is cut at lines that hold only <|endoftext|> and, so that any
+    length can be held in memory and a part can be held out, after every 20,000 bytes (at the end of the line, or where
+    that is far, between two words); each piece is a record {text_field: …}."""
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
             yield from _read_parquet(path)
             return
-        with open(path, "rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as lines:
-            if path.suffix == ".txt":
-                yield from _read_txt(path, lines)
-                return
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield Record(f"{path}:{number}", line, raw.tell())
+        with open(path, "rb") as raw, _decompressed(path, raw) as file:
+            if file.peek(3)[:3] == codecs.BOM_UTF8:
+                file.read(3)
+            elif file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path}: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+            elif path.suffixes[:1] == [".json"] and file.peek(1)[:1] == b"[":
+                raise UserError(f"{path}: is one JSON list; write an object a line: jq -c '.[]' {path.name}")
+            yield from _read_txt(path, raw, file, text_field) if path.suffix == ".txt" else _read_lines(path, raw, file)
     except (OSError, EOFError, zlib.error) as error:  # a truncated .gz is an EOFError
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
-def _read_txt(path: Path, lines) -> Iterator[Record]:
-    piece, size, first = [], 0, 1
+def _decompressed(path: Path, raw: io.BufferedReader) -> io.BufferedReader | gzip.GzipFile:
+    if path.suffix == ".gz":
+        return gzip.open(raw)
+    if path.suffix == ".zst":
+        import pyarrow  # it notices a file that was cut off, which the package zstandard does not
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
+    return raw
+
+
+def _read_lines(path: Path, raw: io.BufferedReader, file: io.BufferedReader) -> Iterator[Record]:
+    number = 0
+    while line := file.readline(MAX_RECORD + 1):
+        number += 1
+        rest = line
+        while len(rest) == MAX_RECORD + 1 and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_RECORD + 1)
+        if line.strip():
+            yield Record(f"{path}:{number}", line, raw.tell())
+
+
+def _read_txt(path: Path, raw: io.BufferedReader, file: io.BufferedReader, text_field: str) -> Iterator[Record]:
+    piece, size, blank, first, number = [], 0, True, 1, 1
 
     def record():
-        return Record(f"{path}:{first}", {"text": b"".join(piece)}, lines.tell())  # parse_record decodes the bytes
+        return Record(f"{path}:{first}", {text_field: b"".join(piece)}, raw.tell())  # parse_record decodes the bytes
 
-    for number, line in enumerate(lines, start=1):
+    rest = b""
+    while line := rest + file.readline(TXT_PIECE - len(rest)):
+        rest = b""
+        if len(line) >= TXT_PIECE and not line.endswith(b"\n"):  # a longer line: cut it between two words
+            cut = line.rfind(b" ") + 1 or _last_character(line)
+            line, rest = line[:cut], line[cut:]
         separator = line.strip() == TXT_SEPARATOR.encode()
         if not separator:
             piece.append(line)
             size += len(line)
-        if (separator or size >= TXT_PIECE) and b"".join(piece).strip():
+            blank = blank and not line.strip()
+        number += line.endswith(b"\n")
+        if (separator or size >= TXT_PIECE) and not blank:
             yield record()
-            piece, size, first = [], 0, number + 1
-    if b"".join(piece).strip():
+            piece, size, blank, first = [], 0, True, number
+    if not blank:
         yield record()
+
+
+def _last_character(text: bytes) -> int:
+    """Where the last character of UTF-8 begins; the end, if it would leave nothing."""
+    start = len(text) - 1
+    while start > 0 and text[start] & 0xC0 == 0x80:
+        start -= 1
+    return start or len(text)
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
@@ -135,18 +178,21 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
-def parse_record(content: bytes | dict) -> dict:
-    """The JSON object of a record. Raises ValueError: bad UTF-8, bad JSON, not an object."""
+def parse_record(content: bytes | dict, text_field: str = "text") -> dict:
+    """The JSON object of a record. Raises ValueError: bad UTF-8, bad JSON, not an object, too long."""
     if isinstance(content, bytes):
+        if len(content) > MAX_RECORD:
+            raise ValueError(f"longer than {MAX_RECORD >> 20} MiB")
         try:
             content = json.loads(content.decode("utf-8"))
         except RecursionError:
             raise ValueError("JSON nested too deep") from None
     if not isinstance(content, dict):
         raise ValueError(f"a JSON object is wanted, not {type(content).__name__}")
-    if isinstance(content.get("text"), bytes):
-        content = content | {"text": content["text"].decode("utf-8")}
-    return content
+    text = content.get(text_field)
+    if isinstance(text, str | bytes) and len(text) > MAX_RECORD:
+        raise ValueError(f"longer than {MAX_RECORD >> 20} MiB")
+    return content | {text_field: text.decode("utf-8")} if isinstance(text, bytes) else content
 
 
 class Skipped:
@@ -235,7 +281,34 @@ HUB_QUESTIONS = {
         None,
     ),
     "openmathinstruct2": ("nvidia/OpenMathInstruct-2", ("default",), ("gsm8k", "augmented_gsm8k")),
+    "openmathinstruct2-full": ("nvidia/OpenMathInstruct-2", ("default",), None),
 }
+# Input → problem_source values of which so many questions each are held out: the authors' split for the MATH runs
+VALIDATION_GROUPS = {"openmathinstruct2-full": (("gsm8k", "augmented_gsm8k"), ("math", "augmented_math"))}
+
+
+def hub_files(folder: Path, config: str, split: str = "") -> list[Path]:
+    """The files of a configuration in a local copy of a hub data set, sorted: those in a folder of its name (its "-" may
+    be folders: sample-100BT → sample/100BT), or all for `default`. With `split` only those that are named after it, as
+    in train-00000-of-00005.parquet or test/0.jsonl; where no file is named after a split, all are train. UserError."""
+    if not folder.is_dir():
+        raise UserError(
+            f"--local {folder}: no such folder; it is to hold a copy of the hub data set, in the hub's layout"
+        )
+    files = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES))
+    places = {file: file.relative_to(folder).as_posix() for file in files}
+    if config != "default":
+        names = (f"/{config}/", f"/{config.replace('-', '/')}/")
+        files = [file for file in files if any(name in "/" + places[file] for name in names)]
+        if not files:
+            raise UserError(f"--local {folder}: no file in a folder {config}; download that configuration too")
+    if split:
+        named = {file: re.findall(r"(?:^|/)(train|test|validation)(?=[-./])", places[file]) for file in files}
+        if any(named.values()) or split != "train":
+            files = [file for file in files if split in named[file]]
+        if not files:
+            raise UserError(f"--local {folder}: no file of the split {split} (configuration {config})")
+    return files
 
 
 def stream_hub(
@@ -257,12 +330,13 @@ def stream_hub(
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"cannot stream {repository} ({config}, {split}) from the hub: {type(error).__name__}: {reason}; "
-            "without network, download it elsewhere and give the path of a local .jsonl, .jsonl.gz or .parquet file"
+            f"without network, get it elsewhere (hf download {repository} --repo-type dataset --local-dir DIR) and give "
+            "the path of a local file of it, or to data.prepare --local DIR"
         ) from None
 
 
-def question_records(name: str | Path, split: str) -> Iterator[Record]:
-    """The records behind a hub name (its problem_source filter applied) or a local file."""
+def question_records(name: str | Path, split: str, folder: str = "") -> Iterator[Record]:
+    """The records behind a hub name (its problem_source filter applied; `folder`: a local copy of it) or a local file."""
     if str(name) not in HUB_QUESTIONS:
         path = Path(name)
         if not path.exists():
@@ -271,19 +345,37 @@ def question_records(name: str | Path, split: str) -> Iterator[Record]:
         return
     repository, configs, keep = HUB_QUESTIONS[str(name)]
     for config in configs:
-        for row, content in enumerate(stream_hub(repository, config, split), start=1):
-            if keep is None or content.get("problem_source") in keep:
-                yield Record(f"{repository}/{config}/{split}:{row}", content, 0)
+        if folder:
+            records = (record for file in hub_files(Path(folder), config, split) for record in read_records(file))
+        else:
+            rows = enumerate(stream_hub(repository, config, split), start=1)
+            records = (Record(f"{repository}/{config}/{split}:{row}", content, 0) for row, content in rows)
+        for record in records:
+            if keep is None or _problem_source(record) in keep:
+                yield record
 
 
-def load_questions(name: str | Path, split: str = "train", strict: bool = False) -> list[dict]:
-    """Questions of a local file or of a name in HUB_QUESTIONS (`split` is the hub's), as `merge_questions` gives them."""
+def _problem_source(record: Record) -> str | None:
+    try:
+        return parse_record(record.content).get("problem_source")
+    except ValueError:
+        return None
+
+
+def load_questions(
+    name: str | Path, split: str = "train", strict: bool = False, limit: int = 0, folder: str = ""
+) -> list[dict]:
+    """Questions of a local file or of a name in HUB_QUESTIONS (`split` is the hub's, `folder` a local copy of it), as
+    `merge_questions` gives them."""
     source = str(name) if str(name) in HUB_QUESTIONS else Path(name).name.split(".")[0]
-    return merge_questions(question_records(name, split), source, strict)
+    return merge_questions(question_records(name, split, folder), source, strict, limit)
 
 
-def merge_questions(records: Iterable[Record], source: str, strict: bool = False) -> list[dict]:
-    """One row per question string, in order of first appearance.
+def merge_questions(records: Iterable[Record], source: str, strict: bool = False, limit: int = 0) -> list[dict]:
+    """One row per question string, in order of first appearance; the first `limit` of them (0: all).
+
+    With a limit, rows of other questions are no longer looked at once there are so many, and a file of our own form,
+    which has all solutions of a question in its row, is not read further.
 
     Its `solutions` are those of all rows with that question, each once: `solutions[:1]` is the paper's de-duplicated
     set, all of them its duplicated (Gold) set. A row that cannot be used, or that gives a question another answer than
@@ -293,9 +385,15 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
     skipped = Skipped(strict)
     for record in records:
         try:
-            row = parse_question(parse_record(record.content), source)
+            content = parse_record(record.content)
+            if limit and len(rows) == limit:
+                if "solutions" in content:
+                    break
+                if _text(content, "question", "problem", required=False) not in rows:
+                    continue
+            row = parse_question(content, source)
             first = rows.setdefault(row["question"], row)
-            if not is_equal(row["answer"], first["answer"]):
+            if first is not row and not is_equal(row["answer"], first["answer"]):
                 raise ValueError(
                     f"answer {row['answer']!r}, but an earlier row of this question has {first['answer']!r}"
                 )
@@ -336,15 +434,29 @@ def remove(rows: list[dict], banned: Iterable[str]) -> list[dict]:
     return [row for row in rows if normalise(row["question"]) not in banned]
 
 
-def split_validation(rows: list[dict], n: int = 1000, seed: int = 42) -> tuple[list[dict], list[dict]]:
+def split_validation(
+    rows: list[dict], n: int = 1000, seed: int = 42, groups: tuple[tuple[str, ...], ...] = ()
+) -> tuple[list[dict], list[dict]]:
     """(train, validation): the paper's split. The rows are shuffled with `seed` and the first n are validation; near
     duplicates of those are in neither. Rows hold all solutions of their question, so this splits the duplicated set
-    too. The shuffle is that of `datasets`, so the same rows in the same order give the authors' split. UserError."""
-    if not 0 <= n < len(rows):
-        raise UserError(f"{n} validation questions of {len(rows)}: leave at least one to train on")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    validation = [rows[i] for i in order[:n]]
-    return remove([rows[i] for i in order[n:]], (row["question"] for row in validation)), validation
+    too. The shuffle is that of `datasets`, so the same rows in the same order give the authors' split. UserError.
+
+    groups: n of each group of `source` values are validation instead, in turn one of each group; train keeps its order
+    (the authors' split of the whole of OpenMathInstruct-2)."""
+    chosen = []
+    for group in groups or (None,):
+        members = [i for i, row in enumerate(rows) if group is None or row["source"] in group]
+        if not 0 <= n < len(members):
+            what = f" from {' or '.join(group)}" if group else ""
+            raise UserError(
+                f"--validation_questions {n}: there are {len(members)} questions{what}, and one must be left to train on"
+            )
+        order = np.random.default_rng(seed).permutation(len(members))
+        chosen.append([members[i] for i in order])
+    held_out = [i for one_of_each in zip(*(order[:n] for order in chosen), strict=True) for i in one_of_each]
+    validation, at = [rows[i] for i in held_out], set(held_out)
+    train = [rows[i] for i in (range(len(rows)) if groups else chosen[0]) if i not in at]
+    return remove(train, (row["question"] for row in validation)), validation
 
 
 class BannedQuestions:

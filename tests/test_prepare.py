@@ -1,5 +1,7 @@
 """data/prepare.py: documents become shards unchanged, held-out questions stay out, a killed run loses nothing."""
 
+import collections
+import gzip
 import json
 import os
 import random
@@ -12,10 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import zstandard
 
 from cli import UserError
 from data import prepare, world
-from data.loader import Loader
+from data.loader import Loader, locate, parse_mix
 from data.prepare import Config, build_world, main, shard_dtype
 from data.questions import BannedQuestions, format_prompt, load_questions, normalise
 from data.tokenizer import load_tokenizer
@@ -153,6 +156,128 @@ def test_every_kind_of_input(tmp_path):
     assert meta["train"]["documents"] == 7 and meta["val"]["documents"] == 0
     assert meta["train"]["bytes"] == sum(len(text.encode()) for text in segments(out / "mine", "train"))
     assert (meta["tokenizer"], meta["dtype"], meta["vocab_size"]) == ("world", "uint16", TOKENIZER.vocab_size)
+
+
+KINDS = {  # a configuration of DOLMino → files as the hub has them
+    "dclm": ["0000/dclm-0000.json.zst", "0001/dclm-0001.json.zst"],
+    "flan": ["flan-0000.json.gz", "flan-0001.json.gz"],
+    "pes2o": ["pes2o-0000.json.gz"],
+    "wiki": ["wiki-0000.json.gz"],
+    "stackexchange": ["stackexchange-0000.json.gz"],
+    "math": ["gsm8k/v0_main_train/0.jsonl.zst", "tulu_math/1.jsonl", "metamath-owmfilter/2.jsonl.gz"],
+}
+
+
+def dolmino_copy(folder):
+    """DOLMino in the hub's layout, 60 documents a file."""
+    for config, files in KINDS.items():
+        for number, name in enumerate(files):
+            path = folder / "data" / config / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {"id": str(i), "text": f"{config} {number} {text}", "metadata": {}} for i, text in enumerate(texts(60))
+            ]
+            content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+            path.write_bytes(compress(content))
+    (folder / "README.md").write_text("dataset card")
+    return folder
+
+
+def test_dolmino(tmp_path, monkeypatch):
+    """`--input dolmino` makes one source of each of the six configurations, from a local copy as from the hub; all of them
+    without --max_tokens, each its share of it otherwise; and `--mix dolmino50` trains on them in the paper's shares."""
+    copy = str(dolmino_copy(tmp_path / "copy"))
+    out = run(tmp_path, "dolmino", local=copy)
+    assert {path.name for path in out.iterdir()} == set(KINDS)
+    for config, files in KINDS.items():
+        held = segments(out / config, "train") + segments(out / config, "val")
+        assert sorted(held) == sorted(f"{config} {i} {text}" for i in range(len(files)) for text in texts(60))
+    mix = parse_mix("dolmino50")
+    loader = Loader(out, mix, 10_000, 16, 0)
+    rows = collections.Counter(locate(row, loader.weights)[0] for row in range(10_000))
+    assert rows.keys() == mix.keys() == KINDS.keys()
+    assert all(abs(rows[name] / 10_000 - weight / sum(mix.values())) < 1e-3 for name, weight in mix.items())
+
+    limited = run(tmp_path, "dolmino", local=copy, max_tokens=1000.0, out=str(tmp_path / "limited"), val_fraction=0)
+    for name in KINDS:
+        tokens = json.loads((limited / name / "meta.json").read_text())["train"]["tokens"]
+        share = 1000 * mix[name] / sum(mix.values())
+        assert int(share) <= tokens < share + 120, name  # the run stops with the document that reaches the limit
+    asked = []
+    monkeypatch.setattr(
+        prepare, "stream_hub", lambda *args: asked.append(args) or iter([{"text": t} for t in texts(20)])
+    )
+    hub = run(tmp_path, "dolmino", out=str(tmp_path / "hub"))
+    assert {path.name for path in hub.iterdir()} == set(KINDS)
+    assert [args[:2] for args in asked] == [("allenai/dolmino-mix-1124", name) for name in KINDS]
+    with pytest.raises(UserError, match="dolmino is 6 sources"):
+        run(tmp_path, "dolmino", source="mine")
+    with pytest.raises(UserError, match="--local .*: goes with a hub name"):
+        run(tmp_path, copy, local=copy)
+    with pytest.raises(UserError, match="--questions only: dolmino is text"):
+        run(tmp_path, "dolmino", questions="only")
+
+
+def test_without_the_hub(tmp_path, monkeypatch):
+    """Where the hub cannot be reached, one line says what to download and how to pass it."""
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
+    with pytest.raises(UserError, match="hf download allenai/dolmino-mix-1124 .* data.prepare --local DIR") as error:
+        run(tmp_path, "dolmino")
+    assert "\n" not in str(error.value)
+
+
+def test_local_copies_of_question_sets(tmp_path):
+    """GSM8K and OpenMathInstruct-2 from copies in the hub's layout: parquet of the right split, the test split banned and
+    written, the GSM8K sources alone; openmathinstruct2-full takes all, with validation questions of both."""
+    import pyarrow
+    import pyarrow.parquet
+
+    def parquet(path, rows):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+    rows = [{"question": f"Q {i}, how many nuts?", "answer": f"It is {i}.\n#### {i}"} for i in range(30)]
+    parquet(tmp_path / "gsm8k/main/train-00000-of-00001.parquet", rows)
+    parquet(tmp_path / "gsm8k/main/test-00000-of-00001.parquet", rows[25:])
+    parquet(tmp_path / "gsm8k/socratic/train-00000-of-00001.parquet", rows)
+    flags = {"questions": "only", "validation_questions": 5}
+    out = run(tmp_path, "gsm8k", local=str(tmp_path / "gsm8k"), **flags)
+    sizes = {path.stem: len(load_questions(path)) for path in (out / "questions").iterdir()}
+    assert sizes == {"train": 20, "validation": 5, "test": 5}
+
+    sources = ("gsm8k", "math", "augmented_gsm8k", "augmented_math")
+    omi2 = [
+        row | {"problem": f"{source} {row['problem']}", "problem_source": source}
+        for source in sources
+        for row in question_rows(20)
+    ]
+    parquet(tmp_path / "omi2/data/train-00000-of-00001.parquet", omi2)
+    parquet(tmp_path / "omi2/data/train_1M-00000-of-00001.parquet", omi2)
+    for name, train, validation in [
+        ("openmathinstruct2", 35, ["gsm8k"]),
+        ("openmathinstruct2-full", 70, ["gsm8k", "math"]),
+    ]:
+        out = run(tmp_path, name, local=str(tmp_path / "omi2"), out=str(tmp_path / name), **flags)
+        held_out = load_questions(out / "questions/validation.jsonl")
+        assert len(load_questions(out / "questions/train.jsonl")) == train
+        assert [row["source"].removeprefix("augmented_") for row in held_out] == validation * 5
+
+
+def test_text_field(tmp_path, capsys):
+    """--text_field names the column of the text, in jsonl and parquet; .txt files need none. Where it is missing, the line
+    names the flag and what there is; another field makes another source."""
+    path = write(tmp_path / "t.jsonl", [{"content": text, "text": "no"} for text in texts(5)] + [{"body": "x"}])
+    (tmp_path / "a.txt").write_text("plain\n")
+    out = run(tmp_path, path, tmp_path / "a.txt", source="t", text_field="content", val_fraction=0)
+    assert segments(out / "t", "train") == [*texts(5), "plain\n"]
+    assert "t.jsonl:6: no field 'content' (--text_field) and no question; it has: body" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"other settings \(input\)"):
+        run(tmp_path, path, tmp_path / "a.txt", source="t", val_fraction=0)
 
 
 def test_shard_dtype():
@@ -345,6 +470,7 @@ def test_interrupted_stream_goes_on(tmp_path, monkeypatch):
     skips = [skip for *_, skip in asked[1:]]
     assert skips == sorted(skips) and 300 < skips[-1] <= 470
     assert set(args[:4] for args in asked) == {("allenai/dolmino-mix-1124", "math", "train", 5)}
+    assert [path.name for path in out.iterdir()] == ["math"]
 
 
 def test_other_settings_are_refused(tmp_path, capsys):

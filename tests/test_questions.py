@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from data.questions import (
     encode_prompt,
     few_shot_prompt,
     format_prompt,
+    hub_files,
     load_examples,
     load_questions,
     normalise,
@@ -55,7 +57,8 @@ OWN = {
 def write(path, rows):
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     content = b"".join(line + b"\n" for line in lines)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+    path.write_bytes(compress(content))
     return path
 
 
@@ -82,7 +85,7 @@ def test_forms():
     assert len(ids) == 4 and parse_question(MATH, "t")["id"] in ids  # ids do not change from run to run
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet"])
 def test_many_solutions_are_one_row(tmp_path, suffix):
     """Rows of one problem string are one question with all their solutions, each once, the first one first."""
     path = tmp_path / f"omi2{suffix}"
@@ -134,12 +137,18 @@ def test_bad_files(tmp_path, monkeypatch):
     """A file that is missing, empty of questions, of another kind, or broken off is one line."""
     truncated = write(tmp_path / "t.jsonl.gz", [OWN | {"id": str(i)} for i in range(2000)])
     truncated.write_bytes(truncated.read_bytes()[:-20])
+    zst = write(tmp_path / "t.json.zst", [OWN | {"id": str(i)} for i in range(2000)])
+    zst.write_bytes(zst.read_bytes()[:-20])
     (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
+    (tmp_path / "utf16.jsonl").write_text(json.dumps(OWN), encoding="utf-16")
     for path, match in {
         tmp_path / "none.jsonl": "no such file, nor one of the hub's gsm8k, math, openmathinstruct2",
         write(tmp_path / "e.jsonl", []): "holds no usable question",
         write(tmp_path / "x.csv", [OWN]): "unknown kind of file",
         truncated: "t.jsonl.gz: cannot be read .EOFError",
+        zst: "t.json.zst: cannot be read .OSError: Truncated",
+        tmp_path / "utf16.jsonl": "utf16.jsonl: is UTF-16; convert it",
+        write(tmp_path / "list.json", [b"[", OWN]): "list.json: is one JSON list; write an object a line",
         write(tmp_path / "not.jsonl.gz", []).with_name("n.jsonl.gz"): "no such file",
         tmp_path / "p.parquet": "cannot be read as parquet",
     }.items():
@@ -169,6 +178,113 @@ def test_hub_names(monkeypatch):
     assert [row["source"] for row in kept] == ["gsm8k", "augmented_gsm8k"]
     assert len(load_questions("math", "test")) == 7 * 4
     assert asked[0] == ("nvidia/OpenMathInstruct-2", "default", "train") and asked[-1][2] == "test"
+
+
+def test_limit_parses_no_more(tmp_path, monkeypatch):
+    """`limit` gives the first questions of a whole reading. Of a file of our own form nothing behind them is read; where
+    a question's solutions may follow row by row, rows of other questions are not parsed as questions."""
+    own = write(tmp_path / "own.jsonl", [OWN | {"question": f"{i}?", "id": str(i)} for i in range(5000)])
+    way = OMI2 | {"generated_solution": "Another way: \\boxed{4}."}
+    rows = [r | {"problem": f"{i}?"} for r in (OMI2, way) for i in range(500)]
+    omi2 = write(tmp_path / "omi2.jsonl", rows)
+    whole = {path: load_questions(path) for path in (own, omi2)}
+    parsed, parse = [], questions.parse_question
+    monkeypatch.setattr(questions, "parse_question", lambda *args: parsed.append(1) or parse(*args))
+    for path, count in ((own, 8), (omi2, 16)):
+        parsed.clear()
+        assert load_questions(path, limit=8) == whole[path][:8]
+        assert len(parsed) == count
+    read, parse_json = [], questions.parse_record
+    monkeypatch.setattr(questions, "parse_record", lambda *args: read.append(1) or parse_json(*args))
+    load_questions(own, limit=8)
+    assert len(read) == 9
+
+
+def test_byte_order_mark(tmp_path):
+    """A UTF-8 byte order mark, which some editors write, is no part of the first record."""
+    write(tmp_path / "b.jsonl", [b"\xef\xbb\xbf" + json.dumps(OWN).encode(), MATH])
+    assert [row["question"] for row in load_questions(tmp_path / "b.jsonl", strict=True)] == ["One?", "Half?"]
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfone\n")
+    assert [r.content["text"] for r in read_records(tmp_path / "b.txt")] == [b"one\n"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json.gz", ".json.zst"])
+def test_overlong_lines(tmp_path, monkeypatch, capsys, suffix):
+    """A line longer than MAX_RECORD is named, counted and skipped, in any compression, and no more than that is ever held
+    of it; the lines around it are read, and one of just the limit too."""
+    monkeypatch.setattr(questions, "MAX_RECORD", 1000)
+    exact = json.dumps(OWN | {"question": "Exact?"}).encode()
+    exact = exact[:-1] + b" " * (999 - len(exact)) + b"}"
+    long = [json.dumps(OWN | {"question": "Long?" * n}).encode() for n in (200, 10_000)]
+    path = write(tmp_path / f"q{suffix}", [OWN, *long, exact, MATH])
+    assert [row["question"] for row in load_questions(path)] == ["One?", "Exact?", "Half?"]
+    assert max(len(record.content) for record in read_records(path)) == 1001
+    assert [record.where.rpartition(":")[2] for record in read_records(path)] == list("12345")
+    told = capsys.readouterr().err
+    assert f"{path}:2: longer than" in told and f"{path}:3: longer than" in told
+
+
+def test_txt_of_one_line(tmp_path):
+    """A text of one long line (as text8 is) is cut between words, and in characters of several bytes never within one."""
+    for name, text in {
+        "words": "word " * 20_000,
+        "letters": "é" * 30_000 + "漢" * 30_000,
+        "ascii": "x" * 45_000,
+    }.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+        pieces = [record.content["text"] for record in read_records(tmp_path / f"{name}.txt")]
+        assert "".join(piece.decode() for piece in pieces) == text and len(pieces) >= 2
+        assert max(map(len, pieces)) <= 2 * questions.TXT_PIECE
+    assert all(piece.endswith(b" ") for piece in [r.content["text"] for r in read_records(tmp_path / "words.txt")])
+
+
+PARQUET = "train-00000-of-00001.parquet"
+HUB_LAYOUTS = {  # name → (files of the copy, those of each configuration's train and test split)
+    "gsm8k": (["README.md", f"main/{PARQUET}", "main/test-00000-of-00001.parquet", f"socratic/{PARQUET}"],
+              {("main", "train"): [f"main/{PARQUET}"], ("main", "test"): ["main/test-00000-of-00001.parquet"]}),
+    "math": ([f"algebra/{PARQUET}", "algebra/test-00000-of-00001.parquet", f"prealgebra/{PARQUET}"],
+             {("algebra", "train"): [f"algebra/{PARQUET}"], ("algebra", "test"): ["algebra/test-00000-of-00001.parquet"]}),
+    "omi2": ([f"data/{PARQUET}", "data/train_1M-00000-of-00001.parquet", "data/train_5M-00000-of-00001.parquet"],
+             {("default", "train"): [f"data/{PARQUET}"]}),
+    "fineweb": (["data/CC-MAIN-2013-20/0.parquet", "sample/10BT/0.parquet", "sample/100BT/0.parquet"],
+                {("sample-100BT", ""): ["sample/100BT/0.parquet"]}),
+    "dolmino": (["data/dclm/0000/dclm-0000.json.zst", "data/math/gsm8k/v0_main_train/0.jsonl.zst", "data/math/tulu/train/1.jsonl"],
+                {("dclm", ""): ["data/dclm/0000/dclm-0000.json.zst"],
+                 ("math", ""): ["data/math/gsm8k/v0_main_train/0.jsonl.zst", "data/math/tulu/train/1.jsonl"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HUB_LAYOUTS)
+def test_hub_layouts(tmp_path, name):
+    """Of a local copy in the hub's layout, a configuration and split are the files that the hub's own configuration
+    names, and nothing else; what is not there is one line."""
+    files, wanted = HUB_LAYOUTS[name]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    for (config, split), found in wanted.items():
+        assert [path.relative_to(tmp_path).as_posix() for path in hub_files(tmp_path, config, split)] == found
+    for config, split, match in [
+        ("missing", "train", "no file in a folder missing"),
+        ("default", "validation", "no file of the split"),
+    ]:
+        with pytest.raises(UserError, match=match):
+            hub_files(tmp_path, config, split)
+    with pytest.raises(UserError, match="no such folder"):
+        hub_files(tmp_path / "none", "main")
+
+
+def test_split_of_groups():
+    """With groups, so many of each group's sources are held out, each by its own shuffle with seed 42, in turn; train is
+    the rest in its order, other sources included."""
+    rows = [row | {"source": source} for i in range(20) for source in "abc" for row in rows_of(f"{source} {i}?")]
+    train, validation = split_validation(rows, n=5, groups=(("a",), ("b",)))
+    assert [row["source"] for row in validation] == list("ab") * 5
+    assert train == [row for row in rows if row not in validation]
+    order = np.random.default_rng(42).permutation(20)[:5]
+    assert [row["question"] for row in validation[::2]] == [f"a {i}?" for i in order]
+    with pytest.raises(UserError, match="--validation_questions 20: there are 20 questions from a, "):
+        split_validation(rows, n=20, groups=(("a",), ("b",)))
 
 
 def test_txt(tmp_path):
@@ -203,7 +319,7 @@ def test_split_validation():
     assert [row["question"] for row in split_validation(rows, n=20)[1]] == [row["question"] for row in validation]
     order = np.random.default_rng(42).permutation(120)  # what datasets.Dataset.shuffle(seed=42) does
     assert validation == [rows[i] for i in order[:20]]
-    with pytest.raises(UserError, match="120 validation questions of 120"):
+    with pytest.raises(UserError, match="--validation_questions 120: there are 120 questions"):
         split_validation(rows, n=120)
 
 
