@@ -269,6 +269,7 @@ def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Toke
         process = {"c_process": sum(s["process"] for s in judged), "h_paths": entropy([" ".join(p) for p in paths])}
     return {
         "id": question["id"],
+        **{key: question[key] for key in ("facts",) if key in question},
         "n": n,
         "c": sum(marks),
         "c_lenient": sum(right(lenient)),
@@ -396,7 +397,8 @@ def bits_per_byte(
 class HeldOut:
     """Flags of the evaluation that sft.py, rl.py and average.py make at intervals: 0-shot, strict, on validation data."""
 
-    eval_every: int = 16  # steps between evaluations; 0: none
+    # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
+    eval_every: int = 16
     eval_questions: str = "validation"  # DATA/questions/NAME.jsonl, or a file; empty: none
     eval_limit: int = 128  # use the first so many of them
     eval_samples: int = 8  # samples per question

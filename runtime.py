@@ -496,6 +496,8 @@ def train(
         run.save(start.model, start.tokenizer.name, progress, start.lineage, train_state(), keep)
 
     def due() -> bool:
+        if eval_every < 0:  # where a checkpoint is kept, and before the first step
+            return progress.step in kept or progress.step == 0
         return bool(eval_every) and (progress.step % eval_every == 0 or progress.step == steps)
 
     # before the first step; and on resume, where a kill came between a checkpoint and its evaluation

@@ -61,7 +61,8 @@ class Config(PostConfig, SFTConfig, HeldOut):
     lr: float = 3e-4  # learning rate (the paper's 1B model: 4e-5)
     beta2: float = 0.999  # of AdamW
     weight_decay: float = 0.01  # decoupled; see --decay
-    eval_every: int = 50  # steps between evaluations; 0: none
+    # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
+    eval_every: int = 50
     show: int = 0  # print a row every so many steps; 0: never
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
 

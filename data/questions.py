@@ -240,6 +240,7 @@ def parse_question(record: dict, source: str) -> dict:
     solutions = [solution.strip() for solution in solutions if solution.strip()]
     "".join([question, answer, *solutions]).encode("utf-8")  # a ValueError: JSON can spell half a surrogate pair
     closing = f"The answer is \\boxed{{{answer}}}."
+    facts = record.get("facts")
     return {
         "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
         "question": question,
@@ -247,6 +248,7 @@ def parse_question(record: dict, source: str) -> dict:
         "solutions": [s if extract_answer(s, strict=True) else f"{s}\n{closing}" for s in solutions],
         "source": record.get("problem_source") or record.get("source") or source,
         "level": record.get("level", record.get("difficulty")),
+        **({"facts": facts} if isinstance(facts, list) else {}),  # the world: what the question hinges on
     }
 
 

@@ -292,7 +292,8 @@ def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, mode
     assert "process" not in other and set(other["entropy"]) == {"answers"} and other["floor"] == record["floor"]
     assert not any("c_process" in r or "h_paths" in r for r in other["questions"])
     assert not any("process" in s for row in samples for s in row["samples"])
-    alone, _ = evaluate_questions(model, tokenizer, questions[:1], **call)
+    alone, _ = evaluate_questions(model, tokenizer, [questions[0] | {"facts": ["sack of boots"]}], **call)
+    assert alone["questions"][0]["facts"] == ["sack of boots"] and "facts" not in rows[0]
     assert "floor" not in alone and "process" in alone
 
 

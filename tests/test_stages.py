@@ -329,3 +329,13 @@ def test_soup_is_the_weighted_mean_and_counts_pretraining_once(base, world, tmp_
         assert torch.equal(value, 0.25 * a["model"][key] + 0.75 * b["model"][key])
     before = runtime.load_checkpoint(base / "last.pt")["flops"]
     assert mean["flops"] == pytest.approx(a["flops"] + b["flops"] - before) and a["flops"] > before
+
+
+def test_evaluations_at_kept_checkpoints(base, world, tmp_path):
+    """--eval_every -1: one evaluation before the first step, one at each kept checkpoint and at the end, no other."""
+    flags = dict(init=str(base / "last.pt"), data=str(world), limit=12, rows=4, steps=5, save_at="1,3", eval_every=-1)
+    flags |= dict(eval_limit=2, eval_samples=2, eval_tasks=(), eval_tokens=0, show=0)
+    sft.main(sft.Config(out=str(tmp_path / "run"), **flags))
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "val_process@1" in line] == [0, 1, 3, 5]
+    assert {p.stem for p in (tmp_path / "run").glob("step_*.pt")} == {"step_0000001", "step_0000003", "step_0000005"}
