@@ -6,7 +6,7 @@
     python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --split test --examples gsm8k
 
-Questions are answered n times each at temperature 0.6, top-p 0.95 (PAPER settings: 32) and judged twice: *strict*
+Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice: *strict*
 counts only the last closed \\boxed{}, as the RL reward does; *lenient* also takes what a reader would take for the
 answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
 Against luck stand the *process*, right with every written equation true (the world's questions alone: data/process.py), and
