@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 import tyro
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -11,7 +12,7 @@ class UserError(Exception):
 
 
 def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = None):
-    """Parse flags into `config_class` (tyro) and run `main(config)`; a UserError exits with 2.
+    """Parse flags into `config_class` (tyro) and run `main(config)`; a UserError or OSError exits with 2.
 
     `--preset NAME` replaces the defaults by presets[NAME] first, so that flags beside it win.
     """
@@ -21,6 +22,15 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
     config = tyro.cli(config_class, default=default, description=description, use_underscores=True)
     try:
         return main(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # so that the error has a line of its own
+        print(f"error: {reason(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def reason(error: Exception) -> str:
+    """One line: of an OSError (a full disk, a folder that may not be written) the file and what the system says."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__

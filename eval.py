@@ -20,7 +20,6 @@ Sources: pass@k is the unbiased estimator of arXiv 2107.03374 §2.1; length-norm
 log-likelihood by its UTF-8 bytes, as lm-evaluation-harness does.
 """
 
-import gzip
 import json
 import math
 from collections import Counter
@@ -39,8 +38,9 @@ from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.verifier import canonical, extract_answer, is_equal
+from files import write_jsonl, write_text
 from model import GPT
-from runtime import Process, end_process, load_checkpoint, load_model, start_process, write_text
+from runtime import Process, end_process, load_checkpoint, load_model, start_process
 from sampler import Samples, sample
 
 BOOTSTRAP = 2000  # resamples of the questions
@@ -562,11 +562,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
 
 def save_record(record: dict, samples: list[dict], folder: Path, name: str) -> Path:
     """Write FOLDER/NAME.json and FOLDER/NAME.jsonl.gz."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{name}.jsonl.gz.tmp"
-    with gzip.open(temporary, "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in samples)
-    temporary.replace(folder / f"{name}.jsonl.gz")
+    write_jsonl(folder / f"{name}.jsonl.gz", samples)
     write_text(folder / f"{name}.json", json.dumps(record) + "\n")
     return folder / f"{name}.json"
 

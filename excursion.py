@@ -49,9 +49,9 @@ import pretrain
 import report
 from cli import UserError, cli
 from data.tokenizer import load_tokenizer
+from files import replacing_path, write_text
 from model import SCALES, config_of, train_flops
 from runner import Cell, Runner, read_json
-from runtime import write_text
 
 ROOT = Path(__file__).parent
 CONTROLS = ("sft_dose", "rl_dose")
@@ -560,13 +560,11 @@ def choose(folder: Path) -> Path:
     if not paths:
         raise UserError(f"{folder / 'run'}: no kept checkpoint with a validation pass@1 (--save_at, --eval_every)")
     step = max(paths, key=lambda s: (score[s], -s))
-    part = folder / "best.pt.tmp"
-    part.unlink(missing_ok=True)
-    try:
-        os.link(paths[step], part)
-    except OSError:  # a file system without links
-        shutil.copyfile(paths[step], part)
-    part.replace(folder / "best.pt")
+    with replacing_path(folder / "best.pt") as part:
+        try:
+            os.link(paths[step], part)
+        except OSError:  # a file system without links
+            shutil.copyfile(paths[step], part)
     print(f"validation pass@1 by step {score}; {folder / 'best.pt'} is step {step}")
     return paths[step]
 

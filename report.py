@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend t
 import numpy as np  # noqa: E402
 
 from eval import main_accuracy  # noqa: E402
+from files import write_text  # noqa: E402
 from findings import STYLE, Entry, Finding, Grid, all_findings, by_variant, interval, label, load, million, stage_flops  # noqa: E402  # noqa: E402
-from runtime import write_text  # noqa: E402
 
 CONTROLS = ("sft_dose", "rl_dose")
 

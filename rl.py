@@ -40,6 +40,7 @@ from data.questions import encode_prompt
 from data.tokenizer import Tokenizer
 from data.verifier import extract_answer, is_equal
 from eval import HeldOut, default_new_tokens, find_questions, held_out
+from files import named, write_jsonl
 from model import GPT, packed_batches, sequence_flops
 from runtime import (
     Clock,
@@ -469,7 +470,7 @@ class RolloutLog:
             tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
                        f"learned; {self.silent} such steps in a row")  # fmt: skip
         if self.groups:
-            with gzip.open(self.path, "at") as file:
+            with named(self.path), gzip.open(self.path, "at") as file:
                 file.writelines(json.dumps(self._row(step, g)) + "\n" for g in groups[: self.groups])
         if self.show and step % self.show == 1 % self.show:
             g = groups[0]
@@ -490,12 +491,9 @@ class RolloutLog:
         kept = []
         with contextlib.suppress(EOFError, OSError, json.JSONDecodeError), gzip.open(self.path, "rt") as file:
             for line in file:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with gzip.open(temporary, "wt") as file:
-            file.writelines(kept)
-        temporary.replace(self.path)
+                if (row := json.loads(line))["step"] <= step:
+                    kept.append(row)
+        write_jsonl(self.path, kept)
 
 
 BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}  # the paper's, and its released code's

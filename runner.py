@@ -24,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cli import UserError
-from runtime import write_text
+from files import write_text
 
 
 @dataclass

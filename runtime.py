@@ -29,6 +29,7 @@ from tqdm import tqdm
 import kernels
 from cli import UserError
 from data.tokenizer import Tokenizer, load_tokenizer
+from files import named, remove_stale, replacing_with_trailer, write_text
 from model import GPT, GPTConfig
 
 FORMAT = 1  # of a checkpoint
@@ -265,13 +266,9 @@ class Progress:
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint` to a temporary name, flush it to disk, rename: a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    """Write `checkpoint`: a kill or a full disk leaves the old file or the new one."""
+    with replacing_with_trailer(path) as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -381,6 +378,7 @@ class Run:
         if not self.process.main:
             return
         self.out.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.out)
         path = self.out / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -405,8 +403,9 @@ class Run:
         """One line in metrics.jsonl (and wandb, TensorBoard)."""
         if self._metrics is None:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self._metrics.flush()
+        with named(self.out / "metrics.jsonl"):
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self._metrics.flush()
         if self._wandb:
             self._wandb.log(values, step=step)
         if self._tensorboard:
@@ -528,14 +527,6 @@ def train(
     if process.main and not run.stop_signal:
         print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}", file=sys.stderr)
     run.close()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class Cursor:

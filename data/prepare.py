@@ -29,13 +29,11 @@ files as a run that was never killed.
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -68,11 +66,11 @@ from data.questions import (
     question_records,
     read_records,
     remove,
-    save_jsonl,
     split_validation,
     stream_hub,
 )
 from data.tokenizer import WORLD_RANKS, load_tokenizer
+from files import remove_stale, replacing, replacing_path, write_jsonl, write_text
 
 WORLD_TOKENS = 8_000_000
 WORLD_MATH_SHARE = 0.55  # of tokens
@@ -240,7 +238,7 @@ def prepare_questions(config: Config, inputs: Inputs, out: Path, banned: list[st
         if path.exists() and load_questions(path) != rows_of_split:
             raise UserError(f"{path}: holds other questions; choose another --out, or delete {folder}")
     for name, rows_of_split in splits.items():
-        save_jsonl(folder / f"{name}.jsonl", rows_of_split)
+        write_jsonl(folder / f"{name}.jsonl", rows_of_split)
     counts = ", ".join(f"{len(splits[name])} {name}" for name in splits)
     print(f"{folder}: {counts}; {len(rows) - len(kept)} removed as banned")
 
@@ -382,7 +380,7 @@ class Shards:
         for split, arrays in self.waiting.items():
             if arrays:
                 name = f"{split}_{len(self.meta[split]['shards']):05d}.npy"
-                with _replacing(self.folder / name) as file:
+                with replacing(self.folder / name) as file:
                     np.save(file, np.concatenate(arrays))
                 self.meta[split]["shards"].append(name)
         self.waiting, self.n_waiting = {"train": [], "val": []}, 0
@@ -466,6 +464,7 @@ def prepare_tokens(config: Config, source: Source, folder: Path, banned: list[st
 
 def _begin_or_resume(folder: Path, fresh: dict) -> dict | None:
     """The meta to go on from: `fresh`, or that of a killed run with the same flags; None if there is nothing to do."""
+    remove_stale(folder)
     for name in ("meta.json", "progress.json"):
         path = folder / name
         if path.exists():
@@ -519,36 +518,34 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
             f"{out}: holds other data (or this world of other settings or another version); choose another folder or delete it"
         )
 
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
-        for split, rows in questions.items():
-            save_jsonl(part / "questions" / f"{split}.jsonl", rows)
-        for name, items in tasks.items():
-            save_jsonl(part / "tasks" / f"{name}.jsonl", items)
-        encoder = Encoder(tokenizer.name, [], seed)
-        for source, share in zip(("general", "math"), (1 - WORLD_MATH_SHARE, WORLD_MATH_SHARE), strict=True):
-            folder, meta = part / source, new_meta(source, tokenizer, made_from)
-            folder.mkdir()
-            shards = Shards(folder, meta)
-            for segments in world.documents(seed, source, "validation"):
-                shards.add("val", encoder.document(segments))
-            bar = tqdm(total=int(share * tokens), desc=f"world: {source}", unit="tok", unit_scale=True, disable=None)
-            for segments in world.documents(seed, source):
-                document = encoder.document(segments)
-                shards.add("train", document)
-                bar.update(len(document.tokens))
-                if meta["train"]["tokens"] >= share * tokens:
-                    break
-            bar.close()
-            shards.flush()
-            _write_json(folder / "meta.json", meta)
-        try:
-            part.rename(out)
-        except OSError:  # another process was faster
-            if not _same_world(out, made_from):
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with replacing_path(out) as part:
+            for split, rows in questions.items():
+                write_jsonl(part / "questions" / f"{split}.jsonl", rows)
+            for name, items in tasks.items():
+                write_jsonl(part / "tasks" / f"{name}.jsonl", items)
+            encoder = Encoder(tokenizer.name, [], seed)
+            for source, share in zip(("general", "math"), (1 - WORLD_MATH_SHARE, WORLD_MATH_SHARE), strict=True):
+                folder, meta = part / source, new_meta(source, tokenizer, made_from)
+                folder.mkdir()
+                shards = Shards(folder, meta)
+                for segments in world.documents(seed, source, "validation"):
+                    shards.add("val", encoder.document(segments))
+                bar = tqdm(
+                    total=int(share * tokens), desc=f"world: {source}", unit="tok", unit_scale=True, disable=None
+                )
+                for segments in world.documents(seed, source):
+                    document = encoder.document(segments)
+                    shards.add("train", document)
+                    bar.update(len(document.tokens))
+                    if meta["train"]["tokens"] >= share * tokens:
+                        break
+                bar.close()
+                shards.flush()
+                _write_json(folder / "meta.json", meta)
+    except OSError:  # another process was faster
+        if not _same_world(out, made_from):
+            raise
     for source in world.SOURCES:
         _report(out / source, json.loads((out / source / "meta.json").read_text(encoding="utf-8")), "")
 
@@ -565,20 +562,8 @@ def _same_world(out: Path, made_from: dict) -> bool:
 # Small things
 
 
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """A binary file to write that takes the name `path` only once it is whole and on disk."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _write_json(path: Path, content: dict) -> None:
-    with _replacing(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _digest(content) -> str:

@@ -413,14 +413,6 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
     return list(rows.values())
 
 
-def save_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Rows as jsonl, written to a temporary name and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    part.replace(path)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Splits and overlap.
 

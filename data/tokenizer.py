@@ -22,6 +22,7 @@ import tiktoken
 
 from cli import UserError
 from data.questions import INSTRUCTION
+from files import write_bytes
 
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/"
 WORLD_RANKS = Path(__file__).with_name("world.tiktoken")
@@ -163,8 +164,7 @@ def _published_ranks(name: str, url: str, sha256: str) -> bytes:
         raise UserError(f"tokenizer {name}: cannot download {url} ({reason}); {by_hand}") from error
     if not right(content):
         raise UserError(f"tokenizer {name}: what {url} returned is not the published file (sha256); {by_hand}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(path, content)
+    write_bytes(path, content)
     return content
 
 
@@ -177,13 +177,7 @@ def world_ranks() -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
-
-
 if __name__ == "__main__":
-    _write(WORLD_RANKS, world_ranks())
+    write_bytes(WORLD_RANKS, world_ranks())
     tokenizer = load_tokenizer("world")
     print(f"{WORLD_RANKS}: {tokenizer.vocab_size} tokens, {tokenizer.padded_vocab_size} with padding")

@@ -26,12 +26,12 @@ from data.questions import (
     parse_question,
     read_records,
     remove,
-    save_jsonl,
     sft_row,
     split_validation,
 )
 from data.tokenizer import load_tokenizer
 from data.verifier import is_correct
+from files import write_jsonl
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "realdata"
 TOKENIZER = load_tokenizer("world")
@@ -102,7 +102,7 @@ def test_many_solutions_are_one_row(tmp_path, suffix):
     first, second = load_questions(path)
     assert first["solutions"] == ["2+2=4, so \\boxed{4}.", "Count: \\boxed{4}.", "\\boxed{4.0}"]
     assert second["question"] == "Else?" and second["solutions"] == ["2+2=4, so \\boxed{4}."]
-    save_jsonl(tmp_path / "saved.jsonl", [first, second])
+    write_jsonl(tmp_path / "saved.jsonl", [first, second])
     assert load_questions(tmp_path / "saved.jsonl") == [first, second]
 
 
@@ -388,7 +388,7 @@ def test_worked_examples(name, tmp_path):
     rows = load_examples(name)
     assert len({row["question"] for row in rows}) == 8
     assert all(is_correct(row["solutions"][0], row["answer"], strict=True) for row in rows)
-    save_jsonl(tmp_path / "e.jsonl", [rows[0] | {"question": "No solution?", "solutions": []}, *rows])
+    write_jsonl(tmp_path / "e.jsonl", [rows[0] | {"question": "No solution?", "solutions": []}, *rows])
     assert load_examples(tmp_path / "e.jsonl") == rows
     with pytest.raises(UserError, match="9 worked examples are wanted, it has 8"):
         load_examples(name, 9)
