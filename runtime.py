@@ -23,6 +23,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+
+# Its functions have the process group as a default argument. Imported by dynamo after init_process_group, as it is
+# otherwise, they keep a group alive that has been destroyed, and a thread of that aborts the process at its exit.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from tqdm import tqdm
 
