@@ -119,6 +119,25 @@ class LogProb(NamedTuple):
     logsumexp: Tensor  # log Σ exp(logit / temperature): the z-loss is its square
 
 
+def logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden (..., C) times weight (V, C) transposed, (..., V), in fp32: the products of linear_log_prob, like those never
+    rounded to bf16, where a logit of 20 comes in steps of 1/8. Under autocast without a gradient."""
+    hidden = _operand(hidden)
+    if hidden.dtype == torch.float32:
+        return F.linear(hidden, weight)
+    with torch.no_grad():
+        out = torch.empty(*hidden.shape[:-1], weight.shape[0], device=hidden.device)
+        _logits(hidden.flatten(0, -2), weight.to(hidden.dtype), 1.0, out=out.view(-1, weight.shape[0]))
+    return out
+
+
+def _operand(hidden: Tensor) -> Tensor:
+    """What autocast would multiply."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return hidden
+
+
 def linear_log_prob(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> LogProb:
@@ -132,8 +151,7 @@ def linear_log_prob(
         temperature: logits are divided by it, as they are in sampling.
         entropy: also return the entropy of each row's distribution (a second buffer and pass).
     """
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    hidden = _operand(hidden)
     triton_kernels = fused(hidden)
     function = triton_kernels.LinearLogProb if triton_kernels else _LinearLogProb
     log_prob, row_entropy, logsumexp = function.apply(hidden, weight, targets, temperature, entropy)
@@ -227,8 +245,10 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> 
     """hidden @ weight.T / temperature in fp32, written to `out`."""
     if hidden.dtype == torch.float32:
         torch.mm(hidden, weight.T, out=out)
-    else:
-        out.copy_(hidden @ weight.T)
+    elif hidden.is_cuda:  # bf16 operands, fp32 sum and result
+        out.copy_(torch.mm(hidden, weight.T, out_dtype=torch.float32))
+    else:  # which have no such product: a product of bf16 numbers is exact in fp32
+        torch.mm(hidden.float(), weight.float().T, out=out)
     return out.div_(temperature) if temperature != 1.0 else out
 
 

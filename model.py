@@ -162,7 +162,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V) in fp32: for sampling a few positions; losses use kernels.linear_log_prob."""
-        return self.head(hidden).float()
+        return kernels.logits(hidden, self.head.weight)
 
     @property
     def n_params(self) -> int:

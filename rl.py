@@ -12,10 +12,10 @@ One step, as the loop in main() has it:
     advantage  = (reward - mean) / std within the n answers of a question
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
-(log ρ is held to ± 20, as in the authors' code; --dual_clip 3 adds its bound on answers with A < 0.)
-
-with weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches nor
-ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
+p_old is p itself where a step makes one update, else what a forward pass gives before the first of them (the sampler's
+log-probs are rounded elsewhere). log ρ is held to ± 20, as in the authors' code; --dual_clip 3 is its bound for A < 0.
+The loss has weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches
+nor ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
 Departures from the authors' code: a configured format score acts; the token mean is over the minibatch, not the
 micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
@@ -201,7 +201,7 @@ class Group:
     question: dict
     prompt: list[int]
     answers: list[list[int]]  # token ids, the stop token included if it was sampled
-    old_log_prob: list[np.ndarray]  # of each answer's tokens, as sampled
+    old_log_prob: list[np.ndarray]  # of each answer's tokens, as sampled (see GRPO.recompute)
     rewards: list[float]
     valid: list[bool]  # answers that count (see --truncated)
     finished: list[bool]
@@ -347,11 +347,44 @@ class GRPO:
             for start in range(0, len(groups), size):
                 yield groups[start : start + size]
 
+    def used(self, groups: list[Group]) -> list[Group]:
+        """The groups of a minibatch that are computed; none if no group has anything to learn from."""
+        c = self.config
+        keep = c.zero_variance == "keep"
+        if not any(g.signal for g in groups) and not (keep and (c.kl > 0 or c.entropy > 0)):
+            return []
+        return [g for g in groups if g.signal or keep]
+
+    def batches(self, model: GPT, groups: list[Group]):
+        """This rank's part of the groups: (packed, [(group, row) of each of its answers], FLOPs of a forward pass).
+
+        The same groups always make the same batches, whose matrix products have the same shapes and roundings.
+        """
+        mine = [groups[i] for i in self.process.share([g.n_tokens for g in groups])]
+        items = [(g.prompt, g.answers) for g in mine]
+        for packed, parts in packed_batches(items, self.micro_tokens, self.process.device):
+            flops = sum(self._forward_flops(model, mine[i], rows) for i, rows in parts)
+            yield packed, [(mine[i], r) for i, rows in parts for r in rows], flops
+
+    @torch.no_grad()
+    def recompute(self, model: GPT, minibatch: list[Group]) -> float:
+        """Set old_log_prob, of the answers that this rank trains on, to the log-probs of the training forward; returns
+        the FLOPs of that. Where a step makes several updates the later ones divide by p_old, and the sampler's differs
+        from p with no update made: in bf16, whose decoding rounds elsewhere, by up to 40%."""
+        total = 0.0
+        for packed, answers, flops in self.batches(model, self.used(minibatch)):
+            with self.process.autocast():
+                log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()
+            ends = np.cumsum([len(g.answers[r]) for g, r in answers])[:-1]
+            for (g, r), values in zip(answers, np.split(log_prob, ends), strict=True):
+                g.old_log_prob[r] = values
+            total += flops
+        return total
+
     def backward(self, model: GPT, groups: list[Group], first: bool, scale: float = 1.0) -> dict | None:
         """Add this rank's part of the minibatch's gradient to .grad; None if no group of it has anything to learn from.
 
-        first: no update has been made since these groups were sampled. Then p_old is p itself and the ratio exactly 1,
-        where the recorded log-probs, of other matrix shapes, would differ in the last digits.
+        first: no update has been made since these groups were sampled. Then p_old is p itself and the ratio exactly 1.
 
         scale: factor of the gradient (average.py's combined loss).
 
@@ -362,17 +395,14 @@ class GRPO:
         lengths = torch.tensor([[len(a) for a in g.answers] for g in groups])
         valid = torch.tensor([g.valid for g in groups])
         weight = token_weights(lengths.flatten(), valid.flatten(), c.aggregation, self.max_new_tokens).view(-1, n)
-        regularised = c.zero_variance == "keep" and (c.kl > 0 or c.entropy > 0)
-        used = [i for i, g in enumerate(groups) if g.signal or c.zero_variance == "keep"]
-        if not any(g.signal for g in groups) and not regularised:
+        used = self.used(groups)
+        if not used:
             return None
         row_weight = {id(g): w for g, w in zip(groups, weight, strict=True)}
         stats = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
         if self.reference is not None:
             self.reference.to(self.process.device)
-        mine = self.process.share([groups[i].n_tokens for i in used])
-        items = [(groups[used[i]].prompt, groups[used[i]].answers) for i in mine]
-        for packed, parts in packed_batches(items, self.micro_tokens, self.process.device):
+        for packed, answers, flops in self.batches(model, used):
             with self.process.autocast():
                 out = packed.log_probs(model, c.temperature, entropy=c.entropy > 0)
 
@@ -382,10 +412,9 @@ class GRPO:
             def recorded(values: list[np.ndarray]) -> Tensor:
                 return torch.from_numpy(np.concatenate(values)).to(self.process.device)
 
-            pairs = [(groups[used[mine[i]]], r) for i, rows in parts for r in rows]
-            token_weight = per_token([float(row_weight[id(g)][r]) for g, r in pairs])
-            old = out.log_prob.detach() if first else recorded([g.old_log_prob[r] for g, r in pairs])
-            advantage = per_token([float(g.advantage[r]) for g, r in pairs])
+            token_weight = per_token([float(row_weight[id(g)][r]) for g, r in answers])
+            old = out.log_prob.detach() if first else recorded([g.old_log_prob[r] for g, r in answers])
+            advantage = per_token([float(g.advantage[r]) for g, r in answers])
             loss, sums = policy_loss(out.log_prob, old, advantage, token_weight, c.clip_low, c.clip_high, c.dual_clip)
             if self.reference is not None:
                 with torch.no_grad(), self.process.autocast():
@@ -401,8 +430,7 @@ class GRPO:
                 stats[key] += value
             stats["weight"] += token_weight.sum().item()
             stats["trained_tokens"] += packed.tokens.numel()
-            passes = 3 if self.reference is None else 4
-            stats["flops"] += passes * sum(self._forward_flops(model, groups[used[mine[i]]], rows) for i, rows in parts)
+            stats["flops"] += (3 if self.reference is None else 4) * flops
         if self.reference is not None:
             self.reference.to("cpu")
         return stats
@@ -425,8 +453,12 @@ def total_over_ranks(process: Process, stats: dict | None) -> dict | None:
 
 def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, progress: Progress, lr: float) -> dict:
     """All minibatch updates on one step's rollouts; returns means over them."""
-    clock, first, results = Clock(), True, []
-    for minibatch in grpo.minibatches(groups):
+    clock, first, results, flops = Clock(), True, [], 0.0
+    minibatches = list(grpo.minibatches(groups))
+    if len(minibatches) > 1:
+        for minibatch in minibatches[: len(minibatches) // grpo.config.inner_epochs]:  # of one epoch: all groups
+            flops += grpo.recompute(model, minibatch)
+    for minibatch in minibatches:
         stats = total_over_ranks(run.process, grpo.backward(model, minibatch, first))
         if stats is None:
             continue  # equal rewards everywhere: no gradient, so no step (and no decay, no momentum)
@@ -439,6 +471,7 @@ def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, pro
         return {"updates": 0, "flops": 0.0}
     mean = {key: float(np.mean([r[key] for r in results])) for key in results[0]}
     mean |= {key: float(np.sum([r[key] for r in results])) for key in ("trained_tokens", "flops")}
+    mean["flops"] += sum(run.process.sum([flops]))
     return mean | {"updates": len(results), "train_s": clock.lap()}
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import kernels
 from cli import UserError
 from model import GPT, KVCache
 
@@ -96,6 +97,7 @@ def sample(
     device, dtype = model.head.weight.device, model.head.weight.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
+    head = model.head.weight.to(dtype)  # once, not at every token
     slots = _slots_in_memory(model, rows_total, n, longest, max_new_tokens, slots, kv_gib, dtype.itemsize)
     entries = _entries(slots, n)
     like = torch.empty(0, device=device, dtype=dtype)
@@ -136,7 +138,7 @@ def sample(
             target = torch.from_numpy(where).to(device)
             hidden = model(torch.from_numpy(padded).to(device), attend=cache.prefill(target))
             last = hidden[torch.arange(len(taken)), torch.from_numpy(length - 1)]
-            first_logits[target] = model.logits(last)
+            first_logits[target] = kernels.logits(last, head)
             prompt_length[where], unfinished[where] = length, n
             waiting = [(index * n + j, e) for index, e in zip(taken, where, strict=True) for j in range(n)][::-1]
         # 2. Waiting rows take the free slots; their first token comes from the prefill
@@ -160,7 +162,7 @@ def sample(
                 members,
             )
             hidden = model(torch.from_numpy(token[:old, None]).to(device), position[:, None], attend)
-            logits.append(model.logits(hidden[:, 0]))
+            logits.append(kernels.logits(hidden[:, 0], head))
         if fresh.any():
             logits.append(first_logits[torch.from_numpy(entry[old:]).to(device)])
             members = None

@@ -117,6 +117,48 @@ def test_10_rollouts_after_an_update_come_from_the_new_weights(tmp_path, monkeyp
     assert away > 0.1
 
 
+BF16 = Process(0, 1, torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize("flags", [{"minibatch": 1}, {"inner_epochs": 2}, {"minibatch": 2, "inner_epochs": 2}])
+@pytest.mark.parametrize("process", [CPU, BF16])
+def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, flags):
+    """Property 15 where a step makes several updates, in fp32 and in bf16: with a learning rate of 0 the ratio of every
+    token in every minibatch is 1 within 1e-3. p_old is that of the training forward; the sampler's differs in bf16."""
+    monkeypatch.setattr(rl, "reward_of", by_parity)
+    ratios, policy_loss = [], rl.policy_loss
+
+    def recording(log_prob, old, *args):
+        ratios.append((log_prob - old).detach().exp())
+        return policy_loss(log_prob, old, *args)
+
+    monkeypatch.setattr(rl, "policy_loss", recording)
+    policy, g = for_the_world(), grpo(process, temperature=0.7, rollouts=8, zero_variance="keep", **flags)
+    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", process)
+    groups, _ = g.rollouts(policy)
+    sampled = [np.concatenate(x.old_log_prob) for x in groups]
+    optimizer = make_optimizer(policy, 0.0, 0.0, (0.9, 0.999))
+    result = rl.update(g, policy, optimizer, groups, run, Progress(), 0.0)
+    assert len(ratios) == result["updates"] == len(list(g.minibatches(groups)))
+    assert max((r - 1).abs().max().item() for r in ratios) < 1e-3
+    apart = max(np.abs(a - np.concatenate(x.old_log_prob)).max() for a, x in zip(sampled, groups, strict=True))
+    assert apart > 3e-3 if process is BF16 else apart < 1e-4
+    # forward and backward of every update cost 3 forward passes, the old log-probs of each answer one
+    epoch = sum(g._forward_flops(policy, x, range(8)) for x in groups)
+    assert result["flops"] == pytest.approx((3 * g.config.inner_epochs + 1) * epoch)
+
+
+def test_15_one_update_a_step_needs_no_old_log_probs(tmp_path, monkeypatch):
+    """Property 15: with one update a step p_old is p itself: no forward pass is spent on it."""
+    monkeypatch.setattr(rl, "reward_of", by_parity)
+    monkeypatch.setattr(rl.GRPO, "recompute", None)
+    policy, g = for_the_world(), grpo()
+    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
+    groups, _ = g.rollouts(policy)
+    optimizer = make_optimizer(policy, 1e-3, 0.0, (0.9, 0.999))
+    assert rl.update(g, policy, optimizer, groups, run, Progress(), 1e-3)["ratio"] == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_14_the_loss_applies_the_sampling_temperature(monkeypatch, temperature):
     """Property 14: with the recorded log-probs as p_old, the ratio of fresh rollouts is 1 at any temperature, since the

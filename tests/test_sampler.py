@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels
 import rl
 import sampler
 from cli import UserError
@@ -94,6 +95,23 @@ def test_1_recorded_log_probs_equal_a_full_forward_in_bf16(model, prompts):
             for row, answer in enumerate(answers(s))
         ]
     assert torch.cat(errors).mean() < 0.03 and torch.cat(errors).max() < 0.15
+
+
+@torch.no_grad()
+def test_1_logits_are_not_rounded_to_bf16(model, prompts):
+    """Property 1 under bf16 autocast: the operands of the head are in bf16, logits and log-probs in fp32. The first
+    token's log-prob is that of the products in float64 to 1e-5, where logits in bf16 would be off by 1e-3 and more; the
+    loss has the same ones."""
+    prompt = prompts[3]
+    with torch.autocast("cpu", torch.bfloat16):
+        s = draw(model, [prompt], n=64, max_new_tokens=1, stop=-1, temperature=1.0)
+        hidden = model(torch.tensor([prompt]))[0, -1:]
+        trained = kernels.linear_log_prob(hidden.expand(64, -1), model.head.weight, s.tokens[:, 0]).log_prob
+    logits = hidden.bfloat16().double() @ model.head.weight.bfloat16().double().T
+    assert (logits.bfloat16().double() - logits).abs().max() > 1e-3
+    want = logits.log_softmax(-1)[0, s.tokens[:, 0]]
+    torch.testing.assert_close(s.log_probs[:, 0].double(), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trained.double(), want, atol=1e-5, rtol=0)
 
 
 def test_2_greedy_output_does_not_depend_on_the_batch(model, prompts):
