@@ -17,7 +17,7 @@ For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per questio
 every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz.
 
 Sources: pass@k is the unbiased estimator of arXiv 2107.03374 §2.1; length-normalised accuracy divides a choice's
-log-likelihood by its UTF-8 bytes, as lm-evaluation-harness does.
+log-likelihood by its characters, the space before it not counted, as lm-evaluation-harness's acc_norm does.
 """
 
 import json
@@ -334,14 +334,14 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: 
     """A likelihood task, each value with its interval.
 
     Multiple choice ({"query", "choices", "gold"}): "accuracy" by log-likelihood and "accuracy_norm" by log-likelihood
-    per byte. Cloze ({"context", "continuation"}): "accuracy" that the continuation is what greedy decoding gives, and
+    per character. Cloze ({"context", "continuation"}): "accuracy" that the continuation is what greedy decoding gives, and
     "log_prob" in nats. "items" has one 0/1 per item, of accuracy_norm or accuracy.
     """
     if "choices" in items[0]:
         texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
         pairs = [(tokenizer.encode(context), tokenizer.encode(choice)) for context, choice in texts]
         log_p = np.array([r[0] for r in continuation_log_probs(model, pairs, process, label)])
-        size = np.array([len(choice.encode()) for _, choice in texts])
+        size = np.array([len(choice) - 1 for _, choice in texts])  # the harness puts its delimiter before the choice
         ends = np.cumsum([len(item["choices"]) for item in items])[:-1]
         gold = [item["gold"] for item in items]
         plain, norm = (
@@ -460,11 +460,13 @@ def load_items(path: Path) -> list[dict]:
         try:
             item = parse_record(record.content)
             choices = item.get("choices")
-            if choices is not None and not (0 <= item["gold"] < len(choices) and all(choices) and item["query"]):
+            if choices is not None and not (
+                0 <= item["gold"] < len(choices) and all(c.strip() for c in choices) and item["query"]
+            ):
                 raise ValueError("gold is no index of choices, or a choice or the query is empty")
             if choices is None and not (item["context"] and item["continuation"]):
                 raise ValueError("context or continuation is empty")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{record.where}: no likelihood item ({error}): see eval.py's evaluate_task") from None
         items.append(item)
     if not items:

@@ -15,6 +15,7 @@ from cli import UserError
 from data.questions import few_shot_prompt
 from data.tokenizer import load_tokenizer
 from eval import (
+    _join,
     bits_per_byte,
     build_prompts,
     compare,
@@ -387,26 +388,89 @@ def task(monkeypatch, tokenizer, items, results) -> tuple[dict, list]:
 
 
 def test_plain_and_length_normalised_accuracy_differ_as_they_should(monkeypatch, tokenizer):
-    """Multiple choice: "accuracy" takes the largest log-likelihood, "accuracy_norm" the largest per UTF-8 byte of the
-    choice with its space; "items" are those of the latter. Items may have different numbers of choices."""
+    """Multiple choice: "accuracy" takes the largest log-likelihood, "accuracy_norm" the largest per character of the
+    choice without its space; "items" are those of the latter. Items may have different numbers of choices."""
     items = [
         {"query": "Question: What grows?", "choices": ["oak", "a very old oak tree"], "gold": 1},
         {"query": "The sky is", "choices": [" blue", "green", "red"], "gold": 0},
         {"query": "Say", "choices": ["éééé", "eeeeee"], "gold": 1},
     ]
-    # bytes: 4 and 20; 5, 6, 4; 9 and 7
-    log_p = [-4.0, -10.0, -3.0, -6.0, -2.9, -9.0, -7.7]
+    # characters: 3 and 19; 4, 5, 3; 4 and 6
+    log_p = [-3.0, -9.5, -2.8, -4.0, -2.7, -4.4, -6.0]
     record, asked = task(monkeypatch, tokenizer, items, [(x, False) for x in log_p])
     assert asked[:3] == [
         ("Question: What grows?\nAnswer:", " oak"),
         ("Question: What grows?\nAnswer:", " a very old oak tree"),
         ("The sky is", " blue"),
     ]
-    # plain: oak, red, eeeeee; per byte: -1 < -0.5; -0.6 > -0.725 > -1; -1.0 > -1.1 (éééé, though it has fewer letters)
-    assert record["items"] == [1, 1, 0]
-    assert record["accuracy"]["mean"] == pytest.approx(1 / 3) and record["accuracy_norm"]["mean"] == pytest.approx(
-        2 / 3
-    )
+    # plain: oak, red, éééé; per character: -1 < -.5; -.7 > -.8 > -.9; -1.1 < -1 (by bytes éééé would win, 8 to 6)
+    assert record["items"] == [1, 1, 1]
+    assert record["accuracy"]["mean"] == 0 and record["accuracy_norm"]["mean"] == 1
+
+
+def harness_accuracies(items: list[dict], log_p: list[list[float]]) -> tuple[list[float], list[float]]:
+    """acc and acc_norm of each item by lm-evaluation-harness's own code; the texts that it asks for must be ours."""
+    datasets, harness = pytest.importorskip("datasets"), pytest.importorskip("lm_eval.api.task")
+    texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
+    docs = [{"gold": i["gold"], "context": _join(i["query"], "x")[0], "choices": [c.strip() for c in i["choices"]]}
+            for i in items]  # fmt: skip
+    data = datasets.Dataset.from_list(
+        docs[:1]
+    )  # it wants to see one; a choice of another number of choices is no matter
+    task = harness.ConfigurableTask(config={
+        "task": "test", "output_type": "multiple_choice", "custom_dataset": lambda **_: {"test": data}, "test_split": "test",
+        "doc_to_text": "{{context}}", "doc_to_choice": "choices", "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    })  # fmt: skip
+    results = [task.process_results(doc, [(x, False) for x in row]) for doc, row in zip(docs, log_p, strict=True)]
+    asked = [
+        r.args for doc in docs for r in task.construct_requests(doc, ctx=task.doc_to_text(doc), metadata=(None, 0, 1))
+    ]
+    assert asked == texts
+    return [r["acc"] for r in results], [r["acc_norm"] for r in results]
+
+
+def random_log_probs(items: list[dict], seed: int = 0) -> list[list[float]]:
+    """A log-likelihood a choice, about -1 a character."""
+    rng = np.random.default_rng(seed)
+    return [[float(-len(c) * rng.uniform(0.9, 1.1)) for c in item["choices"]] for item in items]
+
+
+def assert_as_the_harness(monkeypatch, tokenizer, items) -> list[int]:
+    log_p = random_log_probs(items)
+    record, _ = task(monkeypatch, tokenizer, items, [(x, False) for row in log_p for x in row])
+    plain, norm = harness_accuracies(items, log_p)
+    assert record["items"] == norm and record["accuracy_norm"]["mean"] == pytest.approx(np.mean(norm))
+    assert record["accuracy"]["mean"] == pytest.approx(np.mean(plain))
+    return record["items"]
+
+
+def test_accuracies_are_those_of_the_harness(monkeypatch, tokenizer):
+    """On the same items and log-likelihoods, accuracy and accuracy_norm are lm-evaluation-harness's acc and acc_norm
+    item by item, and the texts that are asked for are its own: choices of 1 to 30 characters, some of them beyond ASCII,
+    with and without a space before them, 2 to 5 of them."""
+    rng = np.random.default_rng(1)
+    items = [
+        {
+            "query": rng.choice(["Question: How?", "Say", "It is "]),
+            "choices": [
+                rng.choice(["", " "]) + "".join(rng.choice(list("abcé"), rng.integers(1, 31)))
+                for _ in range(rng.integers(2, 6))
+            ],
+            "gold": int(rng.integers(2)),
+        }
+        for _ in range(300)
+    ]
+    right = assert_as_the_harness(monkeypatch, tokenizer, items)
+    assert 50 < sum(right) < 250
+
+
+@pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
+@pytest.mark.parametrize("file", ["arc_easy.jsonl.gz", "hellaswag_val_3000.jsonl.gz", "piqa.jsonl.gz"])
+def test_accuracies_on_real_items_are_those_of_the_harness(monkeypatch, tokenizer, file):
+    """The same on published items, 250 of each."""
+    ((_, items),) = find_tasks("nowhere", (str(REALDATA / file),), 250).items()
+    assert_as_the_harness(monkeypatch, tokenizer, items)
 
 
 def test_cloze_accuracy_is_that_of_greedy_decoding(monkeypatch, tokenizer):
@@ -444,6 +508,8 @@ def test_bits_per_byte_by_hand(model, tokenizer):
         {"query": "a", "choices": ["b", "c"], "gold": -1},
         {"query": "a", "choices": ["b", "c"], "gold": "1"},
         {"query": "a", "choices": ["b", ""], "gold": 0},
+        {"query": "a", "choices": ["b", " "], "gold": 0},
+        {"query": "a", "choices": ["b", 7], "gold": 0},
         {"query": "", "choices": ["b", "c"], "gold": 0},
         {"choices": ["b", "c"], "gold": 0},
         {"context": "a", "continuation": ""},
