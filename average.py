@@ -34,6 +34,7 @@ from runtime import (
     Clock,
     PostConfig,
     Run,
+    begin,
     clip_gradients,
     load_checkpoint,
     make_optimizer,
@@ -41,8 +42,6 @@ from runtime import (
     optimizer_step,
     reduce_gradients,
     save_checkpoint,
-    start_process,
-    train,
 )
 from sft import SFTConfig, make_sft, sft_update
 
@@ -162,25 +161,21 @@ def soup(config: Config, run: Run) -> None:
 
 def check(config: Config) -> None:
     config.check()
-    if not 0 <= config.weight <= 1 or config.weight_end > 1:
-        raise UserError(f"--weight {config.weight} and --weight_end {config.weight_end} must lie between 0 and 1")
     if config.mode in ("parallel", "combined") and (config.minibatch or config.inner_epochs != 1):
         raise UserError(
             f"--mode {config.mode} makes one update on a step's rollouts: leave out --minibatch, --inner_epochs"
         )
     if config.adapt and config.mode != "parallel":
         raise UserError(f"--adapt {config.adapt} goes with --mode parallel")
-    if min(config.sft_steps, config.rl_steps, config.curriculum) < 0 or config.sft_steps + config.rl_steps < 1:
-        raise UserError("--sft_steps, --rl_steps and --curriculum must not be negative, nor the first two both 0")
+    if config.sft_steps + config.rl_steps < 1:
+        raise UserError("--sft_steps and --rl_steps must not both be 0")
 
 
 def main(config: Config) -> None:
-    check(config)
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
-    run = Run(config, "average", process)
+    process, run, last = begin(config, "average", lambda: check(config))
     if config.mode == "soup":
         return soup(config, run)
-    start = open_checkpoint(run, config.init, process)
+    start = open_checkpoint(config, last, process)
     model, tokenizer, progress = start.model, start.tokenizer, start.progress
     grpo, sft = make_grpo(config, start, process), make_sft(config, start, process)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
@@ -195,10 +190,10 @@ def main(config: Config) -> None:
         second.load_state_dict(start.train["sft_optimizer"])
         grpo.order.position, sft.order.position = start.train["grpo"], start.train["sft"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(progress.step)
-    log = RolloutLog(run, tokenizer, 4, config.show, progress)
+    run.open(start)
+    log = RolloutLog(run, tokenizer, 4, config.show)
     if process.main:
-        print(f"{config.mode} from {start.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
+        print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip
 
     def rl_gradient(scale: float) -> tuple[dict, bool]:
@@ -234,7 +229,7 @@ def main(config: Config) -> None:
         weight = weight_at(config, progress.step, steps, *norms, values["signal"])
         streams.average(snapshot, delta_rl, weight)
         if not finite:
-            run.skip(progress, "loss or gradient")
+            run.skip("loss or gradient")
         values["flops"] += stats.pop("flops")
         return values | stats | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight}
 
@@ -244,15 +239,15 @@ def main(config: Config) -> None:
         stats = process.sum_dict(sft.backward(model, sft.draw(), scale=1 - weight))
         norm = optimizer_step(model, optimizer, process, lr, config.clip)
         if not math.isfinite(norm + stats["sft_loss"]):
-            run.skip(progress, "loss or gradient")
+            run.skip("loss or gradient")
         values["flops"] += stats.pop("flops")
         return values | stats | {"grad_norm": norm, "weight": weight}
 
     def alternate(lr: float) -> dict:
         if not is_rl_step(config, progress.step):
-            return sft_update(sft, model, optimizer, run, progress, sft_rate(lr))
+            return sft_update(sft, model, optimizer, run, sft_rate(lr))
         groups, sampled = grpo.rollouts(model)
-        trained = update(grpo, model, optimizer, groups, run, progress, lr)
+        trained = update(grpo, model, optimizer, groups, run, lr)
         log(groups, trained["updates"] > 0)
         return merge(sampled, trained)
 
@@ -260,9 +255,15 @@ def main(config: Config) -> None:
         both = {"optimizer": optimizer.state_dict(), "sft_optimizer": second.state_dict()}
         return both | {"grpo": grpo.order.position, "sft": sft.order.position}
 
-    step = {"parallel": parallel, "combined": combined}.get(config.mode, alternate)
+    kept = config.kept(steps)
+
+    def due(step: int) -> bool:
+        return config.due(step, steps, kept)
+
+    make = {"parallel": parallel, "combined": combined}.get(config.mode, alternate)
     shown = ("reward", "signal", "sft_loss", "val_pass@1")
-    train(run, start, steps, step, state, evaluate, config.eval_every, shown)
+    for step in run.steps(steps, kept, state, evaluate, due, shown):
+        step.log(**make(step.lr))
 
 
 if __name__ == "__main__":

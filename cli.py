@@ -1,10 +1,58 @@
-"""What a user sees when their input is wrong: one line, exit code 2, no traceback."""
+"""The command line: flags from a dataclass, presets, ranges; and what a user sees when their input is wrong.
 
+Bad input ends in one line and exit code 2, not in a traceback.
+"""
+
+import dataclasses
+import glob
+import re
 import sys
 from collections.abc import Callable
 
 import tyro
 from tqdm import tqdm
+
+# The values that a number flag may have, by its name in whichever program has it; "[" includes the end, "(" does not. A
+# flag's default is always allowed ("the scale's own" and the like). Floats that are not here must not be negative, integers
+# lie between 0 and 2³¹ - 1. A config class may change entries for itself: RANGES: ClassVar = {...}.
+RANGES = {
+    "batch": "[1, 1e6]",
+    "beta1": "[0, 1)",
+    "beta2": "[0, 1)",
+    "dual_clip": "0 or (1, 1e6]",
+    "entropy": "[-100, 100]",
+    "epochs": "[0, 1e6]",
+    "eval_every": "[-1, 2147483647]",
+    "eval_samples": "[1, 65536]",
+    "final_lr": "[0, 1]",
+    "format_score": "[-1, 1]",
+    "inner_epochs": "[1, 1000]",
+    "k": "[1, 65536]",
+    "kv_gib": "(0, 1e6]",
+    "lr": "[0, 100]",
+    "max_tokens": "[0, 1e18]",
+    "prompts": "[1, 1e6]",
+    "repeats": "[1, 1000]",
+    "resample": "[0, 1000]",
+    "rollouts": "[2, 65536]",
+    "rows": "[1, 1e6]",
+    "samples": "[1, 65536]",
+    "seq_len": "[1, 1e7]",
+    "sft_beta1": "[0, 1)",
+    "sft_beta2": "[0, 1)",
+    "sft_lr": "[0, 100]",
+    "sft_weight_decay": "[0, 100]",
+    "shard_tokens": "[1, 1e12]",
+    "slots": "[1, 1e6]",
+    "steps": "[1, 1e9]",
+    "temperature": "0 or [0.01, 100]",
+    "tokens": "[0, 1e18]",
+    "top_p": "(0, 1]",
+    "val_fraction": "[0, 0.5]",
+    "weight": "[0, 1]",
+    "weight_decay": "[0, 100]",
+    "weight_end": "[0, 1]",
+}
 
 
 class UserError(Exception):
@@ -14,13 +62,13 @@ class UserError(Exception):
 def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = None):
     """Parse flags into `config_class` (tyro) and run `main(config)`; a UserError or OSError exits with 2.
 
-    `--preset NAME` replaces the defaults by presets[NAME] first, so that flags beside it win.
+    --preset NAME sets the flags of presets[NAME] that were not given themselves.
     """
-    description = sys.modules[main.__module__].__doc__
-    chosen = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--preset"), "")
-    default = config_class(**presets[chosen], preset=chosen) if chosen in (presets or {}) else None
-    config = tyro.cli(config_class, default=default, description=description, use_underscores=True)
+    config = tyro.cli(config_class, description=sys.modules[main.__module__].__doc__, use_underscores=True)
     try:
+        config.given = given_on(sys.argv[1:], config)
+        check_ranges(config)
+        apply_preset(config, presets or {})
         return main(config)
     except (UserError, OSError) as error:
         for bar in list(getattr(tqdm, "_instances", ())):
@@ -34,3 +82,74 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+def given_on(arguments: list[str], config) -> frozenset[str]:
+    """Names of the flags on a command line, in any spelling: --save_every 5, --save-every=5, --no-resume."""
+    words = {a[2:].split("=")[0].replace("-", "_") for a in arguments if a.startswith("--")}
+    words |= {word.removeprefix("no_") for word in words}
+    return frozenset(f.name for f in dataclasses.fields(config) if f.name in words)
+
+
+def given(config) -> frozenset[str]:
+    """The flags that the user gave: on the command line, or, where Python made the config, those that are not default."""
+    if not hasattr(config, "given"):
+        fields = dataclasses.fields(config)
+        config.given = frozenset(f.name for f in fields if getattr(config, f.name) != default_of(f))
+    return config.given
+
+
+def default_of(field: dataclasses.Field):
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def apply_preset(config, presets: dict[str, dict]) -> None:
+    """Set the flags of --preset that were not given themselves. --steps and --epochs both say how long: one given clears
+    the other."""
+    for name, value in presets.get(getattr(config, "preset", ""), {}).items():
+        if name not in given(config):
+            setattr(config, name, value)
+    if hasattr(config, "epochs") and "steps" in given(config):
+        if "epochs" in given(config) and config.epochs:
+            raise UserError("--steps and --epochs both say how long to train: pass one of them")
+        config.epochs = 0.0
+
+
+def check_ranges(config) -> None:
+    """UserError for a number that no program can mean (RANGES); nan and infinity are never allowed."""
+    ranges = {**RANGES, **getattr(config, "RANGES", {})}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int | float) or value == default_of(field):
+                continue
+            text = ranges.get(field.name, "[0, 2147483647]" if isinstance(number, int) else "[0, 1e30]")
+            if not in_range(number, text):
+                raise UserError(f"--{field.name} {number}: must lie in {text}")
+
+
+def in_range(number: float, text: str) -> bool:
+    """in_range(1, "0 or [1, 2)") → True."""
+    for part in text.split(" or "):
+        interval = re.fullmatch(r"([\[(])(.+), (.+)([\])])", part)
+        if interval is None:
+            if number == float(part):
+                return True
+            continue
+        opens, low, high, closes = interval.groups()
+        above = number >= float(low) if opens == "[" else number > float(low)
+        below = number <= float(high) if closes == "]" else number < float(high)
+        if above and below:  # nan is in no interval
+            return True
+    return False
+
+
+def expand(flag: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Files named or matched: a pattern that no shell has expanded (quoted, or on Windows) is expanded here, sorted."""
+    paths = []
+    for pattern in patterns:
+        matched = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
+        if glob.has_magic(pattern) and not matched and not glob.glob(glob.escape(pattern)):
+            raise UserError(f"{flag} {pattern}: matches no file")
+        paths += matched or [pattern]
+    return tuple(paths)

@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli
+from cli import UserError, cli, expand
 from data.loader import Loader
 from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
@@ -406,6 +406,12 @@ class HeldOut:
     eval_items: int = 128  # use the first so many items of each
     eval_tokens: int = 10_000  # held-out tokens of each of DATA's sources for bits per byte; 0: none
 
+    def due(self, step: int, total: int, kept: set[int]) -> bool:
+        """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
+        if self.eval_every < 0:
+            return step == 0 or step in kept
+        return bool(self.eval_every) and (step % self.eval_every == 0 or step == total)
+
 
 def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, process: Process):
     """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_process@k (the
@@ -651,6 +657,8 @@ def ask(config: Config, process: Process) -> None:
 
 
 def main(config: Config) -> None:
+    config.checkpoint = expand("--checkpoint", config.checkpoint)
+    config.compare = expand("--compare", config.compare)
     if config.compare:
         if len(config.compare) < 2:
             raise UserError("--compare: name two or more records")
@@ -667,8 +675,6 @@ def main(config: Config) -> None:
         raise UserError(f"--shots {config.shots}: a number, or auto")
     if not config.ask and config.samples < min(config.k):
         raise UserError(f"--samples {config.samples}: no pass@k of --k {config.k} can be computed from so few samples")
-    if config.temperature < 0 or not 0 < config.top_p <= 1:
-        raise UserError(f"--temperature {config.temperature} must be ≥ 0 and --top_p {config.top_p} in (0, 1]")
     if config.difficulty:
         config = replace(config, questions=("train",), tasks=(), text=(), samples=64, k=(1, 8, 32))
     places = []  # (checkpoint, folder and name of its record)

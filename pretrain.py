@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli
+from cli import UserError, cli, given
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.questions import encode_prompt, load_questions
@@ -34,14 +34,12 @@ from runtime import (
     Clock,
     Process,
     Progress,
-    Run,
     RunConfig,
-    learning_rate,
-    load_checkpoint,
-    load_model,
+    Start,
+    begin,
     make_optimizer,
+    open_checkpoint,
     optimizer_step,
-    start_process,
     to_device,
 )
 from sampler import sample
@@ -118,7 +116,7 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
 def resolve(config: Config) -> Config:
     """Fill what was left to the scale. UserError for flags that cannot be combined."""
     preset = PRESETS[config.scale]
-    if config.tokens and config.steps:
+    if {"tokens", "steps"} <= given(config) and config.tokens and config.steps:
         raise UserError("--tokens and --steps both say how long to train: pass one of them")
     for name in ("batch", "seq_len", "lr", "save_at"):
         setattr(config, name, getattr(config, name) or preset[name])
@@ -129,11 +127,15 @@ def resolve(config: Config) -> Config:
     if config.data == WORLD and not config.mix:
         config.mix = WORLD_MIX
     context = SCALES[config.scale]["context"]
-    if config.batch < 0 or config.seq_len < 0 or config.steps < 0 or config.lr < 0:
-        raise UserError("--batch, --seq_len, --steps and --lr must be positive")
     if config.seq_len > context:
         raise UserError(f"--seq_len {config.seq_len} exceeds the context of --scale {config.scale}, {context}")
+    parse_save_at(config.save_at, config.steps, config.batch * config.seq_len)
     return config
+
+
+def rows_at_a_time(config: Config, device: torch.device) -> int:
+    """Sequences in one forward pass."""
+    return config.micro_batch or max(1, (2048 if device.type == "cpu" else 16384) // config.seq_len)
 
 
 def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config, process: Process, n_tokens: int):
@@ -146,7 +148,7 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
         batch: (rows, T + 1) int64 on this rank's device.
     """
     total = torch.zeros((), device=process.device, dtype=torch.float64)
-    for rows in batch.split(config.micro_batch):
+    for rows in batch.split(rows_at_a_time(config, batch.device)):
         inputs, targets = rows[:, :-1], rows[:, 1:]
         doc_start = document_starts(inputs, eos) if config.doc_mask else None
         with process.autocast():
@@ -178,7 +180,7 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
         print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
     fast = torch.compile(model)
     share = process.rows(config.batch)
-    rows = min(config.micro_batch, share.stop - share.start)
+    rows = min(rows_at_a_time(config, process.device), share.stop - share.start)
     tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
     try:
         with process.autocast():
@@ -209,116 +211,69 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
 
 
 def main(config: Config) -> None:
-    config = resolve(config)
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
-    run = Run(config, "pretrain", process)
-    last = load_checkpoint(run.out / "last.pt") if config.resume else None
-    if last and last["stage"] != "pretrain":
-        raise UserError(
-            f"{run.out / 'last.pt'} is of stage {last['stage']}, not of pretraining: pass its stage --resume"
-        )
+    process, run, last = begin(config, "pretrain", lambda: resolve(config))
     if config.data == WORLD and process.main:
         build_world(WORLD)
     process.barrier()
     loader = Loader(config.data, parse_mix(config.mix), config.batch, config.seq_len, config.seed)
     tokenizer = load_tokenizer(loader.tokenizer)
     tokens_per_step = config.batch * config.seq_len
-    kept = parse_save_at(config.save_at, config.steps, tokens_per_step)
-    config.micro_batch = config.micro_batch or max(
-        1, (2048 if process.device.type == "cpu" else 16384) // config.seq_len
-    )
-
-    progress = Progress()
     if last:
-        if last["tokenizer"] != tokenizer.name:
+        start = open_checkpoint(config, last, process)
+        model = start.model
+        if start.tokenizer.name != tokenizer.name:
             raise UserError(f"{run.out / 'last.pt'} has the tokenizer {last['tokenizer']!r}, --data {tokenizer.name!r}")
-        must_match = ("scale", "data", "mix", "batch", "seq_len", "seed", "steps")
-        changed = [k for k in must_match if last["args"][k] != getattr(config, k)]
-        if changed:
-            raise UserError(
-                f"--resume with another --{changed[0]} ({last['args'][changed[0]]!r} before): start a new run"
-            )
-        progress = Progress(**last["train"]["progress"])
-        model = load_model(last, process.device)
     else:
         model = GPT(config_of(config.scale, tokenizer.padded_vocab_size))
         model.init_weights(config.seed).to(process.device)
+        start = Start(model, tokenizer, Progress(), lineage=[], train=None)
+    progress = start.progress
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    if last:
-        optimizer.load_state_dict(last["train"]["optimizer"])
-    run.open(progress.step)
+    if start.train:
+        optimizer.load_state_dict(start.train["optimizer"])
+    run.open(start)
     trained = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)
     validation = Path(config.data) / "questions" / "validation.jsonl"
     questions = load_questions(validation) if validation.exists() else []
-
-    def save(keep: bool) -> Path:
-        return run.save(model, tokenizer.name, progress, [], {"optimizer": optimizer.state_dict()}, keep)
-
-    def evaluate() -> dict:
-        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in held_out}
-        return {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
-
     held_out = [name for name, source in loader.sources.items() if source.val.windows(config.seq_len)]
     if process.main:
         print(
             f"{config.scale}: {model.n_params / 1e6:.2f} M parameters, {config.steps} steps of {tokens_per_step} tokens"
         )
         print(f"data {config.data} ({', '.join(loader.sources)}), writes {run.out}")
-    bar = tqdm(
-        total=config.steps,
-        initial=progress.step,
-        unit="step",
-        disable=not process.main,
-        dynamic_ncols=True,
-        mininterval=1,
-    )
-    clock = Clock()
+
+    def evaluate() -> dict:
+        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in held_out}
+        values = {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
+        if process.main:
+            numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+            shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
+            tqdm.write(f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  {numbers}\n{shown}")
+        return values
+
+    def due(step: int) -> bool:
+        return step == config.steps or bool(step and config.eval_every and step % config.eval_every == 0)
+
+    def state() -> dict:
+        return {"optimizer": optimizer.state_dict()}
+
+    kept = set(parse_save_at(config.save_at, config.steps, tokens_per_step))
     batches = loader.iterate(progress.step, process.rows(config.batch))
-    for step, rows in batches:
-        if step >= config.steps:
-            break
-        lr = learning_rate(config, step, config.steps)
+    for step in run.steps(config.steps, kept, state, evaluate, due, ("loss", "lr", "tokens_per_s")):
+        clock = Clock()
+        _, rows = next(batches)
         batch = to_device(rows, process.device)
         loss = loss_and_backward(trained, batch, tokenizer.eos, config, process, tokens_per_step)
         (loss,) = process.sum([loss])
         loss /= tokens_per_step
-        norm = optimizer_step(model, optimizer, process, lr, config.clip)
-        progress.step = step + 1
+        norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
         progress.tokens += tokens_per_step
-        progress.flops += flops_per_step
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            run.skip(progress, "loss or gradient")
-        values = {"tokens": progress.tokens, "loss": loss, "lr": lr, "grad_norm": norm, "skipped": progress.skipped}
-        values |= {"tokens_per_s": tokens_per_step / clock.lap(), "flops": progress.flops}
-
-        run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
-        keep = progress.step in kept
-        if keep or (config.save_every and progress.step % config.save_every == 0):
-            save(keep)  # before evaluating: a crash there loses nothing
-        if progress.step == config.steps or (config.eval_every and progress.step % config.eval_every == 0):
-            held_out_values = evaluate()
-            run.log(progress.step, **held_out_values)
-            if process.main:
-                numbers = "  ".join(f"{k} {v:.3f}" for k, v in held_out_values.items())
-                shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
-                tqdm.write(
-                    f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  loss {loss:.3f}  {numbers}\n{shown}"
-                )
-            clock.lap()
-        bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", tok_s=f"{values['tokens_per_s']:.0f}", refresh=False)
-        bar.update()
-        if run.should_stop():
-            save(False)
-            break
+            run.skip("loss or gradient")
+        step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=tokens_per_step / clock.lap(),
+                 flops=flops_per_step)  # fmt: skip
     batches.close()
-    bar.close()
-    if process.main and not run.stop_signal:
-        print(
-            f"kept {len(kept)} checkpoints in {run.out}; next: python eval.py --checkpoint {run.out}/step_*.pt",
-            file=sys.stderr,
-        )
-    run.close()
 
 
 if __name__ == "__main__":

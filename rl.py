@@ -47,14 +47,14 @@ from runtime import (
     Cursor,
     PostConfig,
     Process,
-    Progress,
     Run,
     Start,
+    begin,
+    load_checkpoint,
+    load_model,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
-    start_process,
-    train,
 )
 from sampler import sample
 
@@ -240,20 +240,12 @@ class GRPO:
         context: int,
         reference: GPT | None = None,
     ):
-        if config.clip_low < 0 or config.clip_high < 0 or config.kl < 0:
-            raise UserError("--clip_low, --clip_high and --kl must not be negative")
-        if config.dual_clip and not config.dual_clip > 1:
-            raise UserError(f"--dual_clip {config.dual_clip}: above 1, such as 3, or 0 for none")
         if config.top_p != 1.0:
             raise UserError(
                 f"--top_p {config.top_p}: GRPO samples the whole distribution, its loss is not renormalised"
             )
         if config.temperature <= 0:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
-        if config.rollouts < 2 or config.prompts < 1:
-            raise UserError(
-                f"--prompts {config.prompts} --rollouts {config.rollouts}: a group needs at least 2 answers to compare"
-            )
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
@@ -451,7 +443,7 @@ def total_over_ranks(process: Process, stats: dict | None) -> dict | None:
     return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
 
 
-def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, progress: Progress, lr: float) -> dict:
+def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, lr: float) -> dict:
     """All minibatch updates on one step's rollouts; returns means over them."""
     clock, first, results, flops = Clock(), True, [], 0.0
     minibatches = list(grpo.minibatches(groups))
@@ -464,7 +456,7 @@ def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, pro
             continue  # equal rewards everywhere: no gradient, so no step (and no decay, no momentum)
         stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
         if not math.isfinite(stats["loss"] + stats["grad_norm"]):
-            run.skip(progress, "loss or gradient")
+            run.skip("loss or gradient")
         results.append(stats)
         first = False
     if not results:
@@ -488,11 +480,11 @@ class RolloutLog:
     """Some rollouts with their rewards to OUT/rollouts.jsonl.gz, one now and then to the terminal, and a word to the
     user when no group carries signal."""
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, groups: int, show: int, progress: Progress):
+    def __init__(self, run: Run, tokenizer: Tokenizer, groups: int, show: int):
         self.path, self.tokenizer, self.groups, self.show = run.out / "rollouts.jsonl.gz", tokenizer, groups, show
-        self.progress, self.main, self.silent = progress, run.process.main, 0
+        self.progress, self.main, self.silent = run.start.progress, run.process.main, 0
         if self.main and self.path.exists():
-            self._drop_after(progress.step)
+            self._drop_after(self.progress.step if run.config.resume else -1)
 
     def __call__(self, groups: list[Group], learned: bool) -> None:
         step = self.progress.step + 1
@@ -565,16 +557,14 @@ def make_grpo(config, start: Start, process: Process) -> GRPO:
         process,
         config.seed,
         start.model.config.context,
-        reference=start.initial_model() if config.kl > 0 else None,
+        reference=load_model(load_checkpoint(config.init)).eval().requires_grad_(False) if config.kl > 0 else None,
     )
 
 
 def main(config: Config) -> None:
-    config.check()
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
-    run = Run(config, "rl", process)
-    start = open_checkpoint(run, config.init, process)
-    model, tokenizer, progress = start.model, start.tokenizer, start.progress
+    process, run, last = begin(config, "rl", config.check)
+    start = open_checkpoint(config, last, process)
+    model, tokenizer = start.model, start.tokenizer
     grpo = make_grpo(config, start, process)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
@@ -582,23 +572,26 @@ def main(config: Config) -> None:
         optimizer.load_state_dict(start.train["optimizer"])
         grpo.order.position = start.train["grpo"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(progress.step)
-    log = RolloutLog(run, tokenizer, config.save_rollouts, config.show, progress)
+    run.open(start)
+    log = RolloutLog(run, tokenizer, config.save_rollouts, config.show)
     if process.main:
-        print(f"{start.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
+        print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
-
-    def step(lr: float) -> dict:
-        groups, sampled = grpo.rollouts(model)
-        trained = update(grpo, model, optimizer, groups, run, progress, lr)
-        log(groups, trained["updates"] > 0)
-        return merge(sampled, trained)
 
     def state() -> dict:
         return {"optimizer": optimizer.state_dict(), "grpo": grpo.order.position}
 
+    kept = config.kept(steps)
+
+    def due(step: int) -> bool:
+        return config.due(step, steps, kept)
+
     shown = ("reward", "signal", "length", "val_pass@1")
-    train(run, start, steps, step, state, evaluate, config.eval_every, shown)
+    for step in run.steps(steps, kept, state, evaluate, due, shown):
+        groups, sampled = grpo.rollouts(model)
+        trained = update(grpo, model, optimizer, groups, run, step.lr)
+        log(groups, trained["updates"] > 0)
+        step.log(**merge(sampled, trained))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ What is given up is overlap with backward, under 1% of a step at the paper's bat
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import math
 import os
@@ -15,8 +16,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +33,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
-from cli import UserError
+from cli import UserError, given
 from data.tokenizer import Tokenizer, load_tokenizer
 from files import named, remove_stale, replacing_with_trailer, write_text
 from model import GPT, GPTConfig
@@ -83,14 +85,16 @@ class PostConfig(RunConfig):
 
     def check(self) -> None:
         """UserError for what no stage can do."""
-        if not self.init and not self.resume:
+        if not self.init:
             raise UserError("--init: name the checkpoint to start from, such as out/pretrain/last.pt")
-        if self.steps < 1 or self.epochs < 0 or self.lr < 0:
-            raise UserError(
-                f"--steps {self.steps} must be at least 1, --epochs {self.epochs} and --lr {self.lr} not negative"
-            )
-        if not all(part.strip().isdigit() for part in self.save_at.split(",") if part):
+        self.kept(1)
+
+    def kept(self, total: int) -> set[int]:
+        """The steps whose checkpoints are kept: --save_at and the last."""
+        parts = [part.strip() for part in self.save_at.split(",") if part.strip()]
+        if not all(part.isdigit() for part in parts):
             raise UserError(f"--save_at {self.save_at!r}: steps such as 16,32")
+        return {int(part) for part in parts} | {total}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,58 +308,114 @@ def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
 
 @dataclass
 class Start:
-    """Where a post-training stage begins: at --init, or where last.pt stopped."""
+    """Where a stage begins: at --init, or where last.pt stopped."""
 
     model: GPT
     tokenizer: Tokenizer
     progress: Progress
     lineage: list  # of the checkpoint behind this stage
     train: dict | None  # what --resume goes on from; None: a fresh run
-    init: str  # path of the checkpoint behind this stage
-
-    def initial_model(self) -> GPT:
-        """The model at --init, on the CPU, without gradients: the KL reference. A resumed run reads it again."""
-        return load_model(load_checkpoint(self.init)).eval().requires_grad_(False)
 
 
-def open_checkpoint(run: "Run", init: str, process: Process) -> Start:
-    """Load --init for a fresh run, RUN/last.pt with --resume (which must then agree with the flags in all but a few)."""
-    if not run.config.resume:
-        checkpoint = load_checkpoint(init)
+# Flags that a resumed run may change: where and how it runs, logs and saves; what is evaluated
+FREE = {
+    *(
+        "out",
+        "resume",
+        "device",
+        "kernels",
+        "compile",
+        "micro_batch",
+        "micro_tokens",
+        "sft_micro_tokens",
+        "slots",
+        "kv_gib",
+    ),
+    *("wandb", "tensorboard", "save_every", "save_at", "save_rollouts", "show", "max_skipped", "val_tokens"),
+    *("eval_every", "eval_questions", "eval_limit", "eval_samples", "eval_tasks", "eval_items", "eval_tokens"),
+}
+LENGTH = {"steps", "epochs", "tokens"}  # and these, where no schedule depends on the length of the run
+
+
+def take_up(config: RunConfig, stage: str) -> dict | None:
+    """With --resume: read OUT/last.pt, and take every flag that was not given from it; None for a new run.
+
+    UserError if there is nothing to resume, or if a flag that was given would make another run of it.
+    """
+    asked = given(config)
+    if not config.resume:
+        return None
+    config.out = config.out or f"out/{stage}"
+    path = Path(config.out) / "last.pt"
+    if not path.exists():
+        raise UserError(f"--resume: {path} does not exist; start without --resume")
+    last = load_checkpoint(path)
+    if last["stage"] != stage:
+        raise UserError(f"{path} is of stage {last['stage']}, not of {stage}: resume it with that stage")
+    args = last["args"]
+    unknown = sorted(args.keys() - {f.name for f in fields(config)})
+    if unknown:
+        raise UserError(
+            f"{path} has a flag --{unknown[0]} that {stage} does not know: resume it with the version that made it"
+        )
+    changed = {name for name in asked & args.keys() if getattr(config, name) != args[name]}
+    scheduled = args["schedule"] != "constant" or args.get("weight_end", -1) >= 0
+    for name in sorted(changed - FREE):
+        if name not in LENGTH:
+            raise UserError(f"--resume with another --{name} ({args[name]!r} before): leave it out, or begin a new run")
+        if scheduled:
+            raise UserError(f"--resume with another --{name} ({args[name]!r} before): this run's schedule depends on its length, "
+                            "which only a run of constant --lr and --weight can change")  # fmt: skip
+    stays = changed | {"out"} | (LENGTH if changed & LENGTH else set())
+    for name in args.keys() - stays:
+        setattr(config, name, args[name])
+    return last
+
+
+def begin(config: RunConfig, stage: str, check: Callable[[], None]) -> tuple[Process, "Run", dict | None]:
+    """What every stage starts with: flags of a run that is resumed, their check, this process, the run's folder.
+
+    Returns (process, run, last), last being the checkpoint that --resume goes on from.
+    """
+    last = take_up(config, stage)
+    check()
+    process = start_process(config.device, config.dtype, config.seed, config.kernels)
+    return process, Run(config, stage, process), last
+
+
+def open_checkpoint(config: PostConfig, last: dict | None, process: Process) -> Start:
+    """The model to go on from: that of `last` with --resume, else that of --init."""
+    if last is None:
+        checkpoint = load_checkpoint(config.init)
         progress = Progress(tokens=checkpoint["tokens"], flops=checkpoint["flops"])
         lineage, train = checkpoint["lineage"], None
     else:
-        checkpoint = load_checkpoint(run.out / "last.pt")
-        if checkpoint["stage"] != run.stage:
-            raise UserError(f"{run.out / 'last.pt'} is of stage {checkpoint['stage']}: resume it with that stage")
-        free = (
-            "device",
-            "kernels",
-            "wandb",
-            "tensorboard",
-            "save_every",
-            "save_at",
-            "show",
-            "max_skipped",
-            "out",
-            "init",
-        )
-        now = asdict(run.config)
-        changed = [k for k, v in checkpoint["args"].items() if k not in free and now.get(k) != v]
-        if changed:
-            raise UserError(
-                f"--resume with another --{changed[0]} ({checkpoint['args'][changed[0]]!r} before): "
-                "pass the flags of the first start, or begin a new run"
-            )
-        init = checkpoint["args"]["init"]
-        train = checkpoint["train"]
-        progress, lineage = Progress(**train["progress"]), checkpoint["lineage"][:-1]
+        checkpoint, train = last, last["train"]
+        progress, lineage = Progress(**train["progress"]), last["lineage"][:-1]
     tokenizer = load_tokenizer(checkpoint["tokenizer"])
-    return Start(load_model(checkpoint, process.device), tokenizer, progress, lineage, train, init)
+    return Start(load_model(checkpoint, process.device), tokenizer, progress, lineage, train)
+
+
+@dataclass
+class Step:
+    """One step of a run, as its loop sees it."""
+
+    number: int  # from 0
+    lr: float
+    values: dict = field(default_factory=dict)
+
+    def log(self, **values) -> None:
+        """Metrics of this step; "flops" among them is what it spent."""
+        self.values |= values
 
 
 class Run:
-    """A run's folder: its kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
+    """A run's folder and its loop: kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
+
+        run.open(start)
+        for step in run.steps(total, kept, state, evaluate, due, shown):
+            ...                                  # make the step at step.lr
+            step.log(loss=loss, flops=flops)
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
     out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
@@ -364,19 +424,25 @@ class Run:
     def __init__(self, config: RunConfig, stage: str, process: Process):
         self.config, self.stage, self.process = config, stage, process
         self.out = Path(config.out or f"out/{stage}")
+        self.start: Start | None = None
         self.stop_signal = 0
         self.last_good: Path | None = None
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._metrics = self._wandb = self._tensorboard = None
-        if config.resume:
-            if not (self.out / "last.pt").exists():
-                raise UserError(f"--resume: {self.out / 'last.pt'} does not exist; start without --resume")
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file: name a folder")
+        if not config.resume and any(self.out.glob("*.pt")):  # without a checkpoint there is nothing to lose
             raise UserError(f"--out {self.out} is not empty: pass --resume to go on, or another --out")
+        for flag, module in (("wandb", "wandb"), ("tensorboard", "tensorboard")):
+            if getattr(config, flag) and importlib.util.find_spec(module) is None:
+                raise UserError(
+                    f"--{flag}: the package {module} is not installed: pip install {module}, or leave the flag out"
+                )
         process.barrier()  # every rank has looked before rank 0 writes
 
-    def open(self, resume_step: int) -> None:
-        """Create the folder and open the logs; lines after `resume_step`, of a run that was killed, are dropped."""
+    def open(self, start: Start) -> None:
+        """Create the folder and open the logs. Lines after the step that a resumed run goes on from are dropped."""
+        self.start, resume_step = start, start.progress.step
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         if not self.process.main:
@@ -385,7 +451,7 @@ class Run:
         remove_stale(self.out)
         path = self.out / "metrics.jsonl"
         kept = []
-        if path.exists():
+        if path.exists() and self.config.resume:
             for line in path.read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
                     values = json.loads(line)
@@ -395,13 +461,23 @@ class Run:
         write_text(path, "".join(kept))
         self._metrics = open(path, "a")
         if self.config.wandb:
-            import wandb
-
-            self._wandb = wandb.init(project=self.config.wandb, name=self.out.name, config=asdict(self.config))
+            self._wandb = self._open_wandb()
         if self.config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.out))
+            self._tensorboard = SummaryWriter(str(self.out), purge_step=resume_step + 1)
+
+    def _open_wandb(self):
+        """A new Weights & Biases run, or with --resume the one whose id lies in OUT/wandb_id."""
+        import wandb
+
+        id_file = self.out / "wandb_id"
+        if not (self.config.resume and id_file.exists()):
+            write_text(id_file, uuid.uuid4().hex[:8])
+        return wandb.init(
+            project=self.config.wandb, name=self.out.name, id=id_file.read_text(), resume="allow", dir=str(self.out),
+            config=asdict(self.config),
+        )  # fmt: skip
 
     def log(self, step: int, **values) -> None:
         """One line in metrics.jsonl (and wandb, TensorBoard)."""
@@ -417,8 +493,9 @@ class Run:
                 if isinstance(value, int | float):
                     self._tensorboard.add_scalar(key, value, step)
 
-    def save(self, model: GPT, tokenizer: str, progress: Progress, lineage: list, train: dict, keep: bool) -> Path:
+    def save(self, train: dict, keep: bool) -> Path:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
+        model, progress = self.start.model, self.start.progress
         path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
         self.last_good = path
         if not self.process.main:
@@ -429,12 +506,12 @@ class Run:
             "format": FORMAT,
             "stage": self.stage,
             "config": asdict(model.config),
-            "tokenizer": tokenizer,
+            "tokenizer": self.start.tokenizer.name,
             "model": model.state_dict(),
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": progress.flops,
-            "lineage": [*lineage, {"stage": self.stage, "step": progress.step, "args": args}],
+            "lineage": [*self.start.lineage, {"stage": self.stage, "step": progress.step, "args": args}],
             "args": args,
             "metrics": {"skipped": progress.skipped},
         }
@@ -443,12 +520,80 @@ class Run:
             save_checkpoint(path, checkpoint)
         return path
 
-    def skip(self, progress: Progress, what: str) -> None:
+    def skip(self, what: str) -> None:
         """Count a step whose loss or gradient is not finite; stop the run after --max_skipped of them."""
+        progress = self.start.progress
         progress.skipped += 1
         if progress.skipped > self.config.max_skipped:
             good = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was written yet"
             raise UserError(f"{what} not finite in {progress.skipped} steps (--max_skipped); {good}; try a lower --lr")
+
+    def steps(
+        self,
+        total: int,
+        kept: set[int],
+        state: Callable[[], dict],
+        evaluate: Callable[[], dict],
+        due: Callable[[int], bool],
+        shown: tuple[str, ...],
+    ) -> Iterator[Step]:
+        """The steps that are left of `total`. Around each: log, save, evaluate, progress bar, signals; then close the run.
+
+        Args:
+            kept: the steps whose checkpoints are kept.
+            state: optimizer states and data cursors, for exact resume.
+            evaluate: held-out metrics of the model as it is.
+            due: is there an evaluation after so many steps?
+            shown: the metrics on the progress bar.
+        """
+        config, process, progress = self.config, self.process, self.start.progress
+        if self.start.train is not None:
+            self._take_up(total, kept, state)
+        # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
+        if due(progress.step) and not max(process.gather(self.evaluated)):
+            self.log(progress.step, **evaluate())
+        bar = tqdm(
+            total=total, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True, mininterval=1
+        )
+        with bar:
+            while progress.step < total and not self.stop_signal:
+                clock, step = Clock(), Step(progress.step, learning_rate(config, progress.step, total))
+                yield step
+                values = {"lr": step.lr, **step.values, "seconds": clock.lap()}
+                progress.step += 1
+                progress.flops += values["flops"]
+                values |= {"flops": progress.flops, "skipped": progress.skipped}
+                self.log(
+                    progress.step, **values
+                )  # before saving: a killed run may lose a step, but never its line alone
+                keep = progress.step in kept
+                if keep or (config.save_every and progress.step % config.save_every == 0):
+                    self.save(state(), keep)  # before evaluating: a crash there loses nothing
+                if due(progress.step):
+                    held_out_values = evaluate()
+                    self.log(progress.step, **held_out_values)
+                    values |= held_out_values
+                texts = {
+                    k: f"{values[k]:.3g}" if abs(values[k]) < 1000 else f"{values[k]:.0f}" for k in shown if k in values
+                }
+                bar.set_postfix(texts, refresh=False)
+                bar.update()
+                if self.should_stop():
+                    self.save(state(), keep)
+        if process.main and not self.stop_signal:
+            print(f"wrote {self.last_good}; next: python eval.py --checkpoint {self.last_good}", file=sys.stderr)
+        self.close()
+
+    def _take_up(self, total: int, kept: set[int], state: Callable[[], dict]) -> None:
+        """Of a resumed run: write the kept checkpoint that a kill after last.pt has cost; say so if there is nothing to do."""
+        step = self.start.progress.step
+        self.last_good = self.out / (f"step_{step:07d}.pt" if step in kept else "last.pt")
+        if not self.last_good.exists():
+            self.save(state(), keep=True)
+        if step > total:
+            raise UserError(f"{self.out / 'last.pt'} is at step {step}, beyond the {total} steps of this run (--steps)")
+        if step == total and self.process.main:
+            print(f"{self.out} has made its {total} steps already", file=sys.stderr)
 
     def should_stop(self) -> bool:
         """Did any rank get SIGTERM or SIGINT? (A rank may not leave the others waiting in a collective.)"""
@@ -472,65 +617,6 @@ class Run:
         if self.stop_signal:  # a second Ctrl-C means now
             raise KeyboardInterrupt
         self.stop_signal = signum
-
-
-def train(
-    run: Run,
-    start: Start,
-    steps: int,
-    step: Callable[[float], dict],
-    train_state: Callable[[], dict],
-    evaluate: Callable[[], dict],
-    eval_every: int,
-    shown: tuple[str, ...],
-) -> None:
-    """The loop of the post-training stages: step, save, evaluate, log, until `steps` or a signal.
-
-    Args:
-        step: makes one step at a learning rate and returns metrics; "flops" among them is what it spent.
-        train_state: optimizer states and data cursors, for exact resume.
-        evaluate: held-out metrics of the model as it is.
-        shown: the metrics on the progress bar.
-    """
-    config, process, progress = run.config, run.process, start.progress
-    kept = {int(s) for s in config.save_at.split(",") if s} | {steps}
-
-    def save(keep: bool) -> None:
-        run.save(start.model, start.tokenizer.name, progress, start.lineage, train_state(), keep)
-
-    def due() -> bool:
-        if eval_every < 0:  # where a checkpoint is kept, and before the first step
-            return progress.step in kept or progress.step == 0
-        return bool(eval_every) and (progress.step % eval_every == 0 or progress.step == steps)
-
-    # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
-    if due() and not max(process.gather(run.evaluated)):
-        run.log(progress.step, **evaluate())
-    bar = tqdm(total=steps, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True)
-    with bar:  # closed before an error is printed
-        while progress.step < steps:
-            clock, lr = Clock(), learning_rate(config, progress.step, steps)
-            values = {"lr": lr, **step(lr)}
-            values["seconds"] = clock.lap()
-            progress.step += 1
-            progress.flops += values["flops"]
-            values |= {"flops": progress.flops, "skipped": progress.skipped}
-            run.log(progress.step, **values)  # before saving: a killed run may lose a step, but never its line alone
-            keep = progress.step in kept
-            if keep or (config.save_every and progress.step % config.save_every == 0):
-                save(keep)  # before evaluating: a crash there loses nothing
-            if due():
-                held_out_values = evaluate()
-                run.log(progress.step, **held_out_values)
-                values |= held_out_values
-            bar.set_postfix({k: f"{values[k]:.3g}" for k in shown if k in values}, refresh=False)
-            bar.update()
-            if run.should_stop():
-                save(keep)
-                break
-    if process.main and not run.stop_signal:
-        print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}", file=sys.stderr)
-    run.close()
 
 
 class Cursor:

@@ -32,14 +32,12 @@ from runtime import (
     Cursor,
     PostConfig,
     Process,
-    Progress,
     Run,
     Start,
+    begin,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
-    start_process,
-    train,
 )
 
 
@@ -81,8 +79,6 @@ class SFT:
     ):
         self.config, self.process, self.seed = config, process, seed
         self.micro_tokens = config.sft_micro_tokens or (2048 if process.device.type == "cpu" else 16384)
-        if config.rows < 1:
-            raise UserError(f"--rows {config.rows}: a step needs at least 1")
         rng = np.random.default_rng(seed)
         self.data: list[tuple[list[int], list[int]]] = []  # (prompt, solution with its stop token)
         long = unsolved = 0
@@ -136,21 +132,19 @@ def make_sft(config, start: Start, process: Process) -> SFT:
     return SFT(config, questions, start.tokenizer, process, config.seed, start.model.config.context)
 
 
-def sft_update(sft: SFT, model: GPT, optimizer, run: Run, progress: Progress, lr: float) -> dict:
+def sft_update(sft: SFT, model: GPT, optimizer, run: Run, lr: float) -> dict:
     """One SFT step; returns its metrics over all ranks."""
     clock = Clock()
     stats = run.process.sum_dict(sft.backward(model, sft.draw()))
     stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
     if not math.isfinite(stats["sft_loss"] + stats["grad_norm"]):
-        run.skip(progress, "loss or gradient")
+        run.skip("loss or gradient")
     return stats | {"train_tokens_per_s": stats["sft_tokens"] / clock.lap()}
 
 
 def main(config: Config) -> None:
-    config.check()
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
-    run = Run(config, "sft", process)
-    start = open_checkpoint(run, config.init, process)
+    process, run, last = begin(config, "sft", config.check)
+    start = open_checkpoint(config, last, process)
     model, tokenizer = start.model, start.tokenizer
     sft = make_sft(config, start, process)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
@@ -159,21 +153,24 @@ def main(config: Config) -> None:
         optimizer.load_state_dict(start.train["optimizer"])
         sft.order.position = start.train["sft"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(start.progress.step)
+    run.open(start)
     if process.main:
-        print(f"{start.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
+        print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
-
-    def step(lr: float) -> dict:
-        if process.main and config.show and start.progress.step % config.show == 0:
-            prompt, solution = sft.data[start.progress.step % len(sft.data)]
-            tqdm.write("  | " + tokenizer.decode(prompt + solution).replace("\n", "\n  | "))
-        return sft_update(sft, model, optimizer, run, start.progress, lr)
 
     def state() -> dict:
         return {"optimizer": optimizer.state_dict(), "sft": sft.order.position}
 
-    train(run, start, steps, step, state, evaluate, config.eval_every, ("sft_loss", "grad_norm", "val_pass@1"))
+    kept = config.kept(steps)
+
+    def due(step: int) -> bool:
+        return config.due(step, steps, kept)
+
+    for step in run.steps(steps, kept, state, evaluate, due, ("sft_loss", "grad_norm", "val_pass@1")):
+        if process.main and config.show and step.number % config.show == 0:
+            prompt, solution = sft.data[step.number % len(sft.data)]
+            tqdm.write("  | " + tokenizer.decode(prompt + solution).replace("\n", "\n  | "))
+        step.log(**sft_update(sft, model, optimizer, run, step.lr))
 
 
 if __name__ == "__main__":
