@@ -550,6 +550,7 @@ def make_grpo(config, start: Start, process: Process) -> GRPO:
     questions = find_questions(config.data, config.questions, "train", config.limit)
     if config.difficulty:
         questions = in_band(questions, config.difficulty, config.band)
+    questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale
     return GRPO(
         config,
         questions,

@@ -620,16 +620,20 @@ class Run:
 
 
 class Cursor:
-    """Items 0 .. n-1 without end, each epoch in the order of a permutation of (seed, epoch). `position` is the state."""
+    """Items 0 .. n-1 without end, each epoch in the order of a permutation of (seed, epoch), or as they are. `position`
+    is the state."""
 
-    def __init__(self, n: int, seed: int):
-        self.n, self.seed, self.position = n, seed, 0
+    def __init__(self, n: int, seed: int, shuffled: bool = True):
+        self.n, self.seed, self.shuffled, self.position = n, seed, shuffled, 0
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def draw(self, count: int) -> list[int]:
         drawn = []
         for index in range(self.position, self.position + count):
             epoch, place = divmod(index, self.n)
+            if not self.shuffled:
+                drawn.append(place)
+                continue
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
             drawn.append(int(self._order[place]))

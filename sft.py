@@ -7,15 +7,17 @@
 
 A row is prompt, solution, one stop token; the loss is on the solution and its stop token alone. Rows are packed without
 padding, and no row attends to another (model.Packed, which RL uses too; solutions of the same question in a batch share
-its prompt). A row that is too long for the model is left out, counted and reported; none is cut.
+its prompt). A row that is too long for the model is left out, counted and reported; none is cut (but see --sft_cut).
 
-The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departure: the loss is the mean over the tokens of the
-whole batch by default; --loss token_sum is the sum that the authors' code takes. Adam's step is nearly the same under
-either, but not the clipping: a summed gradient is thousands of times longer, so --clip 1 scales every step to length 1.
+The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departures from the authors' code (--preset paper does
+as it does; docs/paper.md): the solution is drawn by the seed, rows are shuffled, and the loss is the mean over the tokens
+of the whole batch, not their sum. Adam's step is nearly the same under either loss, but not the clipping: a summed
+gradient is thousands of times longer, so --clip 1 scales every step to length 1.
 """
 
 import math
 import sys
+from array import array
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import UserError, cli
-from data.questions import sft_row
+from data.questions import encode_prompt, encode_solution
 from data.tokenizer import Tokenizer
 from eval import HeldOut, find_questions, held_out
 from model import GPT, packed_batches, sequence_flops
@@ -45,8 +47,11 @@ from runtime import (
 class SFTConfig:
     """Flags of the SFT objective, shared with average.py."""
 
-    solutions: Literal["one", "all"] = "one"  # per question: one, chosen by the seed, or every one (Gold)
+    # per question: one, chosen by the seed; the first one (as the authors); or every one (Gold)
+    solutions: Literal["one", "first", "all"] = "one"
     rows: int = 32  # rows per step, over all ranks
+    sft_order: Literal["shuffled", "file"] = "shuffled"  # rows of each epoch: by the seed, or as in the file
+    sft_cut: int = 0  # use so many tokens of a solution (the authors: 512; a longer one has no stop token); 0: all
     loss: Literal["token_mean", "token_sum"] = "token_mean"  # over the solution tokens of a step
     sft_micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
 
@@ -65,7 +70,42 @@ class Config(PostConfig, SFTConfig, HeldOut):
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
 
 
-PRESETS = {"paper": dict(rows=512, lr=4e-5, schedule="constant", warmup=0, steps=9500, clip=1.0, eval_every=500)}
+PRESETS = {
+    "paper": dict(
+        rows=512, lr=4e-5, schedule="constant", warmup=0, steps=9500, clip=1.0, eval_every=500, loss="token_sum",
+        solutions="first", sft_order="file", sft_cut=512, decay="all", weight_decay=0.01, beta1=0.9, beta2=0.999,
+    )
+}  # fmt: skip
+
+
+class Rows:
+    """(prompt, solution with its stop token) of every row, as lists of token ids. Held as arrays, a prompt once: Gold has
+    2 M rows of 150 tokens and more, which as Python lists take 36 bytes a token and as arrays 2 or 4."""
+
+    def __init__(self, vocab_size: int):
+        kind = "H" if vocab_size <= 2**16 else "I"
+        self.prompts, self.solutions = array(kind), array(kind)  # end to end
+        self.prompt_ends, self.solution_ends = array("q", [0]), array("q", [0])
+        self.prompt_of = array("I")  # row → number of its prompt
+
+    def __len__(self) -> int:
+        return len(self.prompt_of)
+
+    def __getitem__(self, row: int) -> tuple[list[int], list[int]]:
+        prompt = self.prompt_of[row]
+        return (
+            self.prompts[self.prompt_ends[prompt] : self.prompt_ends[prompt + 1]].tolist(),
+            self.solutions[self.solution_ends[row] : self.solution_ends[row + 1]].tolist(),
+        )
+
+    def add(self, prompt: list[int], solutions: list[list[int]]) -> None:
+        """The rows of one question."""
+        self.prompts.extend(prompt)
+        self.prompt_ends.append(len(self.prompts))
+        for solution in solutions:
+            self.prompt_of.append(len(self.prompt_ends) - 2)
+            self.solutions.extend(solution)
+            self.solution_ends.append(len(self.solutions))
 
 
 class SFT:
@@ -80,24 +120,26 @@ class SFT:
         self.config, self.process, self.seed = config, process, seed
         self.micro_tokens = config.sft_micro_tokens or (2048 if process.device.type == "cpu" else 16384)
         rng = np.random.default_rng(seed)
-        self.data: list[tuple[list[int], list[int]]] = []  # (prompt, solution with its stop token)
+        self.data = Rows(tokenizer.vocab_size)
         long = unsolved = 0
         for question in questions:
             solutions = question["solutions"]
             unsolved += not solutions
             choice = int(rng.integers(len(solutions) or 1))  # drawn always, so that one question changes no other's
-            for solution in solutions if config.solutions == "all" else solutions[choice : choice + 1]:
-                row = sft_row(question["question"], solution, tokenizer, context + 1)
-                long += row is None
-                if row is not None:
-                    tokens, prompt_length = row
-                    self.data.append((tokens[:prompt_length], tokens[prompt_length:]))
+            choice = 0 if config.solutions == "first" else choice
+            chosen = solutions if config.solutions == "all" else solutions[choice : choice + 1]
+            prompt = encode_prompt(question["question"], tokenizer)
+            encoded = [encode_solution(solution, tokenizer, config.sft_cut) for solution in chosen]
+            fitting = [tokens for tokens in encoded if len(prompt) + len(tokens) <= context + 1]
+            long += len(encoded) - len(fitting)
+            if fitting:
+                self.data.add(prompt, fitting)
         if process.main and (long or unsolved):
             print(f"left out: {long} rows longer than the context of {context}, {unsolved} questions without a solution",
                   file=sys.stderr)  # fmt: skip
         if not self.data:
             raise UserError(f"no row to train on: {long} of them too long for {context} tokens, {unsolved} unsolved")
-        self.order = Cursor(len(self.data), seed)
+        self.order = Cursor(len(self.data), seed, shuffled=config.sft_order == "shuffled")
 
     def draw(self) -> list[tuple[list[int], list[int]]]:
         """The rows of the next step."""

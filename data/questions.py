@@ -48,20 +48,14 @@ def few_shot_prompt(examples: list[dict], question: str, tokenizer) -> list[int]
     """Token ids of worked examples (prompt, first solution, eos, of each) followed by the prompt of `question`."""
     ids = []
     for example in examples:
-        ids += [
-            *encode_prompt(example["question"], tokenizer),
-            *tokenizer.encode(example["solutions"][0]),
-            tokenizer.eos,
-        ]
+        ids += encode_prompt(example["question"], tokenizer) + encode_solution(example["solutions"][0], tokenizer)
     return ids + encode_prompt(question, tokenizer)
 
 
-def sft_row(question: str, solution: str, tokenizer, max_length: int) -> tuple[list[int], int] | None:
-    """(tokens, prompt length) of one demonstration: prompt, solution, exactly one eos. None if it is longer than
-    `max_length` tokens: the caller counts those and reports them; nothing is cut."""
-    prompt = encode_prompt(question, tokenizer)
-    tokens = [*prompt, *tokenizer.encode(solution), tokenizer.eos]
-    return (tokens, len(prompt)) if len(tokens) <= max_length else None
+def encode_solution(solution: str, tokenizer, cut: int = 0) -> list[int]:
+    """Token ids of a demonstration, to follow its prompt: the solution and exactly one eos. With `cut` only the first so
+    many of these tokens, so that a longer one has no eos."""
+    return [*tokenizer.encode(solution), tokenizer.eos][: cut or None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

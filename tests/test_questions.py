@@ -17,8 +17,8 @@ from data.questions import (
     EXAMPLES,
     BannedQuestions,
     encode_prompt,
+    encode_solution,
     few_shot_prompt,
-    format_prompt,
     hub_files,
     load_examples,
     load_questions,
@@ -26,7 +26,6 @@ from data.questions import (
     parse_question,
     read_records,
     remove,
-    sft_row,
     split_validation,
 )
 from data.tokenizer import load_tokenizer
@@ -358,23 +357,24 @@ def test_banned_question_within_other_text():
     assert not banned.found_in("Tom has 13 nuts. How many?") and not banned.found_in("3+5=?")
 
 
-def test_sft_row_ends_in_one_stop_token():
-    """Property 37: prompt, solution, exactly one stop token at the end, also if the text spells it; too long is None,
-    never cut."""
-    question, solution = "Tom has 3 pears. How many?", "Tom has 3<|endoftext|> pears. The answer is \\boxed{3}."
-    tokens, prompt_length = sft_row(question, solution, TOKENIZER, max_length=10**6)
-    assert tokens[:prompt_length] == encode_prompt(question, TOKENIZER)
+def test_demonstration_ends_in_one_stop_token():
+    """Property 37: a solution ends in exactly one stop token, also if its text spells one; with a cut it is the first so
+    many tokens of that."""
+    solution = "Tom has 3<|endoftext|> pears. The answer is \\boxed{3}."
+    tokens = encode_solution(solution, TOKENIZER)
     assert tokens.count(TOKENIZER.eos) == 1 and tokens[-1] == TOKENIZER.eos
-    assert TOKENIZER.decode(tokens[:-1]) == format_prompt(question) + solution
-    assert sft_row(question, solution, TOKENIZER, len(tokens)) == (tokens, prompt_length)
-    assert sft_row(question, solution, TOKENIZER, len(tokens) - 1) is None
+    assert TOKENIZER.decode(tokens[:-1]) == solution
+    assert encode_solution(solution, TOKENIZER, len(tokens)) == tokens
+    assert encode_solution(solution, TOKENIZER, 3) == tokens[:3]
 
 
 def test_few_shot_prompt_is_rows_and_a_prompt():
     """A few-shot prompt is the SFT rows of its examples followed by the zero-shot prompt: the same tokens that a model
     has been or will be trained on."""
     examples = rows_of("What is 3 and 4?", "What is 5?")
-    expected = [token for row in examples for token in sft_row(row["question"], row["solutions"][0], TOKENIZER, 999)[0]]
+    expected = []
+    for row in examples:
+        expected += encode_prompt(row["question"], TOKENIZER) + encode_solution(row["solutions"][0], TOKENIZER)
     assert few_shot_prompt(examples, "And 6?", TOKENIZER) == expected + encode_prompt("And 6?", TOKENIZER)
     assert TOKENIZER.decode(encode_prompt("And 6?", TOKENIZER)) == (
         "And 6? Let's think step by step and output the final answer within \\boxed{}.\n"

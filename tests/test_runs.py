@@ -105,6 +105,52 @@ def test_36_37_sft_rows(world, capsys):
     assert 0 < len(short) < len(rows) and f"{len(rows) - len(short)} rows longer" in capsys.readouterr().err
 
 
+def test_rows_in_little_memory():
+    """Rows give back what was put in, row by row in order, whatever ids; a token takes 2 bytes where the vocabulary
+    allows it, else 4, and each prompt is held once, however many solutions it has."""
+    rng = np.random.default_rng(0)
+    for vocab_size, size in ((50257, 2), (2**16, 2), (100278, 4)):
+        rows, expected = sft.Rows(vocab_size), []
+        for n in (1, 3, 200, 2):
+            prompt, *solutions = (rng.integers(0, vocab_size, rng.integers(1, 99)).tolist() for _ in range(n + 1))
+            solutions[0][0] = vocab_size - 1
+            rows.add(prompt, solutions)
+            expected += [(prompt, solution) for solution in solutions]
+        assert len(rows) == 206 and [rows[i] for i in range(206)] == expected == list(rows)
+        assert all(type(token) is int for token in rows[5][0])
+        assert rows.prompts.itemsize == rows.solutions.itemsize == size
+        assert len(rows.prompts) == sum(len(expected[i][0]) for i in (0, 1, 4, 204))
+
+
+def test_choice_of_rows(world):
+    """One solution a question drawn by the seed, the first one, or all; in the file's order or each epoch shuffled; cut
+    after so many tokens, in which case there is no stop token."""
+    tokenizer, one = load_tokenizer("world"), runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    words = ["It is", "So it is", "We see that it is", "Clearly it is"]
+    questions = [
+        {"question": f"{i} pears?", "answer": f"{i}", "solutions": [f"{w} \\boxed{{{i}}}." for w in words]}
+        for i in range(30)
+    ]
+
+    def stage(**flags):
+        return sft.SFT(sft.SFTConfig(rows=30, **flags), questions, tokenizer, one, 0, 256)
+
+    def texts(rows):
+        return [tokenizer.decode(solution).removesuffix("<|endoftext|>") for _, solution in rows]
+
+    everything = [solution for q in questions for solution in q["solutions"]]
+    assert texts(stage(solutions="all").data) == everything
+    rng = np.random.default_rng(0)  # the draw that all earlier runs made
+    assert texts(stage().data) == [q["solutions"][int(rng.integers(4))] for q in questions]
+    first = stage(solutions="first", sft_order="file")
+    assert texts(first.draw()) == texts(first.draw()) == everything[::4]
+    shuffled = stage(solutions="first")
+    epochs = [texts(shuffled.draw()) for _ in range(2)]
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == sorted(everything[::4])
+    for (prompt, cut), (whole_prompt, whole) in zip(stage(sft_cut=5).data, stage().data, strict=True):
+        assert prompt == whole_prompt and cut == whole[:5]
+
+
 def test_evaluation_record(base, world, tmp_path):
     """A record holds what pass@k can be computed from again; a second evaluation into it is refused."""
     flags = ["--checkpoint", base / "last.pt", "--data", world, "--out", tmp_path, "--samples", "4", "--k", "1", "4"]
