@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: excursion smoke test bench clean
+.PHONY: excursion smoke test torture bench clean
 
 smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke
@@ -18,6 +18,9 @@ test: .venv/installed-dev  # style and all tests that need no GPU; what .ci/run 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q --durations=8
+
+torture: .venv/installed-dev  # kills, full disks, flipped bits, odd flags: PARTS="kill disk" names parts (tests/torture.py)
+	$(BIN)/python tests/torture.py $(PARTS)
 
 bench: .venv/installed-bench  # speed and memory, as ratios to the machine's own limits and to other libraries
 	$(BIN)/python bench.py

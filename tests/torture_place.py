@@ -1,0 +1,164 @@
+"""Where a torture happens: a world, a base model, texts; the commands that are tortured; the rows of its table."""
+
+import json
+import random
+import re
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from forked import Ended, fork
+
+import rl
+
+
+@dataclass
+class Row:
+    """A line of the table."""
+
+    part: str
+    what: str
+    cases: int = 0
+    injected: int = 0  # kills, failed writes, flipped bits, odd values
+    equal: int = 0  # ended with the same bits, or as if nothing had been injected
+    refused: int = 0  # one line, exit code 2
+    dead_ends: int = 0
+    tracebacks: int = 0
+    other: int = 0  # other failures
+
+    def fail(self, kind: str, what: str) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        what = re.sub(r"/\S*/torture-\w+/", "", what)  # the folder of this run
+        print(f"FAILED {self.part}, {self.what}: {kind}: {what}", flush=True)
+
+
+class Torture:
+    """The place of a torture: a world, a base model, a text, the rows of the table, random numbers."""
+
+    def __init__(self, work: Path, seed: int, short: bool):
+        self.work, self.seed, self.short, self.rows = work, seed, short, []
+        self.count = 0
+        self.made("prepare", "--input world --max_tokens 40000 --out data", work / "world")
+        self.world = work / "world/data"
+        self.made("pretrain", f"{PRETRAIN} --data {self.world} --out run", work / "base")
+        self.base = work / "base/run/last.pt"
+        self.made("sft", f"--init {self.base} --data {self.world} {SFT} --eval_every 0 --out run", work / "other")
+        self.other = work / "other/run/step_0000006.pt"
+        rng = random.Random(0)
+        words = "the sun on a red hill and two pears of Tom or some more rain in May".split()
+        lines = [json.dumps({"text": " ".join(rng.choices(words, k=60))}) for _ in range(150)]
+        self.text = work / "text.jsonl"
+        self.text.write_text("\n".join([*lines[:75], "not json", *lines[75:]]) + "\n")
+        self.asked = work / "asked.jsonl"  # questions to prepare
+        self.asked.write_text("".join((self.world / "questions/validation.jsonl").open().readlines()[:60]))
+        self.flags = {
+            name: (stage, flags.format(W=self.world, B=self.base, O=self.other, T=self.text, Q=self.asked).split())
+            for name, (stage, flags) in RUNS.items()
+        }
+
+    def made(self, stage: str, flags: str, folder: Path) -> None:
+        ended = fork(stage, flags.split(), folder)
+        assert ended.code == 0, f"{ended}\n{ended.err}"
+
+    def folder(self) -> Path:
+        """A new folder. The one before the last is removed."""
+        self.count += 1
+        shutil.rmtree(self.work / f"case{self.count - 2}", ignore_errors=True)
+        return self.work / f"case{self.count}"
+
+    def row(self, part: str, what: str) -> Row:
+        self.rows.append(Row(part, what))
+        return self.rows[-1]
+
+    def random(self, *what) -> random.Random:
+        return random.Random(repr((self.seed, *what)))
+
+    def some(self, things: list, n: int, *what) -> list:
+        """All of them, in the short form n, chosen by the seed."""
+        return self.random(*what).sample(things, min(n, len(things))) if self.short else things
+
+
+PRETRAIN = "--scale smoke --batch 4 --seq_len 64 --steps 8 --save_at 3,6 --save_every 2 --eval_every 3 --val_tokens 500"
+HELD_OUT = "--eval_every 2 --eval_limit 2 --eval_samples 2 --eval_items 4 --eval_tokens 500"
+POST = f"--init {{B}} --data {{W}} --steps 6 --save_at 2,4 --save_every 3 {HELD_OUT} --show 0 --out run"
+SFT = "--limit 16 --rows 4 --steps 6"
+GRPO = "--prompts 2 --rollouts 4 --max_new_tokens 8 --limit 12"
+ONE = "--steps 1 --show 0 --eval_every 0 --out new"
+EVAL = "--limit 4 --samples 2 --k 1 --max_new_tokens 4 --val_tokens 300 --out new"
+RUNS = {  # what is killed, and killed again: stage, flags
+    "pretrain": ("pretrain", f"{PRETRAIN} --data {{W}} --out run"),
+    "sft": ("sft", f"{POST} --limit 16 --rows 4"),
+    "rl": ("rl", f"{POST} {GRPO} --kl 0.1 --minibatch 1 --zero_variance keep"),
+    "average": ("average", f"{POST} {GRPO} --rows 4"),
+    "average interleaved": ("average", f"{POST} {GRPO} --rows 4 --mode interleaved"),
+    "average soup": ("average", "--init {B} --other {O} --mode soup --weight 0.3 --out run"),
+    "prepare text": (
+        "prepare",
+        "--input {T} --tokenizer world --shard_tokens 2000 --val_fraction 0.1 --workers 1 --out data",
+    ),
+    "prepare questions": (
+        "prepare",
+        "--input {Q} --tokenizer world --questions also --validation_questions 10 --workers 1 --out data",
+    ),
+    "prepare world": ("prepare", "--input world --max_tokens 20000 --out data"),
+    "eval": (
+        "eval",
+        "--checkpoint {B} {O} --data {W} --limit 2 --samples 4 --k 1 2 --max_new_tokens 8 --val_tokens 300 --overwrite --out run",
+    ),
+}
+
+
+def varied_rewards() -> None:
+    """In a fork: a reward that varies, since a new model gets no question right."""
+    rl.reward_of = lambda text, *rest, **more: (float(len(text) % 3), False)
+
+
+def again(stage: str, flags: list[str], folder: Path) -> list[str]:
+    """The flags of the next start, as a user would pass them: with --resume where there is a checkpoint to go on from."""
+    if stage in ("prepare", "eval") or "soup" in flags or not (folder / "run/last.pt").exists():
+        return flags
+    return [*flags, "--resume"]
+
+
+def undisturbed(t: Torture, what: str) -> tuple[Path, Ended]:
+    """The folder of the run without injury, made once, and how it went."""
+    stage, flags = t.flags[what]
+    folder = t.work / "whole" / what.replace(" ", "_")
+    ended = fork(stage, flags, folder if not folder.exists() else t.folder(), prepare=varied_rewards)
+    assert ended.code == 0, f"{ended}\n{ended.err}"
+    return folder, ended
+
+
+def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None = None) -> None:
+    """A run on something malicious or odd is refused in one line and leaves no file, or works with finite results. (One
+    that trains on happily at the time limit saves when it is told to stop.)"""
+    row.cases += 1
+    row.injected += 1
+    files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    if ended.hung or ended.code in (-signal.SIGTERM, -signal.SIGKILL):
+        row.fail("other", f"{what}: {'hangs' if ended.seconds > 1 else 'dies'}: {ended}")
+    elif ended.refused:
+        diverged = "not finite" in ended.lines[-1]
+        if files != (before or {}) and not diverged:
+            row.fail("other", f"{what}: refused, but files changed: {sorted(p.name for p in files)}: {ended}")
+        else:
+            row.refused += 1
+    elif ended.traceback:
+        row.fail("tracebacks", f"{what}: {ended}")
+    elif ended.code not in (0, 128 + signal.SIGTERM):
+        row.fail("other", f"{what}: {ended}")
+    elif ruined := [p.name for p in files if not finite(p)]:
+        row.fail("other", f"{what}: exit {ended.code}, but {', '.join(ruined)} not finite: {ended.command}")
+    else:
+        row.equal += 1
+
+
+def finite(path: Path) -> bool:
+    """No NaN and no infinity in a file of results."""
+    if path.suffix == ".pt":
+        return all(v.isfinite().all() for v in torch.load(path, weights_only=True)["model"].values())
+    if path.suffix in (".json", ".jsonl") and "questions" not in path.parts and "tasks" not in path.parts:
+        return not any(word in path.read_text() for word in ("NaN", "Infinity"))
+    return True
