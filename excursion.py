@@ -51,7 +51,7 @@ from cli import UserError, cli
 from data.tokenizer import load_tokenizer
 from files import replacing_path, write_text
 from model import SCALES, config_of, train_flops
-from runner import Cell, Runner, read_json
+from runner import Cell, Runner, read_state
 
 ROOT = Path(__file__).parent
 CONTROLS = ("sft_dose", "rl_dose")
@@ -552,9 +552,9 @@ def choose(folder: Path) -> Path:
     """FOLDER/best.pt: the kept checkpoint of FOLDER/run with the best validation pass@1; of equals the earliest."""
     try:
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        score = {int(line["step"]): float(line["val_pass@1"]) for line in lines if "val_pass@1" in line}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder / 'run/metrics.jsonl'}: no metrics of a run ({error})") from None
-    score = {line["step"]: line["val_pass@1"] for line in lines if "val_pass@1" in line}
     paths = {step: folder / f"run/step_{step:07d}.pt" for step in score}
     paths = {step: path for step, path in paths.items() if path.exists()}
     if not paths:
@@ -629,7 +629,7 @@ def collect(config: Config, cells: list[Cell]) -> Path:
             for row in [r for r in rows if r["set"] == label][:SHOWN]:
                 samples.append({**row, "samples": row["samples"][:4]})
         paths = (Path(config.out) / f"{cell.name}.json", home / "train.json")
-        seconds = [(read_json(path) or {}).get("seconds") for path in paths]
+        seconds = [(read_state(path) or {}).get("seconds") for path in paths]
         meta = {"name": name, **cell.meta, "command": training_command(cell, cells), "curve": curve, "samples": samples}
         meta |= {"seconds": {"evaluation": seconds[0], "training": seconds[1]}}
         write_text(folder / f"{name}.json", cell.result.read_text())

@@ -55,7 +55,7 @@ class Runner:
         self.stop_signal = 0
         self.state: dict[str, dict] = {}
         for cell in cells:
-            state = read_json(self.out / f"{cell.name}.json")
+            state = read_state(self.out / f"{cell.name}.json")
             if state and state["command"] != cell.command:
                 raise UserError(f"{cell.name} in {self.out} was made by another command (its .json beside its .log says "
                                 "which): pass the same flags, or another --out")  # fmt: skip
@@ -199,8 +199,11 @@ def take_lock(path: Path) -> int:
     raise UserError(f"{path.parent}: another run is at work here (or a cell that it left behind); wait or stop it")
 
 
-def read_json(path: Path) -> dict | None:
+def read_state(path: Path) -> dict | None:
+    """What is noted of a cell that has ended: command, rc, seconds. None if there is nothing, or nothing whole."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        state = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
+    kinds = {"command": list, "rc": int, "seconds": int | float}
+    return state if isinstance(state, dict) and all(isinstance(state.get(k), kinds[k]) for k in kinds) else None

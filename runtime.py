@@ -452,8 +452,8 @@ class Run:
         path = self.out / "metrics.jsonl"
         kept = []
         if path.exists() and self.config.resume:
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a line cut by a kill
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a kill, or no line of ours
                     values = json.loads(line)
                     if values["step"] <= resume_step:
                         kept.append(line + "\n")

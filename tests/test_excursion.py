@@ -188,9 +188,21 @@ def test_sft_is_stopped_at_its_best_validation_point(tmp_path, capsys):
     for _ in range(2):
         excursion.choose(tmp_path)
         assert (tmp_path / "best.pt").read_text() == "20"
+    for line in ("null", '{"step": [], "val_pass@1": 0.5}', '{"step": 1, "val_pass@1": null}'):
+        (run / "metrics.jsonl").write_text(line)
+        with pytest.raises(UserError, match="no metrics of a run"):
+            excursion.choose(tmp_path)
     shutil.rmtree(run)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         excursion.choose(tmp_path)
+
+
+@pytest.mark.parametrize("note", ["null", "[]", "{}", '{"command": ["x"], "rc": 0, "seconds": "long"}', "[" * 100_000])
+def test_a_damaged_note_of_a_cell_is_none(tmp_path, note):
+    """What is noted of a cell that has ended counts only whole; else the cell is looked at again."""
+    (tmp_path / "x.json").write_text(note)
+    runner = Runner([Cell("x", "rl", ["x"], [tmp_path / "x.pt"], [], 1.0)], tmp_path)
+    assert not runner.failed(runner.cells[0]) and np.isnan(runner.seconds_left())
 
 
 def test_rates_are_chosen_on_validation(tmp_path):

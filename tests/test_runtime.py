@@ -243,12 +243,13 @@ def at_step(step: int) -> runtime.Start:
 
 
 def test_a_failing_log_does_not_outlive_its_step(tmp_path):
-    """metrics.jsonl after a resume holds no line of a step that will be made again, nor one that a kill has cut."""
+    """metrics.jsonl after a resume holds no line of a step that will be made again, nor one that a kill has cut, or that
+    is none of ours."""
     run = runtime.Run(RunConfig(out=str(tmp_path / "run")), "sft", CPU)
     run.open(at_step(0))
     for step in range(1, 6):
         run.log(step, loss=float(step))
-    run._metrics.write('{"step": 6, "lo')
+    run._metrics.write('null\n[]\n{"step": "2"}\n{"step": 6, "lo')
     run._metrics.close()
     (tmp_path / "run/last.pt").touch()
     again = runtime.Run(RunConfig(out=str(tmp_path / "run"), resume=True), "sft", CPU)

@@ -116,10 +116,11 @@ def varied_rewards() -> None:
 
 
 def again(stage: str, flags: list[str], folder: Path) -> list[str]:
-    """The flags of the next start, as a user would pass them: with --resume where there is a checkpoint to go on from."""
+    """The flags of the next start, as a user would pass them: with --resume where there is a checkpoint to go on from, with
+    all the other flags or without."""
     if stage in ("prepare", "eval") or "soup" in flags or not (folder / "run/last.pt").exists():
         return flags
-    return [*flags, "--resume"]
+    return ["--resume", "--out", "run"] if folder.name[-1] in "02468" else [*flags, "--resume"]
 
 
 def undisturbed(t: Torture, what: str) -> tuple[Path, Ended]:
