@@ -79,9 +79,10 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 
 def reason(error: Exception) -> str:
     """One line: of an OSError (a full disk, a folder that may not be written) the file and what the system says."""
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.splitlines())  # a library's text, or a flag with a line end in it
 
 
 def given_on(arguments: list[str], config) -> frozenset[str]:

@@ -65,7 +65,7 @@ def exits(runs: int) -> Counter:
         for i in range(runs):
             for stage, flags in stages.items():
                 codes, said = wait_ranks(start_ranks(2, [f"{stage}.py", *flags, "--out", out]), timeout=600)
-                counts[stage, *codes] += 1
+                counts[(stage, *codes)] += 1
                 if any(codes):
                     print(*said, sep="\n", file=sys.stderr)
                 shutil.rmtree(out, ignore_errors=True)

@@ -16,7 +16,7 @@ import pretrain
 import rl
 import runtime
 import sft
-from cli import cli
+from cli import UserError, cli, reason
 
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
 
@@ -153,6 +153,13 @@ CASES = [
     ("eval", "--checkpoint {G} {P}/run/last.pt --out {OUT}", "same record"),
     ("eval", "--ask " + "How" * 300, "longest question"),
 ]
+
+
+def test_an_error_is_one_line():
+    """Also where a flag, a file's name or a library's text has a line end in it."""
+    assert reason(UserError("--data two\nlines: no such folder")) == "--data two lines: no such folder"
+    assert reason(OSError(28, "No space\nleft", "a\nb")) == "a b: No space left"
+    assert reason(OSError("thrift\nbroken\n")) == "thrift broken" and reason(EOFError()) == "EOFError"
 
 
 def test_the_table_covers_every_stage():
