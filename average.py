@@ -11,7 +11,7 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
     Δ_RL, Δ_SFT = two AdamW steps, each with its own moments, learning rate and decay
     θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
 
-Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes --sft_steps SFT steps,
+Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT (or --sft_weight); `interleaved` makes --sft_steps SFT steps,
 then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT steps to 1 RL step, and each round has one
 SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
 
@@ -53,6 +53,7 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
     mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"  # see above
     weight: float = 0.5  # w, the share of the RL update (loss, or model)
     weight_end: float = -1.0  # w moves linearly to this over the run; -1: constant
+    sft_weight: float = -1.0  # combined: weight of the SFT loss (the authors: 1, beside --weight 1); -1: 1 - w
     adapt: Literal["", "norm", "signal"] = ""  # choose w at each step; see above
     lr: float = 1e-4  # of the RL side, and of RL steps
     sft_lr: float = 3e-4  # of the SFT side, and of SFT steps
@@ -65,13 +66,18 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
     rl_steps: int = 1  # interleaved: RL steps in a row
     curriculum: int = 200  # curriculum: SFT steps of the first round
     other: str = ""  # soup: the second checkpoint
-    preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
+    # the paper's settings; paper_combined: those of the authors' runs of --mode combined; flags beside it win
+    preset: Literal["", "paper", "paper_combined"] = ""
 
 
+PAPER = dict(
+    prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, schedule="constant", warmup=0, kl=0.0, max_new_tokens=512,
+    clip=1.0, dual_clip=3.0, zero_variance="keep", weight_decay=0.01, sft_weight_decay=0.01, decay="all", loss="token_sum",
+    solutions="first", sft_order="file", sft_cut=512, steps=2200, save_at="1000,1800,2200",
+)  # fmt: skip
 PRESETS = {
-    "paper": dict(
-        prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, kl=0.0, max_new_tokens=512, clip=1.0, epochs=10.0
-    )
+    "paper": PAPER,
+    "paper_combined": PAPER | dict(mode="combined", weight=1.0, sft_weight=1.0, lr=4e-5),
 }
 
 
@@ -165,6 +171,8 @@ def check(config: Config) -> None:
         raise UserError(
             f"--mode {config.mode} makes one update on a step's rollouts: leave out --minibatch, --inner_epochs"
         )
+    if config.sft_weight >= 0 and config.mode != "combined":
+        raise UserError(f"--sft_weight {config.sft_weight} goes with --mode combined")
     if config.adapt and config.mode != "parallel":
         raise UserError(f"--adapt {config.adapt} goes with --mode parallel")
     if config.sft_steps + config.rl_steps < 1:
@@ -236,7 +244,8 @@ def main(config: Config) -> None:
     def combined(lr: float) -> dict:
         weight = weight_at(config, progress.step, steps, 0.0, 0.0, 0.0)
         values, _ = rl_gradient(weight)
-        stats = process.sum_dict(sft.backward(model, sft.draw(), scale=1 - weight))
+        sft_weight = 1 - weight if config.sft_weight < 0 else config.sft_weight
+        stats = process.sum_dict(sft.backward(model, sft.draw(), scale=sft_weight))
         norm = optimizer_step(model, optimizer, process, lr, config.clip)
         if not math.isfinite(norm + stats["sft_loss"]):
             run.skip("loss or gradient")

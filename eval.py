@@ -4,10 +4,10 @@
     python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears does he have?"
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
     python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
-    torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --split test --examples gsm8k
+    torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate
 
 Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice: *strict*
-counts only the last closed \\boxed{}, as the RL reward does; *lenient* also takes what a reader would take for the
+counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k puts the authors' lenient judge of GSM8K there); *lenient* also takes what a reader would take for the
 answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
 Against luck stand the *process*, right with every written equation true (the world's questions alone: data/process.py), and
 the *guess floor*, pass@k of answers that are judged against the other questions. Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
@@ -37,7 +37,7 @@ from data.loader import Loader
 from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
-from data.verifier import canonical, extract_answer, is_equal
+from data.verifier import GRADERS, canonical, extract_answer
 from files import write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
@@ -63,7 +63,15 @@ class Config:
     samples: int = 32  # samples per question
     k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above n are left out
     shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
-    examples: str = ""  # worked examples: a file, or gsm8k or math (shipped); empty: DATA/questions/examples.jsonl
+    # worked examples: a file, or shipped ones: gsm8k, math, gsm8k_train (the authors', from GSM8K's training set);
+    # empty: DATA/questions/examples.jsonl
+    examples: str = ""
+    # of a prompt with worked examples: the prompt that is trained on; or Question: ..., Answer: ... as the authors', in
+    # GSM8K's form (answers after ####) or boxed (their MATH)
+    prompt: Literal["plain", "question_answer", "question_answer_boxed"] = "plain"
+    # who judges `strict`: the last closed box; what a reader would take for the answer; or as the authors judge GSM8K
+    # (first ####, else last box, else last number)
+    grader: Literal["strict", "lenient", "gsm8k"] = "strict"
     temperature: float = 0.6  # of sampling; 0 is greedy
     top_p: float = 0.95  # of sampling
     max_new_tokens: int = 0  # longest response; 0: 64 with the world's tokenizer, else 512
@@ -82,6 +90,15 @@ class Config:
     # (rl.py --difficulty takes it); --questions, --tasks, --text, --samples and --k are set for that
     difficulty: bool = False
     ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
+    preset: Literal["", "paper"] = ""  # the authors' evaluation of GSM8K (docs/paper.md); flags beside it win
+
+
+PRESETS = {
+    "paper": dict(
+        samples=32, k=(1, 8, 32), temperature=0.6, top_p=0.95, max_new_tokens=1024, shots="auto", examples="gsm8k_train",
+        prompt="question_answer", grader="gsm8k",
+    )
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,11 +170,11 @@ def entropy(values: list) -> float:
 
 
 def build_prompts(
-    questions: list[dict], tokenizer: Tokenizer, examples: list[dict], room: int
+    questions: list[dict], tokenizer: Tokenizer, examples: list[dict], room: int, form: str = "plain"
 ) -> tuple[list[list[int]], int]:
     """Prompts with as many of the worked examples as fit `room` tokens for every question; and how many those are."""
     for shots in range(len(examples), -1, -1):
-        prompts = [few_shot_prompt(examples[:shots], q["question"], tokenizer) for q in questions]
+        prompts = [few_shot_prompt(examples[:shots], q["question"], tokenizer, form) for q in questions]
         longest = max(map(len, prompts))
         if longest <= room:
             return prompts, shots
@@ -179,6 +196,8 @@ def evaluate_questions(
     temperature: float = 0.6,
     top_p: float = 0.95,
     examples: list[dict] | None = None,
+    prompt: str = "plain",
+    grader: str = "strict",
     seed: int = 0,
     slots: int = 512,
     kv_gib: float = 4.0,
@@ -196,7 +215,7 @@ def evaluate_questions(
         words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
         are two questions. Entropies are in nats over a question's n samples; to have no answer is one more answer.
     """
-    prompts, shots = build_prompts(questions, tokenizer, examples or [], model.config.context - max_new_tokens)
+    prompts, shots = build_prompts(questions, tokenizer, examples or [], model.config.context - max_new_tokens, prompt)
     mine = np.arange(len(questions))[process.rank :: process.world]
     bar = tqdm(
         total=len(mine) * n, desc=label, unit="row", disable=not process.main or None, leave=False, dynamic_ncols=True
@@ -217,7 +236,7 @@ def evaluate_questions(
             progress=bar.update,
         )
     bar.close()
-    judged = [_judge(questions[i], samples, row * n, n, tokenizer) for row, i in enumerate(mine)]
+    judged = [_judge(questions[i], samples, row * n, n, tokenizer, grader) for row, i in enumerate(mine)]
     # rank r judged the questions r, r + world, ...
     shares = process.gather(judged)
     rows = [shares[i % process.world][i // process.world] for i in range(len(questions))]
@@ -249,16 +268,11 @@ def evaluate_questions(
                     for r, q in zip(rows, questions, strict=True)]  # fmt: skip
 
 
-def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer) -> dict:
+def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer, grader: str) -> dict:
     """Counts over the n samples of one question, which begin at row `start`."""
     texts = [tokenizer.decode(samples.response(row)) for row in range(start, start + n)]
-    strict = [extract_answer(text, strict=True) for text in texts]
-    lenient = [extract_answer(text) for text in texts]
-
-    def right(answers):
-        return [a is not None and is_equal(a, question["answer"]) for a in answers]
-
-    vote, marks = majority_vote(strict), right(strict)
+    strict, marks = zip(*(GRADERS[grader](text, question["answer"]) for text in texts), strict=True)
+    vote = majority_vote(strict)
     answers = [a if a is None else canonical(a) for a in strict]
     rows = slice(start, start + n)
     process, judged = {}, [{"text": text, "right": ok} for text, ok in zip(texts, marks, strict=True)]
@@ -272,11 +286,11 @@ def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Toke
         **{key: question[key] for key in ("facts",) if key in question},
         "n": n,
         "c": sum(marks),
-        "c_lenient": sum(right(lenient)),
+        "c_lenient": sum(GRADERS["lenient"](text, question["answer"]).right for text in texts),
         **process,
         "h_answers": entropy(answers),
         "box": sum(a is not None for a in strict),
-        "majority": float(vote is not None and is_equal(vote, question["answer"])),
+        "majority": float(vote is not None and marks[strict.index(vote)]),
         "finished": int(samples.finished[rows].sum()),
         "tokens": int(samples.lengths[rows].sum()),
         "answers": answers,
@@ -438,6 +452,7 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 n=config.eval_samples,
                 ks=(1, 8, 32),
                 max_new_tokens=new,
+                grader=getattr(config, "grader", "strict"),
                 label="held out",
             )
             values = {f"val_{k}": v["mean"] for k, v in record["strict"].items()}
@@ -547,6 +562,8 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             temperature=config.temperature,
             top_p=config.top_p,
             examples=examples,
+            prompt=config.prompt,
+            grader=config.grader,
             seed=config.seed,
             slots=config.slots,
             kv_gib=config.kv_gib,
@@ -703,4 +720,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, PRESETS)

@@ -44,8 +44,24 @@ def encode_prompt(question: str, tokenizer) -> list[int]:
     return tokenizer.encode(format_prompt(question))
 
 
-def few_shot_prompt(examples: list[dict], question: str, tokenizer) -> list[int]:
-    """Token ids of worked examples (prompt, first solution, eos, of each) followed by the prompt of `question`."""
+# The authors' forms of a prompt with worked examples: what stands for the last line of an example, and the instruction,
+# which follows the last "Answer:". GSM8K's own form, and the one for MATH and OpenMathInstruct-2.
+QUESTION_ANSWER = {
+    "question_answer": ("#### {}", 'Let\'s think step by step and output the final answer after "####".'),
+    "question_answer_boxed": ("\\boxed{{{}}}", INSTRUCTION),
+}
+
+
+def few_shot_prompt(examples: list[dict], question: str, tokenizer, form: str = "plain") -> list[int]:
+    """Token ids of worked examples followed by the prompt of `question`. Plain: prompt, first solution and eos of each
+    example. Else a form of QUESTION_ANSWER, as plain text without eos (without examples the prompt is plain always)."""
+    if form != "plain" and examples:
+        last_line, instruction = QUESTION_ANSWER[form]
+        text = ""
+        for example in examples:
+            reasoning, _, answer = example["worked"].rpartition("#### ")
+            text += f"Question: {example['question']}\nAnswer: {reasoning}{last_line.format(answer)}\n"
+        return tokenizer.encode(f"{text}Question: {question}\nAnswer: {instruction}\n")
     ids = []
     for example in examples:
         ids += encode_prompt(example["question"], tokenizer) + encode_solution(example["solutions"][0], tokenizer)
@@ -485,6 +501,9 @@ class BannedQuestions:
 # ---------------------------------------------------------------------------------------------------------------------
 # Worked examples for base models, which do not know the format. (The world has its own: questions/examples.jsonl.)
 
+# The 8 rows of GSM8K's training set that the authors' evaluation shows, in its order (data/NOTICE has their licence)
+GSM8K_TRAIN_8 = Path(__file__).with_name("gsm8k_train_8.jsonl")
+
 EXAMPLES = {
     "gsm8k": [
         (
@@ -590,11 +609,15 @@ EXAMPLES = {
 
 
 def load_examples(name: str | Path, n: int = 8) -> list[dict]:
-    """The first n worked examples of EXAMPLES["gsm8k" or "math"], or of a file of questions with solutions. UserError."""
+    """The first n worked examples of EXAMPLES["gsm8k" or "math"], of GSM8K_TRAIN_8 ("gsm8k_train"), or of a file of
+    questions with solutions. A row's "worked" is its first solution in GSM8K's form, ending in "#### answer". UserError."""
     if str(name) in EXAMPLES:
         rows = [parse_question({"question": q, "solution": s}, str(name)) for q, s in EXAMPLES[str(name)]]
+    elif str(name) == "gsm8k_train":
+        published = [json.loads(line) for line in GSM8K_TRAIN_8.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_question(row, "gsm8k") | {"worked": row["answer"]} for row in published]
     else:
         rows = [row for row in load_questions(name) if row["solutions"]]
     if len(rows) < n:
         raise UserError(f"{name}: {n} worked examples are wanted, it has {len(rows)} questions with a solution")
-    return rows[:n]
+    return [{"worked": f"{row['solutions'][0]}\n#### {row['answer']}", **row} for row in rows[:n]]

@@ -20,8 +20,11 @@ can backtrack more than linearly, parsing is bounded by MAX_CHARS and MAX_DEPTH,
 """
 
 import re
+from collections.abc import Callable
 from decimal import localcontext
-from math import gcd
+from functools import partial
+from math import gcd, isfinite
+from typing import NamedTuple
 
 from data.exact import CONTEXT, Evaluator, Value, ratio_key
 from data.latex import Parser, Unsupported, plain_words, tidy, tokenize
@@ -192,3 +195,69 @@ def _read(text: str) -> Value:
             return Evaluator().value(Parser(tokens).answer())
     except (Unsupported, ArithmeticError):
         return Value("text:" + "".join(token.text for token in tokens))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Graders
+# ---------------------------------------------------------------------------------------------------------------------
+
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^}]+)\}")
+_FIRST_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
+
+
+def extract_gsm8k(response: str) -> str | None:
+    r"""What the authors' evaluation of GSM8K takes for the answer: the line after the *first* ####, else the last box, else
+    the last number. (The first ####, since a base model goes on with questions of its own after its answer.)"""
+    line = response.partition("####")[2].lstrip().partition("\n")[0].strip()
+    if line:
+        return line
+    box = _last_box(response)
+    if box:
+        return box
+    numbers = _FIRST_NUMBER.findall(response)
+    return numbers[-1] if numbers else None
+
+
+def is_equal_gsm8k(candidate: str, gold: str) -> bool:
+    """Equality of the authors' evaluation of GSM8K: the same text but for white space, case, \\text, $ and a last stop; or
+    else the *first number* in each, to a relative 1e-4."""
+
+    def tidied(answer: str) -> str:
+        answer = _TEXT.sub(r"\1", " ".join(answer.split()))
+        for mark in ("\\%", "\\$", "\\,", "\\:", "\\;", "\\!", "$"):
+            answer = answer.replace(mark, "%" if mark == "\\%" else "")
+        return answer.lower().rstrip(".").strip()
+
+    def number(answer: str) -> float | None:
+        found = _FIRST_NUMBER.search(answer.translate({ord(mark): None for mark in ",$%"}))
+        return float(found[0]) if found else None
+
+    if max(len(candidate), len(gold)) > MAX_CHARS:
+        return False
+    candidate, gold = tidied(candidate), tidied(gold)
+    if candidate == gold:
+        return candidate != ""
+    a, b = number(candidate), number(gold)
+    return a is not None and b is not None and isfinite(b) and abs(a - b) <= 1e-8 + 1e-4 * abs(b)
+
+
+class Grade(NamedTuple):
+    answer: str | None
+    """what was taken for the answer"""
+    right: bool
+
+
+def _grader(extract: Callable[[str], str | None], equal: Callable[[str, str], bool]) -> Callable[[str, str], Grade]:
+    def grade(response: str, answer: str) -> Grade:
+        found = extract(response)
+        return Grade(found, found is not None and equal(found, answer))
+
+    return grade
+
+
+# name → grade(response, answer), for --grader of the RL reward and of evaluation
+GRADERS = {
+    "strict": _grader(partial(extract_answer, strict=True), is_equal),  # the last closed box; equal by value
+    "lenient": _grader(extract_answer, is_equal),  # what a reader would take for the answer; equal by value
+    "gsm8k": _grader(extract_gsm8k, is_equal_gsm8k),  # as the authors evaluate GSM8K
+}

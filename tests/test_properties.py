@@ -438,9 +438,16 @@ def test_25_format_score_reaches_the_reward(monkeypatch):
     assert rl.reward_of("so 3", "4", True, config) == (0.0, False)
     assert rl.reward_of("so \\boxed{4}", "4", True, config) == (1.0, True)
     assert rl.reward_of("so \\boxed{4}", "4", False, config) == (0.0, False)
+    lenient = rl.GRPOConfig(grader="gsm8k", format_score=0.1)
+    assert rl.reward_of("so 4", "4", True, lenient) == (1.0, True)
+    assert rl.reward_of("so 3", "4", True, lenient) == (0.1, False)
     policy = for_the_world(stop_logit=9.0)
     boxed = set()
-    monkeypatch.setattr(rl, "extract_answer", lambda text, strict: "none" if len(text) % 2 or boxed.add(text) else None)
+
+    def no_answer_is_right(text, answer):
+        return ("none" if len(text) % 2 or boxed.add(text) else None), False
+
+    monkeypatch.setitem(rl.GRADERS, "strict", no_answer_is_right)
     for score in (0.0, 0.1):
         groups, stats = grpo(format_score=score, rollouts=8).rollouts(policy)
         assert {r for g in groups for r in g.rewards} == {0.0, score} and stats["pass_at_n"] == 0
@@ -450,8 +457,7 @@ def test_25_format_score_reaches_the_reward(monkeypatch):
 def test_truncated_answers_are_wrong_or_left_out(monkeypatch):
     """--truncated wrong: an answer without a stop token has reward 0 and counts; mask: it has neither advantage nor
     gradient."""
-    monkeypatch.setattr(rl, "extract_answer", lambda text, strict: "0")
-    monkeypatch.setattr(rl, "is_equal", lambda given, answer: True)
+    monkeypatch.setitem(rl.GRADERS, "strict", lambda text, answer: ("0", True))
     policy = for_the_world(stop_logit=9.0)
     for kind in ("wrong", "mask"):
         groups, stats = grpo(truncated=kind, rollouts=8).rollouts(policy)

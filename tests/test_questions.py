@@ -15,6 +15,8 @@ from cli import UserError
 from data import questions
 from data.questions import (
     EXAMPLES,
+    GSM8K_TRAIN_8,
+    QUESTION_ANSWER,
     BannedQuestions,
     encode_prompt,
     encode_solution,
@@ -392,6 +394,38 @@ def test_worked_examples(name, tmp_path):
     assert load_examples(tmp_path / "e.jsonl") == rows
     with pytest.raises(UserError, match="9 worked examples are wanted, it has 8"):
         load_examples(name, 9)
+
+
+def test_question_answer_prompts():
+    """The authors' prompt: GSM8K's own rows with their marks, the instruction after the last Answer:, no stop token; for
+    MATH the answers boxed. Without examples the prompt is plain."""
+    examples = load_examples("gsm8k_train")
+    texts = {form: TOKENIZER.decode(few_shot_prompt(examples, "Why?", TOKENIZER, form)) for form in QUESTION_ANSWER}
+    hashes, boxed = texts["question_answer"], texts["question_answer_boxed"]
+    assert hashes.startswith("Question: In Professor Plum's biology class there are 40 students.")
+    assert "40 * 0.8 = <<40*0.8=32>>32 who own puppies." in hashes and hashes.count("\n#### ") == 8
+    assert hashes.endswith(
+        "There are 100/4= <<100/4=25>>25 purple four leaf clovers\n#### 25\nQuestion: Why?\n"
+        'Answer: Let\'s think step by step and output the final answer after "####".\n'
+    )
+    assert boxed.endswith(
+        "There are 100/4= <<100/4=25>>25 purple four leaf clovers\n\\boxed{25}\nQuestion: Why?\n"
+        "Answer: Let's think step by step and output the final answer within \\boxed{}.\n"
+    )
+    for form in QUESTION_ANSWER:
+        assert few_shot_prompt([], "Why?", TOKENIZER, form) == encode_prompt("Why?", TOKENIZER)
+    own = TOKENIZER.decode(few_shot_prompt(load_examples("math", 1), "Why?", TOKENIZER, "question_answer"))
+    assert own.startswith("Question: Solve $5x") and "$x = \\boxed{6}$.\n#### 6\nQuestion: Why?" in own
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/realdata")
+def test_shipped_examples_are_gsm8k_s():
+    """The shipped rows are rows of GSM8K's training set, character for character, and none of its test set."""
+    shipped = GSM8K_TRAIN_8.read_text(encoding="utf-8").splitlines()
+    published = {json.loads(line)["question"]: json.loads(line) for line in gzip.open(REAL / "gsm8k_train.jsonl.gz")}
+    assert all(published[json.loads(line)["question"]] == json.loads(line) for line in shipped) and len(shipped) == 8
+    test = {normalise(row["question"]) for row in load_questions(REAL / "gsm8k_test.jsonl.gz")}
+    assert not test & {normalise(json.loads(line)["question"]) for line in shipped}
 
 
 def test_worked_equations_are_right():

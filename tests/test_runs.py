@@ -1,5 +1,6 @@
 """Whole runs: kill and resume, two ranks, bad input, evaluation records."""
 
+import gzip
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pretrain
 import rl
 import runtime
 import sft
-from cli import UserError
+from cli import UserError, apply_preset, check_ranges
 from data.tokenizer import load_tokenizer
 
 
@@ -149,6 +150,67 @@ def test_choice_of_rows(world):
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == sorted(everything[::4])
     for (prompt, cut), (whole_prompt, whole) in zip(stage(sft_cut=5).data, stage().data, strict=True):
         assert prompt == whole_prompt and cut == whole[:5]
+
+
+def test_combined_weights(base, world, tmp_path, monkeypatch):
+    """--mode combined minimises w L_RL + (1 - w) L_SFT, or with --sft_weight that weight of L_SFT: at 1 and 1, the
+    authors' weights, the gradient is twice that at a half each. Other modes refuse the flag."""
+    monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
+    common = dict(POST, init=str(base / "last.pt"), data=str(world), rows=4, steps=1, save_every=0)
+    norms = {}
+    for name, flags in {
+        "half": {},
+        "ones": dict(weight=1.0, sft_weight=1.0),
+        "rl": dict(weight=1.0, sft_weight=0.0),
+    }.items():
+        average.main(average.Config(out=str(tmp_path / name), mode="combined", **common, **flags))
+        (line,) = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        norms[name] = line["grad_norm"]
+    assert norms["ones"] == pytest.approx(2 * norms["half"], rel=1e-4) and norms["rl"] != norms["ones"]
+    refused("--sft_weight 1.0 goes with --mode combined", average.main, average.Config(sft_weight=1.0, **common))
+
+
+def test_evaluation_in_the_authors_form(base, world, tmp_path):
+    """--prompt and --grader reach the evaluation: another prompt gives other samples, another judge the same samples and
+    its own judgement; the record says which."""
+    common = dict(
+        checkpoint=(str(base / "last.pt"),), data=str(world), questions=("test_easy",), tasks=(), text=(), samples=2
+    )
+    common |= dict(k=(1,), limit=4, max_new_tokens=8, shots="1")
+    texts, records = {}, {}
+    for name, flags in {"plain": {}, "form": dict(prompt="question_answer"), "graded": dict(grader="lenient")}.items():
+        evaluation.main(evaluation.Config(out=str(tmp_path / name), **common, **flags))
+        records[name] = json.loads((tmp_path / name / "last.json").read_text())
+        assert all(records[name]["settings"][key] == value for key, value in flags.items())
+        assert records[name]["questions"]["test_easy"]["shots"] == 1
+        with gzip.open(tmp_path / name / "last.jsonl.gz", "rt") as file:
+            texts[name] = [[sample["text"] for sample in json.loads(line)["samples"]] for line in file]
+    assert texts["plain"] == texts["graded"] != texts["form"]
+    assert all(row["c"] == row["c_lenient"] for row in records["graded"]["questions"]["test_easy"]["questions"])
+
+
+def test_paper_presets():
+    """What docs/paper.md says of the presets is what they set."""
+    assert {key: rl.PRESETS["paper_after_sft"][key] for key in ("lr", "kl", "minibatch", "max_new_tokens")} == dict(
+        lr=4e-5, kl=0.0, minibatch=0, max_new_tokens=512
+    )
+    assert {key: rl.PRESETS["paper"][key] for key in ("lr", "kl", "minibatch", "max_new_tokens")} == dict(
+        lr=1e-6, kl=0.001, minibatch=128, max_new_tokens=2048
+    )
+    rows = dict(solutions="first", sft_order="file", sft_cut=512, loss="token_sum", rows=512)
+    for presets in (sft.PRESETS, average.PRESETS):
+        assert rows.items() <= presets["paper"].items()
+    for presets in (rl.PRESETS, sft.PRESETS, average.PRESETS):
+        for preset in presets.values():
+            assert preset["decay"] == "all" and preset["weight_decay"] == 0.01
+    assert average.PRESETS["paper"]["save_at"] == "1000,1800,2200" and average.PRESETS["paper"]["steps"] == 2200
+    assert evaluation.PRESETS["paper"]["max_new_tokens"] == 1024
+    for stage in (rl, sft, average, evaluation):
+        for name, preset in stage.PRESETS.items():
+            config = stage.Config(preset=name)
+            apply_preset(config, stage.PRESETS)
+            check_ranges(config)
+            assert {key: getattr(config, key) for key in preset} == preset
 
 
 def test_evaluation_record(base, world, tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.latex import MAX_DEPTH
-from data.verifier import canonical, extract_answer, is_correct, is_equal
+from data.verifier import GRADERS, canonical, extract_answer, is_correct, is_equal
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
@@ -400,3 +400,49 @@ def test_agreement_with_labelled_cases(file, agreement):
             wrong.append(row)
     assert not [row for row in wrong if not row["label"]]
     assert 1 - len(wrong) / len(rows) >= agreement, [(row["candidate"][-80:], row["gold"][-80:]) for row in wrong]
+
+
+# ------------------------------------------------------------------------------------------------------------- graders
+
+GSM8K = [  # response, reference, right by the authors' evaluation of GSM8K, right by the strict grader
+    ("It is 70.\n#### 72", "72", True, False),
+    ("#### 72\nQuestion: another?\nAnswer: 5\n#### 5", "72", True, False),  # the first ####
+    ("#### 5\n\nso \\boxed{72}", "72", False, True),  # #### comes before the box
+    ("#### \n72 apples", "72", True, False),  # white space after ####, a line end too, is passed over
+    ("\\boxed{5} no \\boxed{72}", "72", True, True),
+    ("so \\boxed{72 apples}, I have 3", "72", True, True),
+    ("she has 5 bags, so 72.", "72", True, False),  # the last number; a full stop is no decimal
+    ("no number at all", "72", False, False),
+    ("#### $1,080", "1080", True, False),
+    ("#### 1080.05", "1080", True, False),  # within a relative 1e-4
+    ("\\boxed{1080.05}", "1080", True, False),
+    ("\\boxed{1081}", "1080", False, False),
+    ("\\boxed{72/5}", "72", True, False),  # the first number of 72/5
+    ("\\boxed{\\frac{72}{5}}", "72", True, False),
+    ("\\boxed{-72}", "72", False, False),
+    ("\\boxed{50\\%}", "50", True, True),
+    ("\\boxed{\\text{Ann}}", "ann", True, False),
+    ("####", "72", False, False),
+    ("#### " + "9" * 500, "1e999", False, False),
+    ("#### nan", "nan", True, False),
+]
+
+
+@pytest.mark.parametrize(("response", "answer", "gsm8k", "strict"), GSM8K)
+def test_graders(response, answer, gsm8k, strict):
+    """The authors' grader of GSM8K beside the strict one: which part counts, and what equals what."""
+    assert GRADERS["gsm8k"](response, answer).right == gsm8k
+    assert GRADERS["strict"](response, answer).right == strict == is_correct(response, answer, strict=True)
+    assert GRADERS["lenient"](response, answer).right == is_correct(response, answer)
+
+
+@pytest.mark.parametrize(
+    "text", ["#" * 10**5, "####" + " " * 10**5, "\\text{" * 10**5, "1." * 10**5, "-" * 10**5, "9" * 10**5]
+)
+def test_graders_in_bounded_time(text):
+    """Hostile answers are judged at once, by every grader, without an exception."""
+    start = time.process_time()
+    for grade in GRADERS.values():
+        for response in (text, f"#### {text}", f"\\boxed{{{text}}}"):
+            grade(response, "72")
+    assert time.process_time() - start < 10  # quadratic would be minutes
