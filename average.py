@@ -37,6 +37,7 @@ from runtime import (
     begin,
     clip_gradients,
     load_checkpoint,
+    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -194,8 +195,8 @@ def main(config: Config) -> None:
     )  # parallel alone uses it
     streams = TwoStreams(model, optimizer, second)
     if start.train:
-        optimizer.load_state_dict(start.train["optimizer"])
-        second.load_state_dict(start.train["sft_optimizer"])
+        load_optimizer(optimizer, start.train["optimizer"])
+        load_optimizer(second, start.train["sft_optimizer"])
         grpo.order.position, sft.order.position = start.train["grpo"], start.train["sft"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)

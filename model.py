@@ -31,6 +31,18 @@ from kernels import LogProb
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
+# of a GPTConfig's whole numbers, far beyond any model of this code
+LIMITS = {
+    "vocab_size": 2**22,
+    "d_model": 2**16,
+    "n_layers": 2**10,
+    "n_heads": 2**12,
+    "d_ff": 2**20,
+    "context": 2**22,
+    "n_kv_heads": 2**12,
+}
+
+
 @dataclass
 class GPTConfig:
     vocab_size: int  # rows of the two tables (the tokenizer's padded size)
@@ -44,9 +56,22 @@ class GPTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
+        """ValueError for what no model can be, or no machine can hold: a configuration may come from a foreign file."""
+        for name, limit in LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not (name != "n_kv_heads") <= value <= limit:
+                raise ValueError(f"{name} is {value!r:.40}: a whole number from 1 to {limit:,} is wanted")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < 1e30:
+                raise ValueError(f"{name} is {value!r:.40}: a positive number is wanted")
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} and n_kv_heads must divide it")
+        if self.head_dim % 2 or self.context * self.head_dim > 2**27:
+            raise ValueError(
+                f"a head of {self.head_dim} at {self.context} positions: rotary needs an even size, 2^27 in all"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -108,6 +133,14 @@ class Block(nn.Module):
         return x + self.mlp_norm(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
+def rotary_tables(c: GPTConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, (context, D/2) each."""
+    half = c.head_dim // 2
+    frequency = c.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.arange(c.context, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -116,11 +149,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        half = config.head_dim // 2
-        frequency = config.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = torch.arange(config.context, dtype=torch.float64)[:, None] * frequency  # (context, D/2)
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        cos, sin = rotary_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> "GPT":

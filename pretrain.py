@@ -37,6 +37,7 @@ from runtime import (
     RunConfig,
     Start,
     begin,
+    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -230,7 +231,7 @@ def main(config: Config) -> None:
     progress = start.progress
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if start.train:
-        optimizer.load_state_dict(start.train["optimizer"])
+        load_optimizer(optimizer, start.train["optimizer"])
     run.open(start)
     trained = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)

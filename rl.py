@@ -52,6 +52,7 @@ from runtime import (
     begin,
     load_checkpoint,
     load_model,
+    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -577,7 +578,7 @@ def main(config: Config) -> None:
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if start.train:
-        optimizer.load_state_dict(start.train["optimizer"])
+        load_optimizer(optimizer, start.train["optimizer"])
         grpo.order.position = start.train["grpo"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)

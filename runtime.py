@@ -7,6 +7,7 @@ What is given up is overlap with backward, under 1% of a step at the paper's bat
 """
 
 import contextlib
+import copy
 import ctypes
 import importlib.util
 import json
@@ -33,12 +34,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
+from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
 from cli import UserError, given
-from data.tokenizer import Tokenizer, load_tokenizer
-from files import named, remove_stale, replacing_with_trailer, write_text
-from model import GPT, GPTConfig
-
-FORMAT = 1  # of a checkpoint
+from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
+from files import named, remove_stale, write_text
+from model import GPT
 
 
 @dataclass
@@ -219,6 +219,20 @@ def make_optimizer(
     return torch.optim.AdamW(groups[: 2 if others else 1], lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """The state of a checkpoint into an optimizer of the same parameters. UserError if it does not fit."""
+    if optimizer.param_groups[0]["params"][0].device.type == "cpu":
+        state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
+    try:
+        optimizer.load_state_dict(state)
+        for p, values in optimizer.state.items():
+            if any(values[name].shape != p.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("shape")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise UserError(f"last.pt: its optimizer's state does not fit the model ({reason}); start a new run") from None
+
+
 def learning_rate(c: RunConfig, step: int, total: int) -> float:
     """The rate of step number `step` (from 0) of `total`."""
     if step < c.warmup:
@@ -273,39 +287,6 @@ class Progress:
     skipped: int = 0  # steps skipped for a non-finite loss or gradient
 
 
-def save_checkpoint(path: Path, checkpoint: dict) -> None:
-    """Write `checkpoint`: a kill or a full disk leaves the old file or the new one."""
-    with replacing_with_trailer(path) as file:
-        torch.save(checkpoint, file)
-
-
-def load_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of any stage (on the CPU, tensors only); UserError if it is missing, broken or no checkpoint."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pt'}")
-    if not path.exists():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]  # an empty file's EOFError says nothing
-        raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
-        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
-    return checkpoint
-
-
-def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
-    """The model of a checkpoint, in fp32 on `device`."""
-    model = GPT(GPTConfig(**checkpoint["config"]))
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        raise UserError(f"checkpoint's weights do not fit its config: {str(error).splitlines()[-1].strip()}") from None
-    return model.to(device)
-
-
 @dataclass
 class Start:
     """Where a stage begins: at --init, or where last.pt stopped."""
@@ -352,6 +333,8 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
     last = load_checkpoint(path)
     if last["stage"] != stage:
         raise UserError(f"{path} is of stage {last['stage']}, not of {stage}: resume it with that stage")
+    if not last.get("train"):
+        raise UserError(f"{path} is a kept checkpoint, without what --resume needs: start from it with --init")
     args = last["args"]
     unknown = sorted(args.keys() - {f.name for f in fields(config)})
     if unknown:
@@ -507,6 +490,7 @@ class Run:
             "stage": self.stage,
             "config": asdict(model.config),
             "tokenizer": self.start.tokenizer.name,
+            "tokenizer_digest": tokenizer_digest(self.start.tokenizer.name),
             "model": model.state_dict(),
             "step": progress.step,
             "tokens": progress.tokens,

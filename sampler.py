@@ -190,6 +190,8 @@ def sample(
             members = None
             if progress:
                 progress(int(done.sum()))
+    if not out.log_probs.isfinite().all():  # once for all: a logit that is not finite makes its row's log-prob NaN
+        raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
     return out
 
 
@@ -241,8 +243,9 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
     In two levels, blocks and then words in the block: a running sum over 100,000 words is slow and less exact.
     """
-    if weight.shape[1] % BLOCK:
-        weight = F.pad(weight, (0, -weight.shape[1] % BLOCK))
+    width = weight.shape[1]
+    if width % BLOCK:
+        weight = F.pad(weight, (0, -width % BLOCK))
     blocks = weight.view(len(weight), -1, BLOCK)
     cumulative = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
     total = cumulative[:, -1:]
@@ -254,7 +257,8 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.searchsorted(inner.cumsum(-1), goal, right=True)
     # rounding may put the goal at or behind the block's end: take the last word of it that has any weight
     last = BLOCK - 1 - (inner > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
-    return block * BLOCK + torch.minimum(place, last), total
+    index = block * BLOCK + torch.minimum(place, last)
+    return index.clamp(max=width - 1), total  # of a row of NaN there is no right index; `sample` finds it at the end
 
 
 def uniform(seed: int, row: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -37,6 +37,7 @@ from runtime import (
     Run,
     Start,
     begin,
+    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -192,7 +193,7 @@ def main(config: Config) -> None:
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     if start.train:
-        optimizer.load_state_dict(start.train["optimizer"])
+        load_optimizer(optimizer, start.train["optimizer"])
         sft.order.position = start.train["sft"]
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)

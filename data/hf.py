@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from checkpoint import FORMAT, save_checkpoint
 from cli import UserError, cli
-from data.tokenizer import PUBLISHED, load_tokenizer
+from data.tokenizer import PUBLISHED, load_tokenizer, tokenizer_digest
 from model import GPT, GPTConfig
-from runtime import FORMAT, save_checkpoint
 
 
 @dataclass
@@ -172,6 +172,7 @@ def main(flags: Config) -> None:
             "stage": "pretrain",
             "config": asdict(config),
             "tokenizer": flags.tokenizer,
+            "tokenizer_digest": tokenizer_digest(flags.tokenizer),
             "model": {name: tensor.float() for name, tensor in from_olmo2(theirs, config).items()},
             "step": 0,
             "tokens": flags.tokens,

@@ -132,6 +132,30 @@ def load_tokenizer(name: str) -> Tokenizer:
     return Tokenizer(name, encoding, vocab_size, eos, pad)
 
 
+def tokenizer_digest(name: str) -> str:
+    """What the ids of a tokenizer mean: a digest of its ranks (which need not be there) and its pattern."""
+    if name == "world":
+        ranks, pattern = hashlib.sha256(WORLD_RANKS.read_bytes()).hexdigest(), WORLD_PATTERN
+    else:
+        _, ranks, pattern, *_ = PUBLISHED[name]
+    return hashlib.sha256(f"{ranks} {pattern}".encode()).hexdigest()[:16]
+
+
+def check_tokenizer(where: str, name: str, digest: str | None, vocab_size: int) -> None:
+    """UserError if a file was made with other ids than the tokenizer `name` has now: the world's change with its texts.
+    A file of an older version has no digest: then at least its `vocab_size` must hold all ids."""
+    if name not in NAMES:
+        raise UserError(f"{where}: unknown tokenizer {name!r:.40}: use one of {', '.join(NAMES)}")
+    if digest not in (None, tokenizer_digest(name)):
+        raise UserError(
+            f"{where}: was made with another version of the tokenizer {name!r}: its ids mean other words; make it again, "
+            "or use the code that made it"
+        )
+    known = PUBLISHED[name][-1] if name in PUBLISHED else load_tokenizer(name).vocab_size
+    if vocab_size < known:
+        raise UserError(f"{where}: has {vocab_size} ids, the tokenizer {name!r} has {known}; make it again")
+
+
 def parse_ranks(content: bytes) -> dict[bytes, int]:
     """tiktoken's rank file (a line: token in base64, space, rank) → {token: rank}."""
     lines = (line.split() for line in content.splitlines() if line)

@@ -38,6 +38,7 @@ def place(base, world, tmp_path_factory) -> Path:
     torch.save(checkpoint | {"model": dict(list(checkpoint["model"].items())[:-1])}, folder / "lacks_a_weight.pt")
     larger = checkpoint["config"] | {"d_ff": checkpoint["config"]["d_ff"] + 16}
     torch.save(checkpoint | {"config": larger}, folder / "other_shape.pt")
+    torch.save(checkpoint | {"config": checkpoint["config"] | {"context": 128}}, folder / "other_context.pt")
 
     for name in ("gpt2", "uint32", "cut_shard", "no_questions"):
         shutil.copytree(world, folder / name)
@@ -139,8 +140,8 @@ CASES = [
     ("average", "--mode interleaved --sft_steps 0 --rl_steps 0", "both be 0"),
     ("average", "--mode soup", "--other"),
     ("average", "--mode soup --other {P}/none.pt", "no such checkpoint"),
-    ("average", "--mode soup --other {P}/other_shape.pt", "differ in config"),
-    ("average", "--mode soup --other {P}/unknown_tokenizer.pt", "differ in tokenizer"),
+    ("average", "--mode soup --other {P}/other_context.pt", "differ in config"),
+    ("average", "--mode soup --other {P}/unknown_tokenizer.pt", "unknown tokenizer"),
     ("eval", "--checkpoint", "--checkpoint"),
     ("eval", "--samples 2 --k 4", "so few samples"),
     ("eval", "--shots some", "--shots some"),

@@ -1,0 +1,158 @@
+"""The checkpoint that all stages write and read: one .pt file of torch.save, its digest in the last 16 bytes.
+
+    format, stage, step       of what made it        tokens, flops   of pretraining and of all stages so far
+    config, model             fields of GPTConfig, state_dict of GPT
+    tokenizer, tokenizer_digest                      its name, and what its ids meant
+    args, lineage, metrics    flags of this stage; stage, step and flags of every stage behind it
+    train                     last.pt alone: optimizer states and data cursors, for --resume
+
+A checkpoint may come from anywhere: it is read without running code, and what is read is checked here, once.
+"""
+
+import json
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cli import UserError
+from data.tokenizer import check_tokenizer
+from files import check_trailer, replacing_with_trailer
+from model import GPT, GPTConfig, rotary_tables
+
+FORMAT = 1
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of weights; GPT's are fp32
+STAGES = ("pretrain", "sft", "rl", "average")
+
+
+def save_checkpoint(path: Path, checkpoint: dict) -> None:
+    """Write `checkpoint`: a kill or a full disk leaves the old file or the new one."""
+    with replacing_with_trailer(path) as file:
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read and check a checkpoint of any stage. Its tensors are on the CPU and mapped: they take memory as they are used,
+    and give it back when they are dropped. UserError if the file is missing, damaged or no checkpoint."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pt'}")
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    check_trailer(path)
+    try:
+        with zipfile.ZipFile(path) as members:  # torch.save compresses nothing; what unpacks to terabytes is not ours
+            if any(member.compress_type for member in members.infolist()):
+                raise ValueError("compressed")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]  # an empty file's EOFError says nothing
+        raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
+        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
+    for key, (holds, wanted) in KEYS.items():
+        if not holds(checkpoint.get(key)):
+            raise UserError(f"{path}: {key} is missing or not {wanted}; use another checkpoint")
+    try:
+        check_weights(checkpoint["model"], GPTConfig(**checkpoint["config"]))
+    except (ValueError, TypeError) as error:  # TypeError: config lacks a field, or has one too many
+        raise UserError(
+            f"{path}: {str(error).replace('GPTConfig.__init__()', 'config')}; use another checkpoint"
+        ) from None
+    check_tokenizer(
+        str(path), checkpoint["tokenizer"], checkpoint.get("tokenizer_digest"), checkpoint["config"]["vocab_size"]
+    )
+    return checkpoint
+
+
+def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
+    """ValueError unless these are the finite weights of a GPT of this config. Allocates nothing of its size."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    if weights.keys() != shapes.keys():
+        name = min(weights.keys() ^ shapes.keys(), key=str)
+        raise ValueError(f"the weights do not fit the config: {name} is {'missing' if name in shapes else 'unknown'}")
+    for name, shape in shapes.items():
+        tensor = weights[name]
+        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or not tensor.is_contiguous():
+            raise ValueError(f"{name} is not a plain tensor of floating-point numbers")
+        if tensor.shape != shape:
+            raise ValueError(
+                f"the weights do not fit the config: {name} is {tuple(tensor.shape)} and not {tuple(shape)}"
+            )
+        if not all(map(math.isfinite, torch.stack(tensor.aminmax()).tolist())):
+            raise ValueError(f"{name} holds infinite numbers or NaN")
+
+
+def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
+    """The model of a checkpoint, in fp32 on `device`."""
+    config = GPTConfig(**checkpoint["config"])
+    with torch.device("meta"):  # not initialised: that takes longer than to read the weights
+        model = GPT(config)
+    model.to_empty(device=device)
+    model.load_state_dict(checkpoint["model"])
+    model.cos, model.sin = (table.to(device) for table in rotary_tables(config))
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the keys must hold
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _count(x: Any) -> bool:
+    return type(x) is int and 0 <= x < 2**63
+
+
+def _number(x: Any) -> bool:
+    return type(x) in (int, float) and 0 <= x < math.inf
+
+
+def _flags(x: Any) -> bool:
+    try:
+        json.dumps(x)  # records hold them
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(x, dict) and all(isinstance(key, str) for key in x)
+
+
+def _lineage(x: Any) -> bool:
+    stages = x if isinstance(x, list) else [None]
+    return all(
+        isinstance(s, dict) and s.get("stage") in STAGES and _count(s.get("step")) and _flags(s.get("args"))
+        for s in stages
+    )
+
+
+def _train(x: Any) -> bool:
+    if x is None:
+        return True
+    progress = x.get("progress") if isinstance(x, dict) else None
+    wanted: dict[str, Callable] = {"step": _count, "tokens": _count, "flops": _number, "skipped": _count}
+    return (
+        isinstance(progress, dict) and progress.keys() == wanted.keys() and all(wanted[k](progress[k]) for k in wanted)
+    )
+
+
+def _weights(x: Any) -> bool:
+    return isinstance(x, dict) and all(isinstance(k, str) and type(v) is Tensor for k, v in x.items())
+
+
+KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "stage": (lambda x: x in STAGES, f"one of {', '.join(STAGES)}"),
+    "step": (_count, "a count"),
+    "tokens": (_count, "a count"),
+    "flops": (_number, "a number of at least 0"),
+    "config": (lambda x: isinstance(x, dict), "a dictionary"),
+    "tokenizer": (lambda x: isinstance(x, str), "a name"),
+    "tokenizer_digest": (lambda x: x is None or isinstance(x, str), "a digest"),  # older ones have none
+    "model": (_weights, "a dictionary of tensors"),
+    "args": (_flags, "a dictionary of flags"),
+    "lineage": (_lineage, "a list of stages"),
+    "metrics": (lambda x: x is None or _flags(x), "a dictionary"),
+    "train": (_train, "what --resume needs"),
+}
