@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cli import UserError, cli
 from eval import HeldOut, held_out
-from model import GPT, GPTConfig, train_flops
+from model import GPT
 from rl import GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
 from runtime import (
     Clock,
@@ -154,12 +154,15 @@ def soup(config: Config, run: Run) -> None:
             raise UserError(
                 f"--init and --other differ in {key}: {a[key]} and {b[key]}; only equal models can be averaged"
             )
-    shared = 0.0  # FLOPs of the pretraining that both have behind them
-    if a["lineage"] and a["lineage"][0] == b["lineage"][0] and a["lineage"][0]["stage"] == "pretrain":
-        shared = a["tokens"] * train_flops(GPTConfig(**a["config"]), a["lineage"][0]["args"]["seq_len"])
+    shared = 0.0  # FLOPs of the stages that both have behind them
+    for one, other in zip(a["lineage"], b["lineage"], strict=False):
+        if one != other:
+            break
+        shared = one.get("flops")
+    flops = None if None in (a["flops"], b["flops"], shared) else a["flops"] + b["flops"] - shared
     a["model"] = {k: config.weight * v + (1 - config.weight) * b["model"][k] for k, v in a["model"].items()}
-    a["lineage"] = [*a["lineage"], {"stage": "average", "step": 0, "args": asdict(config)}]
-    a |= {"stage": "average", "step": 0, "flops": a["flops"] + b["flops"] - shared, "args": asdict(config)}
+    a |= {"stage": "average", "step": 0, "flops": flops, "args": asdict(config)}
+    a["lineage"] = [*a["lineage"], {key: a[key] for key in ("stage", "step", "flops", "args")}]
     a.pop("train", None)
     run.out.mkdir(parents=True, exist_ok=True)
     save_checkpoint(run.out / "last.pt", a)

@@ -603,7 +603,7 @@ def thin_curve(lines: Iterable[dict], points: int = 100) -> dict[str, list]:
     curve: dict[str, list] = {}
     for line in lines:
         for key in CURVE:
-            if key in line:
+            if line.get(key) is not None:  # FLOPs may be unknown
                 curve.setdefault(key, []).append([line["step"], float(f"{line[key]:.6g}")])
     for key, values in curve.items():
         every = math.ceil(len(values) / points)

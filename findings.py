@@ -99,6 +99,7 @@ def load(folder: Path) -> list[Entry]:
         try:
             meta = json.loads(path.read_text())
             record = json.loads((folder / f"{meta['name']}.json").read_text())
+            record["flops"] = np.nan if record.get("flops") is None else record["flops"]  # unknown; not drawn
             entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
             entry.recipe, entry.largest_k, entry.bits, entry.tasks(), meta["seed"], meta["tokens"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -401,6 +402,8 @@ def reach(e: Entry, target: float, against: str) -> float:
 def stage_flops(e: Entry) -> list[tuple[float, float]]:
     """(step, FLOPs spent since the stage began) along the curve; the log counts all stages, one line a step."""
     points = e.meta["curve"].get("flops", [])
+    if not points:  # unknown
+        return [(0.0, np.nan)]
     if len(points) < 2:
         return [(0.0, 0.0), *points]
     per_step = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])

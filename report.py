@@ -354,7 +354,7 @@ def describe(e: Entry) -> str:
 
 
 def short_flops(x: float) -> str:
-    return f"{x:.2e}"
+    return "unknown" if np.isnan(x) else f"{x:.2e}"
 
 
 def table_findings(doc: Document, findings: list[Finding]) -> None:
@@ -467,8 +467,9 @@ def write_report(records: Path, out: Path) -> Path:
         main = [r for r in g.recipes if r not in CONTROLS]
         doc.figure("pass_at_k", figure_pass_at_k(g, grid_entries, main),
                    f"All recipes from every checkpoint ({over}). Points of one checkpoint stand side by side.")  # fmt: skip
-        doc.figure("pass_at_k_flops", figure_pass_at_k(g, grid_entries, main, flops=True),
-                   "The same over all FLOPs spent: pretraining, and training and sampling after it.")  # fmt: skip
+        if any(np.isfinite(e.record["flops"]) for e in grid_entries):
+            doc.figure("pass_at_k_flops", figure_pass_at_k(g, grid_entries, main, flops=True),
+                       "The same over all FLOPs spent: pretraining, and training and sampling after it.")  # fmt: skip
         if any(r in g.recipes for r in CONTROLS):
             sides = [r for r in g.recipes if r in ("rl", "sft", "parallel", *CONTROLS)]
             doc.figure("doses", figure_pass_at_k(g, grid_entries, sides),

@@ -77,7 +77,7 @@ class PostConfig(RunConfig):
     limit: int = 0  # use the first so many questions; 0: all
     steps: int = 64  # how long to train
     decay: Literal["olmo2", "matrices", "all"] = (
-        "matrices"  # what decays; the authors' code: all. See pretrain.py --help
+        "matrices"  # what decays: see pretrain.py --help; the authors' code: all
     )
     epochs: float = 0.0  # or: passes over the questions (sft.py: over the rows)
     save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
@@ -283,7 +283,7 @@ class Progress:
 
     step: int = 0  # of this stage
     tokens: int = 0  # pretraining tokens behind the base model
-    flops: float = 0.0  # spent in total, all stages, training and sampling
+    flops: float | None = 0.0  # spent in total, all stages, training and sampling; None: unknown (imported weights)
     skipped: int = 0  # steps skipped for a non-finite loss or gradient
 
 
@@ -495,7 +495,10 @@ class Run:
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": progress.flops,
-            "lineage": [*self.start.lineage, {"stage": self.stage, "step": progress.step, "args": args}],
+            "lineage": [
+                *self.start.lineage,
+                {"stage": self.stage, "step": progress.step, "flops": progress.flops, "args": args},
+            ],
             "args": args,
             "metrics": {"skipped": progress.skipped},
         }
@@ -545,7 +548,8 @@ class Run:
                 yield step
                 values = {"lr": step.lr, **step.values, "seconds": clock.lap()}
                 progress.step += 1
-                progress.flops += values["flops"]
+                if progress.flops is not None:
+                    progress.flops += values["flops"]
                 values |= {"flops": progress.flops, "skipped": progress.skipped}
                 self.log(
                     progress.step, **values

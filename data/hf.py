@@ -176,8 +176,8 @@ def main(flags: Config) -> None:
             "model": {name: tensor.float() for name, tensor in from_olmo2(theirs, config).items()},
             "step": 0,
             "tokens": flags.tokens,
-            "flops": 0.0,  # unknown: counted from here on
-            "lineage": [{"stage": "pretrain", "step": 0, "args": args}],
+            "flops": None,  # unknown, and so it stays in all that comes of it
+            "lineage": [{"stage": "pretrain", "step": 0, "flops": None, "args": args}],
             "args": args,
             "metrics": {},
         },

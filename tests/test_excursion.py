@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import start
+from conftest import ROOT, start
 
 import excursion
 import findings
@@ -59,6 +59,37 @@ def test_the_whole_experiment(grid):
     assert meta["recipe"] == "rl" and meta["curve"]["reward"] and meta["samples"][0]["samples"] and meta["seconds"]
     report.write_report(grid / "records", grid / "again")
     assert (grid / "again/report.md").read_text() == text  # from records alone
+
+
+def test_records_of_unknown_flops_are_reported(tmp_path):
+    """Models of imported weights have no FLOPs to draw or to subtract: the report says unknown, and is made."""
+    for unknown in (("rl",), ("base", "rl", "sft")):  # some of them, all of them
+        folder = tmp_path / "-".join(unknown)
+        (folder / "records").mkdir(parents=True)
+        for path in (ROOT / "results/study").glob("seed0-3.50M-*.json"):
+            if path.name.split(".")[1].split("-")[1] in ("base", "rl", "sft"):
+                content = json.loads(path.read_text())
+                if "flops" in content and path.stem.split("-")[-1] in unknown:
+                    content["flops"] = None
+                (folder / "records" / path.name).write_text(json.dumps(content))
+        report.write_report(folder / "records", folder)
+        text = (folder / "report.md").read_text()
+        assert text.count("unknown |") == (2 if len(unknown) == 1 else 6) and "nan" not in text
+        assert (folder / "figures/pass_at_k_flops.png").exists() == (len(unknown) == 1)
+    lines = [{"step": s, "flops": None, "reward": 0.5} for s in (1, 2)]
+    assert excursion.thin_curve(lines) == {"reward": [[1, 0.5], [2, 0.5]]}
+
+
+def test_soup_records_count_pretraining_once():
+    """The committed records: the FLOPs of a soup are those of its two models less those of the base behind both."""
+    paths = sorted((ROOT / "results").glob("*/*-soup.json"))
+    assert len(paths) >= 3
+    for path in paths:
+        soup, rl, sft, base = (
+            json.loads(path.with_name(path.name.replace("soup", name)).read_text())["flops"]
+            for name in ("soup", "rl", "sft", "base")
+        )
+        assert soup == rl + sft - base
 
 
 def test_killed_and_started_again_gives_the_same_records(grid, world, tmp_path):

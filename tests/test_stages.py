@@ -9,6 +9,7 @@ import pytest
 import torch
 import two_ranks
 from conftest import ROOT, assert_same_run, run, same
+from safetensors.torch import save_file
 
 import average
 import eval as evaluation
@@ -16,6 +17,8 @@ import rl
 import runtime
 import sft
 from cli import UserError
+from data import hf
+from model import GPTConfig
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 TINY = dict(prompts=3, rollouts=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
@@ -329,6 +332,44 @@ def test_soup_is_the_weighted_mean_and_counts_pretraining_once(base, world, tmp_
         assert torch.equal(value, 0.25 * a["model"][key] + 0.75 * b["model"][key])
     before = runtime.load_checkpoint(base / "last.pt")["flops"]
     assert mean["flops"] == pytest.approx(a["flops"] + b["flops"] - before) and a["flops"] > before
+    # of a model and one that was trained on from it, the later one's FLOPs are those of both
+    sft.main(sft.Config(**flags | dict(out=str(tmp_path / "three"), init=one, rows=2)))
+    three = str(tmp_path / "three/last.pt")
+    average.main(average.Config(mode="soup", init=three, other=one, out=str(tmp_path / "soup2")))
+    mean, c = (runtime.load_checkpoint(path) for path in (tmp_path / "soup2/last.pt", three))
+    assert mean["flops"] == c["flops"] > a["flops"] and mean["lineage"][-1]["flops"] == mean["flops"]
+
+
+def test_unknown_flops_stay_unknown(base, world, tmp_path):
+    """Weights from elsewhere have an unknown number of FLOPs behind them, and so has all that comes of them: stages,
+    their logs, the soup of two of them or of one and a model of known FLOPs, evaluation records."""
+    checkpoint = runtime.load_checkpoint(base / "last.pt")
+    weights = tmp_path / "theirs"
+    weights.mkdir()
+    config = GPTConfig(**checkpoint["config"])
+    save_file(hf.to_olmo2(checkpoint["model"], config), weights / "model.safetensors")
+    (weights / "config.json").write_text(json.dumps({
+        "model_type": "olmo2", "vocab_size": config.vocab_size, "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff, "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
+        "max_position_embeddings": config.context, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps,
+    }))  # fmt: skip
+    imported = str(tmp_path / "imported.pt")
+    hf.main(hf.Config(weights=str(weights), out=imported, tokenizer="world"))
+    flags = dict(data=str(world), steps=1, limit=12, eval_every=0, show=0)
+    sft.main(sft.Config(init=imported, out=str(tmp_path / "sft"), rows=2, **flags))
+    rl.main(rl.Config(**TINY | flags, init=str(tmp_path / "sft/last.pt"), out=str(tmp_path / "rl")))
+    sft.main(sft.Config(init=str(base / "last.pt"), out=str(tmp_path / "known"), rows=2, **flags))
+    for name, pair in {"same": ("rl", "sft"), "mixed": ("known", "sft"), "turned": ("sft", "known")}.items():
+        one, other = (str(tmp_path / x / "last.pt") for x in pair)
+        average.main(average.Config(mode="soup", init=one, other=other, out=str(tmp_path / name)))
+    assert runtime.load_checkpoint(tmp_path / "known/last.pt")["flops"] > checkpoint["flops"] > 0
+    for name in ("sft", "rl", "same", "mixed", "turned"):
+        assert runtime.load_checkpoint(tmp_path / name / "last.pt")["flops"] is None, name
+    assert metrics(tmp_path / "rl")[-1]["flops"] is None
+    config = evaluation.Config(checkpoint=(str(tmp_path / "same/last.pt"),), data=str(world), limit=2, samples=2, k=(1,),
+                               max_new_tokens=4, tasks=(), text=())  # fmt: skip
+    evaluation.main(config)
+    assert json.loads((tmp_path / "same/eval/last.json").read_text())["flops"] is None
 
 
 def test_evaluations_at_kept_checkpoints(base, world, tmp_path):
