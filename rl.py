@@ -26,6 +26,7 @@ import gzip
 import json
 import math
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -520,9 +521,11 @@ class RolloutLog:
         return row | {"samples": [self._text(g, r) for r in range(len(g.answers))]}
 
     def _drop_after(self, step: int) -> None:
-        """On resume: forget the rollouts of steps that will be made again, and a line that a kill cut."""
+        """On resume: forget the rollouts of steps that will be made again, and a line that a kill cut, with what
+        stands after it."""
         kept = []
-        with contextlib.suppress(EOFError, OSError, json.JSONDecodeError), gzip.open(self.path, "rt") as file:
+        broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
+        with contextlib.suppress(*broken), gzip.open(self.path, "rb") as file:
             for line in file:
                 if (row := json.loads(line))["step"] <= step:
                     kept.append(row)

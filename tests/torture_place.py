@@ -71,6 +71,7 @@ class Torture:
 
     def row(self, part: str, what: str) -> Row:
         self.rows.append(Row(part, what))
+        print(f"{part}: {what}", flush=True)
         return self.rows[-1]
 
     def random(self, *what) -> random.Random:
