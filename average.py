@@ -164,7 +164,7 @@ def soup(config: Config, run: Run) -> None:
     a |= {"stage": "average", "step": 0, "flops": flops, "args": asdict(config)}
     a["lineage"] = [*a["lineage"], {key: a[key] for key in ("stage", "step", "flops", "args")}]
     a.pop("train", None)
-    run.out.mkdir(parents=True, exist_ok=True)
+    run.claim()
     save_checkpoint(run.out / "last.pt", a)
     print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
 
@@ -227,6 +227,7 @@ def main(config: Config) -> None:
             rl_norm = clip_gradients(model, config.clip)
         finite = math.isfinite(rl_norm + values.get("loss", 0.0))
         if learned and finite:
+            process.updated = True
             delta_rl = streams.take_update(optimizer, lr, snapshot)
         optimizer.zero_grad()
         stats = process.sum_dict(sft.backward(model, sft.draw()))  # at the snapshot: take_update has put it back

@@ -81,7 +81,7 @@ class Config:
     slots: int = 512  # rows sampled side by side
     kv_gib: float = 4.0  # memory for keys and values, in GiB; bounds the slots
     seed: int = 0  # of sampling and of the bootstrap
-    device: str = "auto"  # cpu, cuda; auto: cuda where there is one
+    device: str = "auto"  # cpu, cuda, mps; auto: cuda or mps where there is one, else cpu
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
     kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
@@ -234,9 +234,13 @@ def evaluate_questions(
             kv_gib=kv_gib,
             row_ids=(mine[:, None] * n + np.arange(n)).ravel(),
             progress=bar.update,
+            stopping=process.stopping,
         )
     bar.close()
-    judged = [_judge(questions[i], samples, row * n, n, tokenizer, grader) for row, i in enumerate(mine)]
+    judged = [
+        _judge(questions[i], samples, row * n, n, tokenizer, grader)
+        for row, i in process.unless_stopping(enumerate(mine))
+    ]
     # rank r judged the questions r, r + world, ...
     shares = process.gather(judged)
     rows = [shares[i % process.world][i // process.world] for i in range(len(questions))]
@@ -314,7 +318,7 @@ def continuation_log_probs(
     results: dict[int, tuple[float, bool]] = {}
     bar = tqdm(total=len(order), desc=label, unit="item", disable=not process.main or None, leave=False)
     start = 0
-    while start < len(order):
+    while start < len(order) and not process.stopping():
         width = min(limit + 1, sum(map(len, pairs[order[start]])))
         batch = order[start : start + max(1, BATCH_TOKENS // width)]
         start += len(batch)
@@ -387,7 +391,7 @@ def bits_per_byte(
     nats = tokens = size = 0.0
     token_bytes = torch.from_numpy(tokenizer.token_bytes)
     rows = max(1, BATCH_TOKENS // loader.seq_len)
-    for i, batch in enumerate(loader.val_batches(source, rows, n_tokens)):
+    for i, batch in process.unless_stopping(enumerate(loader.val_batches(source, rows, n_tokens))):
         if i % process.world != process.rank:
             continue
         batch = torch.from_numpy(batch)
@@ -395,7 +399,7 @@ def bits_per_byte(
         with process.autocast():
             hidden = model(batch[:, :-1].to(process.device)).flatten(0, 1)
             log_p = kernels.linear_log_prob(hidden, model.head.weight, targets.to(process.device)).log_prob
-        nats -= log_p.double().sum().item()
+        nats -= log_p.cpu().double().sum().item()  # there is no fp64 on an MPS device
         tokens += targets.numel()
         size += token_bytes[targets].sum().item()
     nats, tokens, size = process.sum([nats, tokens, size])

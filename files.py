@@ -13,12 +13,18 @@ import gzip
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from cli import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 TRAILER = b"\ncrc32="  # 8 hexadecimal digits and a newline follow
 DIGESTS = "digests.json"  # in a folder: {name: digest} of the files that `write_jsonl` wrote there
@@ -108,6 +114,28 @@ def remove_stale(folder: Path, name: str = "") -> None:
         target, _, pid = part.name.removesuffix(".part").rpartition(".")
         if pid.isdigit() and (target == name or not name) and not _is_alive(int(pid)):
             _remove(part)
+
+
+def take_lock(folder: Path, wait_s: float = 0.0) -> int | None:
+    """A file descriptor that holds FOLDER/lock until it is closed or the process ends; None where there are no locks
+    (Windows, some network file systems). UserError if another process holds it for longer than wait_s."""
+    if fcntl is None:
+        return None
+    lock, end = os.open(folder / "lock", os.O_CREAT | os.O_RDWR), time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                os.close(lock)
+                raise UserError(
+                    f"{folder}: another process is at work there; wait, stop it, or pass another --out"
+                ) from None
+            time.sleep(0.1)
+        except OSError:  # this file system has no locks
+            os.close(lock)
+            return None
 
 
 def _is_alive(pid: int) -> bool:

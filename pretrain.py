@@ -13,6 +13,7 @@ rates and token counts of their own (PRESETS).
 The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)².
 """
 
+import contextlib
 import math
 import sys
 from dataclasses import dataclass
@@ -148,8 +149,10 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
     Args:
         batch: (rows, T + 1) int64 on this rank's device.
     """
-    total = torch.zeros((), device=process.device, dtype=torch.float64)
-    for rows in batch.split(rows_at_a_time(config, batch.device)):
+    log_probs = []  # of micro-batches, summed in fp64 on the CPU: an MPS device has none
+    # (the split of no rows is one part without rows)
+    parts = batch.split(rows_at_a_time(config, batch.device)) if len(batch) else ()
+    for rows in process.unless_stopping(parts):
         inputs, targets = rows[:, :-1], rows[:, 1:]
         doc_start = document_starts(inputs, eos) if config.doc_mask else None
         with process.autocast():
@@ -157,8 +160,8 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
             log_prob, _, logsumexp = kernels.linear_log_prob(hidden, model.head.weight, targets.flatten())
         loss = -log_prob.sum() + config.z_loss * logsumexp.square().sum()
         (loss / n_tokens).backward()
-        total -= log_prob.detach().sum().double()
-    return total.item()
+        log_probs.append(log_prob.detach().sum())
+    return -sum(x.item() for x in log_probs)
 
 
 def document_starts(tokens: torch.Tensor, eos: int) -> torch.Tensor:
@@ -182,6 +185,8 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
     fast = torch.compile(model)
     share = process.rows(config.batch)
     rows = min(rows_at_a_time(config, process.device), share.stop - share.start)
+    if not rows:  # more ranks than rows
+        return model
     tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
     try:
         with process.autocast():
@@ -260,21 +265,20 @@ def main(config: Config) -> None:
         return {"optimizer": optimizer.state_dict()}
 
     kept = set(parse_save_at(config.save_at, config.steps, tokens_per_step))
-    batches = loader.iterate(progress.step, process.rows(config.batch))
-    for step in run.steps(config.steps, kept, state, evaluate, due, ("loss", "lr", "tokens_per_s")):
-        clock = Clock()
-        _, rows = next(batches)
-        batch = to_device(rows, process.device)
-        loss = loss_and_backward(trained, batch, tokenizer.eos, config, process, tokens_per_step)
-        (loss,) = process.sum([loss])
-        loss /= tokens_per_step
-        norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
-        progress.tokens += tokens_per_step
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            run.skip("loss or gradient")
-        step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=tokens_per_step / clock.lap(),
-                 flops=flops_per_step)  # fmt: skip
-    batches.close()
+    with contextlib.closing(loader.iterate(progress.step, process.rows(config.batch))) as batches:
+        for step in run.steps(config.steps, kept, state, evaluate, due, ("loss", "lr", "tokens_per_s")):
+            clock = Clock()
+            _, rows = next(batches)
+            batch = to_device(rows, process.device)
+            loss = loss_and_backward(trained, batch, tokenizer.eos, config, process, tokens_per_step)
+            (loss,) = process.sum([loss])
+            loss /= tokens_per_step
+            norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
+            progress.tokens += tokens_per_step
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                run.skip("loss or gradient")
+            step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=tokens_per_step / clock.lap(),
+                     flops=flops_per_step)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -312,9 +312,10 @@ class GRPO:
                 slots=c.slots,
                 kv_gib=c.kv_gib,
                 row_ids=((first + mine[:, None]) * n + np.arange(n)).ravel(),  # never the same numbers twice in a run
+                stopping=self.process.stopping,
             )
         groups = []
-        for j, i in enumerate(mine):
+        for j, i in self.process.unless_stopping(enumerate(mine)):
             rows = range(j * n, (j + 1) * n)
             lengths = [int(samples.lengths[r]) for r in rows]
             finished = [bool(samples.finished[r]) for r in rows]
@@ -363,7 +364,8 @@ class GRPO:
         """
         mine = [groups[i] for i in self.process.share([g.n_tokens for g in groups])]
         items = [(g.prompt, g.answers) for g in mine]
-        for packed, parts in packed_batches(items, self.micro_tokens, self.process.device):
+        batches = packed_batches(items, self.micro_tokens, self.process.device)
+        for packed, parts in self.process.unless_stopping(batches):
             flops = sum(self._forward_flops(model, mine[i], rows) for i, rows in parts)
             yield packed, [(mine[i], r) for i, rows in parts for r in rows], flops
 

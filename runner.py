@@ -8,7 +8,6 @@ had no checkpoint yet; only its own folder is ever emptied. A cell that fails is
 the time left is by the seconds of finished cells of the same kind.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cli import UserError
-from files import write_text
+from files import take_lock, write_text
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Runner:
             env = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=env, start_new_session=True, preexec_fn=_die_with_parent,
-                pass_fds=(self.lock,),
+                pass_fds=() if self.lock is None else (self.lock,),
             )  # fmt: skip
         self.running[cell.name] = cell, process, time.time()
 
@@ -136,7 +135,9 @@ class Runner:
     def __call__(self) -> int:
         """Run to the end; the number of cells that failed or could not start."""
         self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = take_lock(self.out / "lock")
+        # the cells inherit it: while one lives, nobody else may run this plan. Those of a runner that was just killed
+        # take a moment to die
+        self.lock = take_lock(self.out, wait_s=10)
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         form = "{desc}|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
@@ -161,7 +162,8 @@ class Runner:
             time.sleep(0.05)
         bar.refresh()
         bar.close()
-        os.close(self.lock)
+        if self.lock is not None:
+            os.close(self.lock)
         if self.stop_signal:
             print("stopped by a signal: the same command goes on", file=sys.stderr)
             sys.exit(128 + self.stop_signal)
@@ -185,18 +187,6 @@ def _die_with_parent() -> None:
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def take_lock(path: Path) -> int:
-    """A file descriptor that holds OUT/lock. The cells inherit it: while one lives, nobody else may run this plan."""
-    lock = os.open(path, os.O_CREAT | os.O_RDWR)
-    for _ in range(100):  # the cells of a runner that was just killed take a moment to die
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError:
-            time.sleep(0.1)
-    raise UserError(f"{path.parent}: another run is at work here (or a cell that it left behind); wait or stop it")
 
 
 def read_state(path: Path) -> dict | None:

@@ -9,6 +9,7 @@ What is given up is overlap with backward, under 1% of a step at the paper's bat
 import contextlib
 import copy
 import ctypes
+import datetime
 import importlib.util
 import json
 import math
@@ -18,10 +19,10 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -35,10 +36,13 @@ from tqdm import tqdm
 
 import kernels
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
-from cli import UserError, given
+from cli import UserError, given, reason
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
-from files import named, remove_stale, write_text
+from files import named, remove_stale, take_lock, write_text
 from model import GPT
+
+# Seconds that ranks wait for each other: sampling and saving take less. The environment's RANK_TIMEOUT wins
+RANK_TIMEOUT = 4 * 3600
 
 
 @dataclass
@@ -48,7 +52,7 @@ class RunConfig:
     out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
     resume: bool = False  # go on from out/last.pt, exactly where it stopped
     seed: int = 0  # of initialisation, data order and sampling
-    device: str = "auto"  # cpu, cuda, mps; auto: cuda where there is one, else cpu
+    device: str = "auto"  # cpu, cuda, mps; auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
     kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     lr: float = 1e-3  # peak learning rate
@@ -63,6 +67,7 @@ class RunConfig:
     clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
     max_skipped: int = 20  # stop after so many steps with a non-finite loss or gradient (each is skipped and counted)
     save_every: int = 0  # write last.pt every so many steps (0: at kept checkpoints and at the end)
+    save_minutes: float = 30.0  # and at the first step's end after so many minutes; 0: not by time
     wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
     tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
 
@@ -102,14 +107,39 @@ class PostConfig(RunConfig):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class LostRank(UserError):
+    """Another rank has died, or has not answered within RANK_TIMEOUT."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around collectives: LostRank, one line, for what gloo and NCCL raise."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        what = (str(error).splitlines() or [""])[0][-120:]
+        raise LostRank(f"another rank died or hangs ({what}): start again, a training run with --resume") from None
+
+
 @dataclass
 class Process:
-    """This process among those that torchrun started (rank 0 of 1 without torchrun)."""
+    """This process among those that torchrun started (rank 0 of 1 without torchrun).
+
+    A signal stops all ranks at the same place, though each looks for it when it likes. A rank that has got one ends its
+    loops over batches (`stopping`, `unless_stopping`) and goes to the next `sum` or `gather`. That tells every rank, and
+    on each of them it calls `stop`, which saves the run as it was when the step began, and does not come back: what the
+    cut loops have left undone is never used. A step that has begun to change the weights (`updated`) is finished first.
+    """
 
     rank: int
     world: int
     device: torch.device
     dtype: torch.dtype  # of matrix products
+    stop: Callable[[], NoReturn] | None = None  # None: signals are not obeyed
+    stop_signal: int = 0  # the one that this rank has got
+    updated: bool = False  # optimizer_step sets it, the end of the step clears it
 
     @property
     def main(self) -> bool:
@@ -124,24 +154,44 @@ class Process:
         """This rank's share of n rows of a global batch."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
+    def stopping(self) -> bool:
+        """Is there a signal to obey? Then this rank's work up to the next `sum` or `gather` need not be done."""
+        return bool(self.stop and self.stop_signal and not self.updated)
+
+    def unless_stopping(self, batches: Iterable) -> Iterator:
+        """The batches, as long as there is no signal to obey."""
+        for batch in batches:
+            if self.stopping():
+                return
+            yield batch
+
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over ranks, in fp64."""
-        if self.world == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
+        """Sums over ranks, in fp64. May stop the run."""
+        stopping = self.stopping()
+        if self.world > 1:
+            # gloo sums on the CPU; there is no fp64 on an MPS device
+            device = self.device if dist.get_backend() == "nccl" else "cpu"
+            with together():
+                total = torch.tensor([*values, stopping], dtype=torch.float64, device=device)
+                dist.all_reduce(total)
+                *values, stopping = total.tolist()
+        if stopping:
+            self.stop()
+        return values
 
     def sum_dict(self, values: dict[str, float]) -> dict[str, float]:
         return dict(zip(values, self.sum(list(values.values())), strict=True))
 
     def gather(self, thing) -> list:
-        """One picklable thing from each rank, in rank order, on every rank."""
-        if self.world == 1:
-            return [thing]
-        things = [None] * self.world
-        dist.all_gather_object(things, thing)
-        return things
+        """One picklable thing from each rank, in rank order, on every rank. May stop the run."""
+        things = [(thing, self.stopping())]
+        if self.world > 1:
+            things *= self.world
+            with together():
+                dist.all_gather_object(things, things[0])
+        if any(stopping for _, stopping in things):
+            self.stop()
+        return [thing for thing, _ in things]
 
     def share(self, sizes: list[int]) -> list[int]:
         """This rank's part of things of these sizes: the largest first, each to the rank with the least so far."""
@@ -155,7 +205,8 @@ class Process:
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            with together():
+                dist.barrier()
 
 
 def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, choice: str = "auto") -> Process:
@@ -163,15 +214,21 @@ def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, choi
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        mps = torch.backends.mps.is_available() and world == 1
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device.startswith("mps") and (world > 1 or not torch.backends.mps.is_available()):
+        why = "takes one process" if world > 1 else f"this PyTorch ({torch.__version__}) sees no such device"
+        raise UserError(f"--device {device}: {why}; use --device cpu")
     if device == "cuda":
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     kernels.use(choice, device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        timeout = datetime.timedelta(seconds=float(os.environ.get("RANK_TIMEOUT", RANK_TIMEOUT)))
+        with together():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- libraries below us may use the global state
@@ -216,7 +273,8 @@ def make_optimizer(
     decayed = [p for name, p in named if DECAYED[decay](name, p)]
     others = [p for name, p in named if not DECAYED[decay](name, p)]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups[: 2 if others else 1], lr=lr, betas=betas, eps=1e-8, fused=True)
+    fused = named[0][1].device.type in ("cpu", "cuda", "mps")
+    return torch.optim.AdamW(groups[: 2 if others else 1], lr=lr, betas=betas, eps=1e-8, fused=fused)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -246,13 +304,14 @@ def reduce_gradients(model: nn.Module, process: Process) -> None:
     """Sum gradients over ranks in place. A rank that saw no data contributes zeros."""
     if process.world == 1:
         return
-    work = []
-    for p in model.parameters():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        work.append(dist.all_reduce(p.grad, async_op=True))
-    for w in work:
-        w.wait()
+    with together():
+        work = []
+        for p in model.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            work.append(dist.all_reduce(p.grad, async_op=True))
+        for w in work:
+            w.wait()
 
 
 def clip_gradients(model: nn.Module, limit: float) -> float:
@@ -263,6 +322,7 @@ def clip_gradients(model: nn.Module, limit: float) -> float:
 def optimizer_step(model: nn.Module, optimizer: torch.optim.Optimizer, process: Process, lr: float, clip: float):
     """Reduce, clip, update, and clear the gradients. Returns the gradient norm; if it is not finite nothing is updated."""
     reduce_gradients(model, process)
+    process.updated = True
     norm = clip_gradients(model, clip)
     if math.isfinite(norm):
         for group in optimizer.param_groups:
@@ -312,7 +372,17 @@ FREE = {
         "slots",
         "kv_gib",
     ),
-    *("wandb", "tensorboard", "save_every", "save_at", "save_rollouts", "show", "max_skipped", "val_tokens"),
+    *(
+        "wandb",
+        "tensorboard",
+        "save_every",
+        "save_minutes",
+        "save_at",
+        "save_rollouts",
+        "show",
+        "max_skipped",
+        "val_tokens",
+    ),
     *("eval_every", "eval_questions", "eval_limit", "eval_samples", "eval_tasks", "eval_items", "eval_tokens"),
 }
 LENGTH = {"steps", "epochs", "tokens"}  # and these, where no schedule depends on the length of the run
@@ -404,33 +474,54 @@ class Run:
     out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
     """
 
+    _locks: ClassVar[dict[Path, int | None]] = {}  # of folders that this process writes to
+
     def __init__(self, config: RunConfig, stage: str, process: Process):
         self.config, self.stage, self.process = config, stage, process
         self.out = Path(config.out or f"out/{stage}")
         self.start: Start | None = None
-        self.stop_signal = 0
         self.last_good: Path | None = None
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._metrics = self._wandb = self._tensorboard = None
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file: name a folder")
-        if not config.resume and any(self.out.glob("*.pt")):  # without a checkpoint there is nothing to lose
-            raise UserError(f"--out {self.out} is not empty: pass --resume to go on, or another --out")
+        self._state: dict = {}  # optimizer states and cursors after the last whole step
+        self._saved_at = time.monotonic()
+        self._check_folder()
         for flag, module in (("wandb", "wandb"), ("tensorboard", "tensorboard")):
             if getattr(config, flag) and importlib.util.find_spec(module) is None:
                 raise UserError(
                     f"--{flag}: the package {module} is not installed: pip install {module}, or leave the flag out"
                 )
-        process.barrier()  # every rank has looked before rank 0 writes
+        self.claim(make=False)
+
+    def _check_folder(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file: name a folder")
+        if not self.config.resume and any(self.out.glob("*.pt")):  # without a checkpoint there is nothing to lose
+            raise UserError(f"--out {self.out} is not empty: pass --resume to go on, or another --out")
+
+    def claim(self, make: bool = True) -> None:
+        """Rank 0 takes the lock of the folder (`make`: and makes the folder), so that no two processes write to it.
+        UserError on every rank if another process has it, or has made a run there meanwhile."""
+        problem, folder = "", self.out.resolve()
+        if self.process.main and folder not in self._locks and (make or self.out.is_dir()):
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self._locks[folder] = take_lock(self.out)
+                self._check_folder()
+            except (UserError, OSError) as error:
+                problem = reason(error)
+        problem = self.process.gather(problem)[0]
+        if problem:
+            raise UserError(problem)
 
     def open(self, start: Start) -> None:
         """Create the folder and open the logs. Lines after the step that a resumed run goes on from are dropped."""
         self.start, resume_step = start, start.progress.step
+        self.claim()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         if not self.process.main:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
         remove_stale(self.out)
         path = self.out / "metrics.jsonl"
         kept = []
@@ -480,7 +571,7 @@ class Run:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
         model, progress = self.start.model, self.start.progress
         path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
-        self.last_good = path
+        self.last_good, self._saved_at = path, time.monotonic()
         if not self.process.main:
             return path
         args = asdict(self.config)
@@ -534,6 +625,7 @@ class Run:
             shown: the metrics on the progress bar.
         """
         config, process, progress = self.config, self.process, self.start.progress
+        self._state, process.stop = state(), self._stop
         if self.start.train is not None:
             self._take_up(total, kept, state)
         # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
@@ -543,20 +635,23 @@ class Run:
             total=total, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True, mininterval=1
         )
         with bar:
-            while progress.step < total and not self.stop_signal:
+            while progress.step < total:
                 clock, step = Clock(), Step(progress.step, learning_rate(config, progress.step, total))
                 yield step
                 values = {"lr": step.lr, **step.values, "seconds": clock.lap()}
                 progress.step += 1
                 if progress.flops is not None:
                     progress.flops += values["flops"]
+                self._state, process.updated = state(), False
                 values |= {"flops": progress.flops, "skipped": progress.skipped}
                 self.log(
                     progress.step, **values
                 )  # before saving: a killed run may lose a step, but never its line alone
                 keep = progress.step in kept
-                if keep or (config.save_every and progress.step % config.save_every == 0):
-                    self.save(state(), keep)  # before evaluating: a crash there loses nothing
+                # rank 0's clock alone counts: the other ranks write nothing
+                late = config.save_minutes and time.monotonic() - self._saved_at >= 60 * config.save_minutes
+                if keep or late or (config.save_every and progress.step % config.save_every == 0):
+                    self.save(self._state, keep)  # before evaluating: a crash there loses nothing
                 if due(progress.step):
                     held_out_values = evaluate()
                     self.log(progress.step, **held_out_values)
@@ -566,9 +661,7 @@ class Run:
                 }
                 bar.set_postfix(texts, refresh=False)
                 bar.update()
-                if self.should_stop():
-                    self.save(state(), keep)
-        if process.main and not self.stop_signal:
+        if process.main:
             print(f"wrote {self.last_good}; next: python eval.py --checkpoint {self.last_good}", file=sys.stderr)
         self.close()
 
@@ -583,28 +676,35 @@ class Run:
         if step == total and self.process.main:
             print(f"{self.out} has made its {total} steps already", file=sys.stderr)
 
-    def should_stop(self) -> bool:
-        """Did any rank get SIGTERM or SIGINT? (A rank may not leave the others waiting in a collective.)"""
-        self.stop_signal = max(self.process.gather(self.stop_signal))
-        return bool(self.stop_signal)
-
     def close(self) -> None:
-        """Close the logs; after a signal, exit with the code that a signal gives."""
+        """Close the logs, leave the folder and the other ranks."""
+        self.process.stop = None
         for log in (self._metrics, self._tensorboard):
             if log:
                 log.close()
         if self._wandb:
             self._wandb.finish()
+        lock = self._locks.pop(self.out.resolve(), None)
+        if lock is not None:
+            os.close(lock)
         end_process()
-        if self.stop_signal:
-            if self.process.main:
-                print(f"stopped by a signal: saved {self.out / 'last.pt'}; go on with --resume", file=sys.stderr)
-            sys.exit(128 + self.stop_signal)
 
     def _on_signal(self, signum, frame) -> None:
-        if self.stop_signal:  # a second Ctrl-C means now
+        if self.process.stop_signal and signum == signal.SIGINT:  # a second Ctrl-C means now
             raise KeyboardInterrupt
-        self.stop_signal = signum
+        self.process.stop_signal = signum
+        if self.process.main:  # not by print, in the middle of which the signal may have come
+            when = "once its updates are made" if self.process.updated else "as it began"
+            os.write(2, f"\nstopping: saves the step {when} (Ctrl-C again: stops at once, without)\n".encode())
+
+    def _stop(self) -> NoReturn:
+        """On every rank: save the last whole step, to which nothing of the model or the optimizer has been added, and
+        exit with the code that a signal gives."""
+        self.save(self._state, keep=False)
+        self.close()
+        if self.process.main:
+            print(f"stopped by a signal: saved {self.out / 'last.pt'}; go on with --resume", file=sys.stderr)
+        sys.exit(128 + (self.process.stop_signal or signal.SIGTERM))
 
 
 class Cursor:
@@ -644,4 +744,4 @@ class Clock:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A numpy array on `device`, without waiting for the copy on CUDA."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -64,6 +64,7 @@ def sample(
     kv_gib: float = 2.0,
     row_ids: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Samples:
     """Sample n continuations of each prompt.
 
@@ -72,6 +73,7 @@ def sample(
         slots: rows that decode together; fewer if their keys and values would take more than `kv_gib` GiB.
         row_ids: (R,) numbers that replace r in the random numbers, for a rank that samples some rows of a larger batch.
         progress: called with the number of rows that finished.
+        stopping: asked before every token; once it says True, the rest is not sampled and the result is not whole.
 
     Raises:
         UserError: a prompt is empty or leaves no room for max_new_tokens in the model's context; kv_gib holds no row.
@@ -124,7 +126,7 @@ def sample(
         return chosen.cpu().numpy()
 
     members = None
-    while order or waiting or len(row):
+    while (order or waiting or len(row)) and not stopping():
         # 1. No row waits for a free slot: prefill as many prompts as there are entries for, up to a batch
         free = np.flatnonzero(unfinished == 0)
         batch = min(max(1, PREFILL_TOKENS // longest), len(free), len(order))

@@ -156,7 +156,8 @@ class SFT:
         items = [(list(prompt), solutions) for prompt, solutions in by_prompt.items()]
         mine = self.process.share([len(p) + sum(map(len, s)) for p, s in items])
         stats = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
-        for packed, parts in packed_batches([items[i] for i in mine], self.micro_tokens, self.process.device):
+        batches = packed_batches([items[i] for i in mine], self.micro_tokens, self.process.device)
+        for packed, parts in self.process.unless_stopping(batches):
             with self.process.autocast():
                 nll = -packed.log_probs(model, temperature=1.0).log_prob.sum()
             (scale / denominator * nll).backward()

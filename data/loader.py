@@ -191,9 +191,9 @@ class Loader:
 
     def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Rows `rows` of the global batch of `step`: (len(rows), seq_len + 1) int64. Depends on (seed, step) alone."""
-        return np.stack(
-            [self._row(step * self.batch_size + i) for i in range(*rows.indices(self.batch_size))]
-        )  # (B, T + 1)
+        windows = [self._row(step * self.batch_size + i) for i in range(*rows.indices(self.batch_size))]
+        # (B, T + 1); a rank beyond the last row has none
+        return np.stack(windows) if windows else np.empty((0, self.seq_len + 1), np.int64)
 
     def iterate(self, start_step: int, rows: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
         """(step, batch) from start_step on, without end; a thread reads the next batch while this one is in use.
