@@ -73,7 +73,7 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
 
 PAPER = dict(
     prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, schedule="constant", warmup=0, kl=0.0, max_new_tokens=512,
-    clip=1.0, dual_clip=3.0, zero_variance="keep", weight_decay=0.01, sft_weight_decay=0.01, decay="all", loss="token_sum",
+    clip=1.0, dual_clip=3.0, truncated="score", zero_variance="keep", weight_decay=0.01, sft_weight_decay=0.01, decay="all", loss="token_sum",
     solutions="first", sft_order="file", sft_cut=512, steps=2200, save_at="1000,1800,2200",
 )  # fmt: skip
 PRESETS = {

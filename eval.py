@@ -37,7 +37,7 @@ from data.loader import Loader
 from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
-from data.verifier import GRADERS, canonical, extract_answer
+from data.verifier import GRADERS, canonical, extract_answer, judge
 from files import write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
@@ -72,6 +72,9 @@ class Config:
     # who judges `strict`: the last closed box; what a reader would take for the answer; or as the authors judge GSM8K
     # (first ####, else last box, else last number)
     grader: Literal["strict", "lenient", "gsm8k"] = "strict"
+    # answers cut at the longest length, without a stop token: wrong, as in the RL reward, or scored like others (the
+    # authors'); "lenient" scores them always
+    truncated: Literal["wrong", "score"] = "wrong"
     temperature: float = 0.6  # of sampling; 0 is greedy
     top_p: float = 0.95  # of sampling
     max_new_tokens: int = 0  # longest response; 0: 64 with the world's tokenizer, else 512
@@ -96,7 +99,7 @@ class Config:
 PRESETS = {
     "paper": dict(
         samples=32, k=(1, 8, 32), temperature=0.6, top_p=0.95, max_new_tokens=1024, shots="auto", examples="gsm8k_train",
-        prompt="question_answer", grader="gsm8k",
+        prompt="question_answer", grader="gsm8k", truncated="score",
     )
 }  # fmt: skip
 
@@ -198,6 +201,7 @@ def evaluate_questions(
     examples: list[dict] | None = None,
     prompt: str = "plain",
     grader: str = "strict",
+    truncated: str = "wrong",
     seed: int = 0,
     slots: int = 512,
     kv_gib: float = 4.0,
@@ -238,7 +242,7 @@ def evaluate_questions(
         )
     bar.close()
     judged = [
-        _judge(questions[i], samples, row * n, n, tokenizer, grader)
+        _judge(questions[i], samples, row * n, n, tokenizer, grader, truncated)
         for row, i in process.unless_stopping(enumerate(mine))
     ]
     # rank r judged the questions r, r + world, ...
@@ -272,10 +276,14 @@ def evaluate_questions(
                     for r, q in zip(rows, questions, strict=True)]  # fmt: skip
 
 
-def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer, grader: str) -> dict:
+def _judge(
+    question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer, grader: str, truncated: str
+) -> dict:
     """Counts over the n samples of one question, which begin at row `start`."""
     texts = [tokenizer.decode(samples.response(row)) for row in range(start, start + n)]
-    strict, marks = zip(*(GRADERS[grader](text, question["answer"]) for text in texts), strict=True)
+    finished = samples.finished[start : start + n].tolist()
+    verdicts = [judge(t, question["answer"], f, grader, truncated) for t, f in zip(texts, finished, strict=True)]
+    strict, marks = zip(*verdicts, strict=True)
     vote = majority_vote(strict)
     answers = [a if a is None else canonical(a) for a in strict]
     rows = slice(start, start + n)
@@ -295,7 +303,7 @@ def _judge(question: dict, samples: Samples, start: int, n: int, tokenizer: Toke
         "h_answers": entropy(answers),
         "box": sum(a is not None for a in strict),
         "majority": float(vote is not None and marks[strict.index(vote)]),
-        "finished": int(samples.finished[rows].sum()),
+        "finished": sum(finished),
         "tokens": int(samples.lengths[rows].sum()),
         "answers": answers,
         "samples": judged,
@@ -457,6 +465,7 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 ks=(1, 8, 32),
                 max_new_tokens=new,
                 grader=getattr(config, "grader", "strict"),
+                truncated=getattr(config, "truncated", "wrong"),
                 label="held out",
             )
             values = {f"val_{k}": v["mean"] for k, v in record["strict"].items()}
@@ -568,6 +577,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             examples=examples,
             prompt=config.prompt,
             grader=config.grader,
+            truncated=config.truncated,
             seed=config.seed,
             slots=config.slots,
             kv_gib=config.kv_gib,

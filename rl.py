@@ -39,7 +39,7 @@ from tqdm import tqdm
 from cli import UserError, cli
 from data.questions import encode_prompt
 from data.tokenizer import Tokenizer
-from data.verifier import GRADERS
+from data.verifier import judge
 from eval import HeldOut, default_new_tokens, find_questions, held_out
 from files import named, write_jsonl
 from model import GPT, packed_batches, sequence_flops
@@ -90,7 +90,8 @@ class GRPOConfig:
     # since the denominator still counts them; their KL and entropy terms are lost), or computed
     zero_variance: Literal["skip", "keep"] = "skip"
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
-    truncated: Literal["wrong", "mask"] = "wrong"  # answers without a stop token: reward 0, or left out
+    # answers cut at the longest length, without a stop token: reward 0, left out, or scored like others (the authors')
+    truncated: Literal["wrong", "mask", "score"] = "wrong"
     difficulty: str = ""  # a record of `eval.py --difficulty`: train on questions whose pass rate there is in --band
     band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
@@ -113,7 +114,8 @@ class Config(PostConfig, GRPOConfig, HeldOut):
 PAPER = dict(
     prompts=512, rollouts=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
     weight_decay=0.01, decay="all", beta1=0.9, beta2=0.999, clip_low=0.2, clip_high=0.2, dual_clip=3.0, advantage="std",
-    aggregation="token", kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, zero_variance="keep",
+    aggregation="token", kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, truncated="score",
+    zero_variance="keep",
 )  # fmt: skip
 PRESETS = {
     "paper": PAPER,
@@ -227,10 +229,9 @@ class Group:
 
 
 def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tuple[float, bool]:
-    """(reward, right) of one answer, judged by --grader; without a stop token nothing is right."""
-    given, right = GRADERS[config.grader](text, answer)
-    right = right and finished
-    return (1.0 if right else config.format_score if given is not None and finished else 0.0), right
+    """(reward, right) of one answer, judged by --grader and --truncated, as evaluation does."""
+    given, right = judge(text, answer, finished, config.grader, config.truncated)
+    return (1.0 if right else config.format_score if given is not None else 0.0), right
 
 
 class GRPO:
@@ -321,7 +322,7 @@ class GRPO:
             finished = [bool(samples.finished[r]) for r in rows]
             texts = [self.tokenizer.decode(samples.response(r)) for r in rows]
             judged = [reward_of(t, drawn[i][0]["answer"], f, c) for t, f in zip(texts, finished, strict=True)]
-            rewards, valid = [r for r, _ in judged], [f or c.truncated == "wrong" for f in finished]
+            rewards, valid = [r for r, _ in judged], [f or c.truncated != "mask" for f in finished]
             group = Group(
                 question=drawn[i][0],
                 prompt=drawn[i][1],

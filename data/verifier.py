@@ -261,3 +261,9 @@ GRADERS = {
     "lenient": _grader(extract_answer, is_equal),  # what a reader would take for the answer; equal by value
     "gsm8k": _grader(extract_gsm8k, is_equal_gsm8k),  # as the authors evaluate GSM8K
 }
+
+
+def judge(response: str, answer: str, finished: bool, grader: str = "strict", truncated: str = "wrong") -> Grade:
+    """The verdict on a sample, one for the RL reward and for evaluation: that of GRADERS[grader]; but a response that was
+    cut before its stop token gives no answer, unless `truncated` is "score" (as the authors do)."""
+    return GRADERS[grader](response, answer) if finished or truncated == "score" else Grade(None, False)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import eval as evaluation
+import rl
 from cli import UserError
 from data.questions import few_shot_prompt
 from data.tokenizer import load_tokenizer
@@ -139,8 +140,7 @@ ANSWERS = {
 }
 
 
-@pytest.fixture
-def record(monkeypatch, model, tokenizer):
+def judged_answers(monkeypatch, model, tokenizer, **flags):
     """evaluate_questions with ANSWERS in place of the model's; every second answer is cut before its stop token."""
     questions = [{"id": key, "question": f"What is {key}?", "answer": row[0]} for key, row in ANSWERS.items()]
 
@@ -157,7 +157,28 @@ def record(monkeypatch, model, tokenizer):
         return Samples(tokens, torch.zeros(12, max_new_tokens), lengths, finished, torch.arange(12) // 4)
 
     monkeypatch.setattr(evaluation, "sample", sample)
-    return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40)
+    return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40, **flags)
+
+
+@pytest.fixture
+def record(monkeypatch, model, tokenizer):
+    return judged_answers(monkeypatch, model, tokenizer, truncated="score")
+
+
+@pytest.mark.parametrize("truncated", ["wrong", "score"])
+@pytest.mark.parametrize("grader", ["strict", "lenient", "gsm8k"])
+def test_a_right_answer_is_one_thing_in_reward_and_evaluation(monkeypatch, model, tokenizer, grader, truncated):
+    """Every sample is right in evaluation if and only if rl.py's reward says so, at each --grader and --truncated: an
+    answer without its stop token once counted in one and not in the other. lenient@k counts it always."""
+    record, samples = judged_answers(monkeypatch, model, tokenizer, grader=grader, truncated=truncated)
+    for row, (_, (answer, texts, *_)) in zip(record["questions"], ANSWERS.items(), strict=True):
+        config = rl.GRPOConfig(grader=grader, truncated=truncated)
+        want = [rl.reward_of(text, answer, i % 2 == 0, config)[1] for i, text in enumerate(texts)]
+        (got,) = [[s["right"] for s in sample["samples"]] for sample in samples if sample["id"] == row["id"]]
+        assert got == want and row["c"] == sum(want)
+        if truncated == "wrong":  # the cut ones are the second and the fourth
+            assert not got[1] and not got[3] and row["box"] <= 2
+    assert [row["c_lenient"] for row in record["questions"]] == [3, 1, 3]
 
 
 def test_judged_as_a_person_would(record):

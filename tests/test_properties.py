@@ -21,8 +21,9 @@ import sft
 from cli import UserError
 from data.questions import encode_prompt
 from data.tokenizer import load_tokenizer
+from data.verifier import GRADERS
 from model import GPT, config_of
-from runtime import Process, Progress, Run, RunConfig, make_optimizer
+from runtime import Process, Run, RunConfig, make_optimizer
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 
@@ -105,7 +106,7 @@ def test_10_rollouts_after_an_update_come_from_the_new_weights(tmp_path, monkeyp
     run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
     optimizer = make_optimizer(trained, 1e-2, 0.0, (0.9, 0.999))
     groups, _ = g.rollouts(trained)
-    assert rl.update(g, trained, optimizer, groups, run, Progress(), 1e-2)["updates"] == 1
+    assert rl.update(g, trained, optimizer, groups, run, 1e-2)["updates"] == 1
     groups, _ = g.rollouts(trained)
     away = 0.0
     with torch.no_grad():
@@ -138,7 +139,7 @@ def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, f
     groups, _ = g.rollouts(policy)
     sampled = [np.concatenate(x.old_log_prob) for x in groups]
     optimizer = make_optimizer(policy, 0.0, 0.0, (0.9, 0.999))
-    result = rl.update(g, policy, optimizer, groups, run, Progress(), 0.0)
+    result = rl.update(g, policy, optimizer, groups, run, 0.0)
     assert len(ratios) == result["updates"] == len(list(g.minibatches(groups)))
     assert max((r - 1).abs().max().item() for r in ratios) < 1e-3
     apart = max(np.abs(a - np.concatenate(x.old_log_prob)).max() for a, x in zip(sampled, groups, strict=True))
@@ -156,7 +157,7 @@ def test_15_one_update_a_step_needs_no_old_log_probs(tmp_path, monkeypatch):
     run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
     groups, _ = g.rollouts(policy)
     optimizer = make_optimizer(policy, 1e-3, 0.0, (0.9, 0.999))
-    assert rl.update(g, policy, optimizer, groups, run, Progress(), 1e-3)["ratio"] == pytest.approx(1, abs=1e-6)
+    assert rl.update(g, policy, optimizer, groups, run, 1e-3)["ratio"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
@@ -217,10 +218,10 @@ def test_17_a_step_without_signal_makes_no_update(tmp_path, model):
     trained.load_state_dict(model.state_dict())
     g, run = grpo(), Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
     optimizer = make_optimizer(trained, 1e-2, 0.5, (0.9, 0.999))
-    assert rl.update(g, trained, optimizer, make_groups(REWARDS), run, Progress(), 1e-2)["updates"] == 1  # momentum
+    assert rl.update(g, trained, optimizer, make_groups(REWARDS), run, 1e-2)["updates"] == 1  # momentum
     before = {k: v.clone() for k, v in trained.state_dict().items()}
     assert not same(before, dict(model.state_dict()))
-    assert rl.update(g, trained, optimizer, make_groups([[1.0] * 4, [0.0] * 4]), run, Progress(), 1e-2)["updates"] == 0
+    assert rl.update(g, trained, optimizer, make_groups([[1.0] * 4, [0.0] * 4]), run, 1e-2)["updates"] == 0
     assert same(before, dict(trained.state_dict()))
 
 
@@ -447,24 +448,25 @@ def test_25_format_score_reaches_the_reward(monkeypatch):
     def no_answer_is_right(text, answer):
         return ("none" if len(text) % 2 or boxed.add(text) else None), False
 
-    monkeypatch.setitem(rl.GRADERS, "strict", no_answer_is_right)
+    monkeypatch.setitem(GRADERS, "strict", no_answer_is_right)
     for score in (0.0, 0.1):
         groups, stats = grpo(format_score=score, rollouts=8).rollouts(policy)
         assert {r for g in groups for r in g.rewards} == {0.0, score} and stats["pass_at_n"] == 0
         assert any(g.signal for g in groups) == (score > 0)
 
 
-def test_truncated_answers_are_wrong_or_left_out(monkeypatch):
+def test_truncated_answers_are_wrong_or_left_out_or_scored(monkeypatch):
     """--truncated wrong: an answer without a stop token has reward 0 and counts; mask: it has neither advantage nor
-    gradient."""
-    monkeypatch.setitem(rl.GRADERS, "strict", lambda text, answer: ("0", True))
+    gradient; score: it is judged like others."""
+    monkeypatch.setitem(GRADERS, "strict", lambda text, answer: ("0", True))
     policy = for_the_world(stop_logit=9.0)
-    for kind in ("wrong", "mask"):
+    for kind in ("wrong", "mask", "score"):
         groups, stats = grpo(truncated=kind, rollouts=8).rollouts(policy)
         finished = np.array([g.finished for g in groups])
         assert 0.1 < stats["truncated"] == 1 - finished.mean() < 0.9
-        assert np.array_equal([g.rewards for g in groups], finished.astype(float))
-        assert np.array_equal([g.valid for g in groups], finished | (kind == "wrong"))
+        assert np.array_equal([g.rewards for g in groups], (finished | (kind == "score")).astype(float))
+        assert np.array_equal([g.right for g in groups], finished | (kind == "score"))
+        assert np.array_equal([g.valid for g in groups], finished | (kind != "mask"))
         assert all(g.signal == (kind == "wrong" and 0 < sum(g.finished) < 8) for g in groups)
 
 
