@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 import average
 import rl
 import sft
-from cli import UserError
 from data.questions import encode_prompt
 from data.tokenizer import load_tokenizer
 from data.verifier import GRADERS
@@ -348,8 +347,8 @@ def test_21_bounds_change_nothing_in_range(log_ratio, advantage, dual_clip):
 
 
 def test_dual_clip_reaches_the_gradient(model):
-    """--dual_clip acts in GRPO.backward: old log-probs of -30 make every ratio large, and with c = 3 answers with A < 0
-    have no gradient then. Values of 1 and less are refused."""
+    """--dual_clip acts in GRPO.backward: old log-probs of -12 make every ratio large, and with c = 3 answers with A < 0
+    have no gradient then."""
     groups = make_groups(REWARDS)
     for g in groups:
         g.old_log_prob = [np.full(len(a), -12.0, np.float32) for a in g.answers]
@@ -357,9 +356,6 @@ def test_dual_clip_reaches_the_gradient(model):
     assert got.norm() > 1 and stats["loss"] > 100
     got, stats = gradient(model, grpo(dual_clip=3.0), groups, first=False)
     assert not got.any() and stats["loss"] < 3 and stats["clip_fraction"] == pytest.approx(stats["weight"])
-    for c in (-1.0, 0.5, 1.0, math.nan):
-        with pytest.raises(UserError, match="--dual_clip"):
-            grpo(dual_clip=c)
 
 
 def test_22_k3():
