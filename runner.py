@@ -35,9 +35,10 @@ class Cell:
     command: list[str]  # after the interpreter
     results: list[Path]  # what it makes; there is the last one when it is done
     needs: list[Path]  # what it starts from
-    cost: float  # tokens computed, roughly
+    cost: float  # seconds on one core, roughly
     run: Path | None = None  # folder of a training run, which --resume goes on with
     meta: dict = field(default_factory=dict)  # of an evaluation: what .cell.json says of it
+    part: str = ""  # of the plan
 
     @property
     def result(self) -> Path:

@@ -33,7 +33,8 @@ def grid(world, tmp_path_factory):
     """The smallest grid, run to its end."""
     out = tmp_path_factory.mktemp("excursion") / "grid"
     recipes = ["base", "rl", "sft", "parallel"]
-    code, text, err = excursion_run("run", *TINY, "--recipes", *recipes, "--data", world, "--out", out, "--jobs", "1")
+    flags = ["--recipes", *recipes, "--points_t1", "2", "--data", world, "--out", out, "--jobs", "1"]
+    code, text, err = excursion_run("run", *TINY, *flags)
     assert code == 0 and "wrote" in text, err
     return out
 
@@ -57,6 +58,11 @@ def test_the_whole_experiment(grid):
     assert page.count("data:image/png") == len(list((grid / "figures").glob("*.png"))) >= 4 and "class=reader" in page
     meta = json.loads((grid / "records/seed0-0.03M-rl.cell.json").read_text())
     assert meta["recipe"] == "rl" and meta["curve"]["reward"] and meta["samples"][0]["samples"] and meta["seconds"]
+    named = json.loads((grid / "records/seed0-0.03M-rl@1.cell.json").read_text())
+    assert (named["step"], meta["step"], meta["points"], meta["temperature"]) == (1, 2, [1, 2], 0.6)
+    assert meta["primary"] + named["primary"] == 1 and meta["best_step"] == named["best_step"] == 1 + meta["primary"]
+    hot = json.loads((grid / "records/seed0-0.03M-rl-T1.json").read_text())
+    assert hot["questions"]["test_easy"]["temperature"] == 1 and hot["tasks"] == hot["text"] == {}
     report.write_report(grid / "records", grid / "again")
     assert (grid / "again/report.md").read_text() == text  # from records alone
 
@@ -142,9 +148,10 @@ def make_config(tmp_path, **flags) -> excursion.Config:
 
 @pytest.mark.parametrize("plan", excursion.PLANS)
 def test_plans(tmp_path, capsys, plan):
-    """Each cell comes after those that make what it needs; makefile and sbatch script say the same."""
+    """Each cell comes after those that make what it needs, no two make one file or one record; makefile and sbatch script
+    say the same as the list; what it takes stands before it, in comments."""
     config = make_config(
-        tmp_path, plan=plan, scale="micro", budget="long", seeds=(0, 1), recipes=tuple(excursion.RECIPES)
+        tmp_path, plan=plan, scale="micro", budget="study", seeds=(1, 2), recipes=tuple(excursion.RECIPES)
     )
     cells = excursion.make_plan(config)
     made = set()
@@ -154,78 +161,200 @@ def test_plans(tmp_path, capsys, plan):
     assert len({c.name for c in cells}) == len(cells) and len(made) == sum(len(c.results) for c in cells)
     names = [excursion.record_name(c) for c in cells if c.meta]
     assert len(set(names)) == len(names)
+    hours = sum(c.cost for c in cells) / 3600
     for form in ("list", "make", "slurm"):
         config.format = form
         excursion.print_plan(config, cells)
         text = capsys.readouterr().out
+        assert f"# {plan}, budget study: {len(cells)} commands, about {hours:.1f} core-hours" in text
         if form == "list":
-            assert text.count("\n") == len(cells) and all(line.startswith("python ") for line in text.splitlines())
+            lines = [line for line in text.splitlines() if not line.startswith("# ")]
+            assert len(lines) == len(cells) and all(line.startswith("python ") for line in lines)
         if form == "slurm":
-            assert text.count("sbatch ") == len(cells)
+            assert text.startswith("#!/bin/sh\n") and text.count("sbatch ") == len(cells)
             assert subprocess.run(["sh", "-n"], input=text, text=True).returncode == 0
         if form == "make" and shutil.which("make"):
             done = subprocess.run(["make", "-n", "-f", "-"], input=text, text=True, capture_output=True, cwd=tmp_path)
             assert done.returncode == 0 and done.stdout.count("OMP_NUM_THREADS") == len(cells), done.stderr
 
 
-def test_seeds_of_one_base_share_its_evaluation(tmp_path):
-    """--base_seed: each base is evaluated once, its record stands for every seed, and contrasts pair it with each."""
-    cells = excursion.make_plan(make_config(tmp_path, scale="micro", budget="study", base_seed=3, seeds=(0, 1)))
-    bases = [c for c in cells if c.meta.get("recipe") == "base"]
-    assert [c.meta["seeds"] for c in bases] == [[0, 1]] * 3 and all(c.name.startswith("seed3/") for c in bases)
-    rl = [c.meta["seeds"] for c in cells if c.meta.get("recipe") == "rl"]
-    assert sorted(rl) == [[0]] * 3 + [[1]] * 3
-    own = excursion.make_plan(make_config(tmp_path, scale="micro", budget="study", seeds=(0, 1)))
-    assert [c.meta["seeds"] for c in own if c.meta.get("recipe") == "base"] == [[0], [1]] * 3
+def plan_of(tmp_path, **flags) -> dict[str, Cell]:
+    return {c.name: c for c in excursion.make_plan(make_config(tmp_path, **{"scale": "micro", **flags}))}
+
+
+def flag(cell: Cell, name: str) -> str:
+    return cell.command[cell.command.index(f"--{name}") + 1]
+
+
+def test_the_study_covers_what_it_promises(tmp_path):
+    """Five checkpoints, three seeds of everything, three pretraining runs at two of them and one at the others; primary
+    contrasts first, whole seeds; named steps of every RL run judged at temperature .6 and two of them at 1; the paper's
+    dose at the end; in 12 to 16 core-hours for the primary part and some 40 in all."""
+    cells = list(plan_of(tmp_path, budget="study").values())
+    metas = [c.meta for c in cells if c.meta]
+    for recipe in ("rl", "sft", "sft_rl", "sft_converged", "parallel", "gold", "sft_dose", "soup"):
+        places = {(m["tokens"], m["pretraining_seed"], s) for m in metas if m["recipe"] == recipe for s in m["seeds"]}
+        tokens = sorted({t for t, _, _ in places})
+        assert len(tokens) == 5 and len(places) == 15
+        runs = {t: {p for at, p, _ in places if at == t} for t in tokens}
+        assert [runs[t] for t in tokens] == [{1}, {1, 2, 3}, {1, 2, 3}, {1}, {1}]
+    steps = [
+        (m["step"], m["temperature"]) for m in metas if (m["recipe"], m["tokens"], m["seed"]) == ("rl", tokens[2], 3)
+    ]
+    points = (24, 48, 96, 160, 320, 640)
+    assert sorted(steps) == sorted([(p, 0.6) for p in points] + [(96, 1.0), (640, 1.0)])
+    config = make_config(tmp_path, scale="micro", budget="study")
+    assert points[-1] * config.prompts * config.rollouts == 320 * config.pool and config.pool >= 1024
+    parts = list(dict.fromkeys(c.part for c in cells))
+    assert parts == [f"{part}, seed {seed}" for part in ("primary checkpoints", "other checkpoints", "controls")
+                     for seed in (1, 2, 3)]  # fmt: skip
+    hours = [sum(c.cost for c in cells if c.part in parts[:n]) / 3600 for n in (3, 9)]
+    assert 12 < hours[0] < 16 and 38 < hours[1] < 42
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("each", [[1], [2]]), ("one", [[1, 2]]), ("primary", [[1], [2]])])
+def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
+    """Where seeds start from one pretraining run its base is evaluated once, and the record stands for all of them."""
+    flags = dict(budget="study", seeds=(1, 2), checkpoints="3M,6M", primary="6M", pretraining=mode)
+    metas = [c.meta for c in plan_of(tmp_path, **flags).values() if c.meta.get("temperature") == 0.6]
+
+    def seeds(recipe: str, tokens: int) -> list:
+        return sorted(m["seeds"] for m in metas if m["recipe"] == recipe and round(m["tokens"], -6) == tokens)
+
+    assert seeds("base", 6_000_000) == expected
+    assert seeds("base", 3_000_000) == ([[1, 2]] if mode == "primary" else expected)
+    assert seeds("sft", 3_000_000) == seeds("sft", 6_000_000) == [[1], [2]]
 
 
 def test_the_grid_is_controlled(tmp_path):
-    """Recipes differ in what they learn from, not in questions, rollouts, KL, length or steps; doses are halved."""
-    cells = {c.name: c for c in excursion.make_plan(make_config(tmp_path, scale="micro"))}
-
-    def flag(recipe: str, name: str) -> str:
-        words = cells[f"seed0/5.60M/{recipe}/train"].command
-        return words[words.index(f"--{name}") + 1]
-
-    for name, recipes in {
-        "limit": ("rl", "sft", "gold", "parallel", "sft_rl", "gold_rl", "sft_dose", "rl_dose"),
-        "kl": ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose"),
-        "prompts": ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose"),
-        "n": ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose"),
-        "steps": ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose", "sft_dose"),
-        "rows": ("sft", "gold", "parallel", "sft_dose"),
+    """Recipes differ in what they learn from, not in questions, rollouts, KL, length, steps or RL's rate; the dose controls
+    of averaging have half of its rates, and direct RL is the one of its RL side; the paper's averaging has its ratios."""
+    at = "seed0/4.95M"
+    recipes = (
+        "rl",
+        "sft",
+        "gold",
+        "parallel",
+        "sft_rl",
+        "gold_rl",
+        "sft_dose",
+        "rl_dose",
+        "parallel_paper",
+        "sft_dose_rl",
+    )
+    cells = plan_of(tmp_path, recipes=recipes, questions=("test_hard",))
+    cell = {recipe: cells[f"{at}/{recipe}/train"] for recipe in recipes}
+    sampled = ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose", "parallel_paper", "sft_dose_rl")
+    for name, alike in {
+        "limit": recipes,
+        "kl": sampled,
+        "prompts": sampled,
+        "rollouts": sampled,
+        "steps": (*sampled, "sft_dose"),
+        "save_at": (*sampled, "sft_dose"),
+        "rows": ("parallel", "sft_dose"),
+        "eval_every": recipes,
     }.items():
-        assert len({flag(recipe, name) for recipe in recipes}) == 1, name
-    assert 2 * float(flag("sft_dose", "lr")) == float(flag("parallel", "sft_lr"))
-    assert 2 * float(flag("rl_dose", "lr")) == float(flag("parallel", "lr"))
-    assert flag("sft_rl", "init").endswith("sft/best.pt") and flag("sft", "data") == flag("rl", "data")
-    first = [c.name for c in cells.values() if c.kind in ("rl", "sft", "average")][:3]
-    assert [name.split("/")[1:3] for name in first] == [["5.60M", "rl"], ["5.60M", "sft"], ["5.60M", "parallel"]]
+        assert len({flag(cell[recipe], name) for recipe in alike}) == 1, name
+    assert flag(cell["sft"], "rows") == flag(cell["gold"], "rows") == flag(cell["parallel_paper"], "rows") == "32"
+    rates = {recipe: float(flag(cell[recipe], "lr")) for recipe in recipes}
+    assert rates["rl"] == rates["sft_rl"] == rates["gold_rl"] == rates["rl_dose"] == rates["parallel"] / 2
+    assert rates["sft_dose"] == float(flag(cell["parallel"], "sft_lr")) / 2
+    assert rates["parallel_paper"] == rates["rl"]
+    assert float(flag(cell["parallel_paper"], "sft_lr")) == pytest.approx(rates["sft"] / 40)
+    assert flag(cell["sft_rl"], "init").endswith("sft/best.pt") and flag(cell["sft"], "data") == flag(
+        cell["rl"], "data"
+    )
+    judged = [c for c in cells.values() if c.kind == "eval"]
+    assert all(flag(c, "questions") == "test_hard" for c in judged)
+    first = [name.split("/")[1:3] for name, c in cells.items() if c.kind in ("rl", "sft", "average")][:3]
+    assert first == [["4.95M", "rl"], ["4.95M", "sft"], ["4.95M", "gold"]]
+
+
+def test_rates_and_checkpoints_that_were_chosen_are_used(tmp_path):
+    """OUT/rates.json multiplies the rates: RL's those of all RL, averaging's RL side included, averaging's its SFT side
+    alone, SFT → RL's nothing. OUT/checkpoints.json says where to start, unless --checkpoints does."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/rates.json").write_text('{"rl": {"factor": 3.0}}')
-    swept = {c.name: c for c in excursion.make_plan(make_config(tmp_path, scale="micro"))}
-    assert "0.0003" in swept["seed0/5.60M/rl/train"].command and "0.0001" in swept["seed0/5.60M/parallel/train"].command
+    factors = {"rl": 3.0, "parallel": 1 / 3, "sft_rl": 9.0, "gold": 2.0}
+    (tmp_path / "out/rates.json").write_text(json.dumps({r: {"factor": f} for r, f in factors.items()}))
+    chosen = {"checkpoints": [3_000_320, 5_000_192, 7_000_064], "primary": [5_000_192], "validation": {}}
+    (tmp_path / "out/checkpoints.json").write_text(json.dumps(chosen))
+    cells = plan_of(tmp_path, recipes=("rl", "sft", "gold", "parallel", "sft_rl", "sft_dose"))
+    at = {name.split("/")[1] for name in cells if name.endswith("rl/train")}
+    assert at == {"3.00M", "5.00M", "7.00M"} and next(n for n in cells if "rl/" in n).startswith("seed0/5.00M")
+    lr = {
+        r: float(flag(cells[f"seed0/5.00M/{r}/train"], "lr"))
+        for r in ("rl", "sft", "gold", "parallel", "sft_rl", "sft_dose")
+    }
+    assert lr == pytest.approx(
+        dict(rl=3e-4, sft=1e-4, gold=2e-4, parallel=6e-4, sft_rl=3e-4, sft_dose=2.5e-5 / 3), rel=1e-4
+    )
+    other = plan_of(tmp_path, checkpoints="4M", recipes=("rl",))
+    assert {name.split("/")[1] for name in other if name.endswith("rl/train")} == {"4.00M"}
+    for name in ("rates", "checkpoints"):
+        (tmp_path / f"out/{name}.json").write_text('{"rl": 3}')
+        with pytest.raises(UserError, match=rf"{name}\.json: not what --plan"):
+            plan_of(tmp_path)
+        (tmp_path / f"out/{name}.json").unlink()
 
 
-def test_sft_is_stopped_at_its_best_validation_point(tmp_path, capsys):
-    """The best kept checkpoint; of equals the earliest; evaluations without a kept checkpoint do not count."""
-    run = tmp_path / "run"
-    run.mkdir()
+def test_sharpening_crosses_start_rate_and_dose(tmp_path):
+    """Every start at every rate, along the way; the factor 1 is the grid's own run; the paper's own pair is marked: direct
+    RL at its rate, RL after SFT at the highest; RL on seldom solved questions from the same starts."""
+    cells = plan_of(tmp_path, plan="sharpening", budget="study", seeds=(1,))
+    grid = plan_of(tmp_path, budget="study")
+    recipes = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
+    metas = [c.meta for c in cells.values() if c.meta.get("recipe") in recipes and c.meta["temperature"] == 0.6]
+    crossed = [m for m in metas if "band" not in m["variant"]]
+    found = {(m["recipe"], m["rate"], m["step"]) for m in crossed}
+    assert found == {(r, f, s) for r in recipes for f in (1 / 3, 1, 2, 3) for s in (24, 48, 96, 160, 320)} | {
+        (r, 1, 640) for r in recipes
+    }
+    for m in crossed:
+        assert m["rates"]["lr"] == pytest.approx(m["rate"] * 1e-4) and m["variant"] == (
+            {} if m["rate"] == 1 else {"rate": m["rate"]}
+        )
+    assert {(m["recipe"], m["rate"]) for m in crossed if m["paper"]} == {("rl", 1), ("sft_rl", 3)}
+    same = [
+        name for name, c in cells.items() if c.kind in ("rl", "sft") and "/rate" not in name and "/hard" not in name
+    ]
+    assert len(same) == 6 and all(grid[name].command == cells[name].command for name in same)
+    for name, c in cells.items():
+        if "/rate3/" in name and name.endswith("train"):  # from the very models that the grid has
+            start = {"rl": "step_", "sft_rl": "sft/best.pt", "gold_rl": "gold/best.pt"}.get(
+                name.split("/")[-2], "sft/run/step_"
+            )
+            assert start in flag(c, "init") and "rate" not in flag(c, "init")
+    bands = [c for name, c in cells.items() if "/hard/" in name and name.endswith("train")]
+    assert [c.name.split("/")[-2] for c in bands] == ["rl", "sft_rl"] and all(flag(c, "band") == "hard" for c in bands)
+    assert flag(bands[1], "difficulty").endswith("difficulty/sft/best.difficulty.json")
+
+
+def write_metrics(run, lines: list[dict], kept=()) -> None:
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step in kept:
+        (run / f"step_{step:07d}.pt").write_text(str(step))
+
+
+def test_runs_are_stopped_at_their_best_validation_point(tmp_path, capsys):
+    """The best kept checkpoint, by process-right where that was measured; of equals the earliest; evaluations without a
+    kept checkpoint do not count."""
     scores = {0: 0.9, 10: 0.2, 20: 0.5, 30: 0.5, 35: 0.8, 40: 0.4}
     lines = [{"step": s, "val_pass@1": v} for s, v in scores.items()] + [{"step": 40, "sft_loss": 1.0}]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for step in (10, 20, 30, 40):
-        (run / f"step_{step:07d}.pt").write_text(str(step))
-    for _ in range(2):
-        excursion.choose(tmp_path)
-        assert (tmp_path / "best.pt").read_text() == "20"
+    write_metrics(tmp_path / "plain/run", lines, (10, 20, 30, 40))
+    process = [line | {"val_process@1": 1 - line["val_pass@1"]} if "val_pass@1" in line else line for line in lines]
+    write_metrics(tmp_path / "process/run", process, (10, 20, 30, 40))
+    for name, best in (("plain", "20"), ("process", "10")):
+        for _ in range(2):
+            excursion.choose(tmp_path / name)
+            assert (tmp_path / name / "best.pt").read_text() == best
     for line in ("null", '{"step": [], "val_pass@1": 0.5}', '{"step": 1, "val_pass@1": null}'):
-        (run / "metrics.jsonl").write_text(line)
+        (tmp_path / "plain/run/metrics.jsonl").write_text(line)
         with pytest.raises(UserError, match="no metrics of a run"):
-            excursion.choose(tmp_path)
-    shutil.rmtree(run)
+            excursion.choose(tmp_path / "plain")
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        excursion.choose(tmp_path)
+        excursion.choose(tmp_path / "none")
 
 
 @pytest.mark.parametrize("note", ["null", "[]", "{}", '{"command": ["x"], "rc": 0, "seconds": "long"}', "[" * 100_000])
@@ -237,19 +366,56 @@ def test_a_damaged_note_of_a_cell_is_none(tmp_path, note):
 
 
 def test_rates_are_chosen_on_validation(tmp_path):
-    """The factor of the run that ends best; for a recipe that is stopped early, of the run that was best anywhere."""
-    config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl", "sft"), checkpoints="20k")
+    """The sweep makes whole runs of every recipe, from a seed that the study does not use, and judges nothing on test
+    questions; the factor of the run that is best at any named step wins."""
+    cells = list(plan_of(tmp_path, plan="sweep", budget="study").values())
+    assert not any(c.kind == "eval" for c in cells) and all(c.name.startswith("seed0/") for c in cells)
+    runs = [c for c in cells if c.kind in ("rl", "sft", "average")]
+    assert len(runs) == 15 and {flag(c, "steps") for c in runs if c.kind != "sft"} == {"640"}
+    config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl", "sft", "parallel", "sft_rl"))
     cells = excursion.make_plan(config)
-    assert not any(c.kind == "eval" for c in cells)  # nothing is judged on test questions
     curves = {"0.333333": (0.3, 0.1), "1": (0.2, 0.2), "3": (0.1, 0.15)}
-    for cell in [c for c in cells if c.kind in ("rl", "sft")]:
-        cell.run.mkdir(parents=True)
-        values = curves[cell.name.split("/rate")[1].split("/")[0]]
-        lines = [{"step": s + 1, "val_pass@1": v} for s, v in enumerate(values)]
-        (cell.run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for cell in [c for c in cells if c.run and c.kind != "pretrain smoke"]:
+        values = curves[cell.name.split("/sweep")[1].split("/")[0]]
+        lines = [{"step": 0, "val_pass@1": 0.9}, *({"step": s + 1, "val_pass@1": v} for s, v in enumerate(values))]
+        write_metrics(cell.run, lines)
     excursion.write_rates(config, cells)
     table = json.loads((tmp_path / "out/rates.json").read_text())
-    assert table["rl"]["factor"] == 1 and table["sft"]["factor"] == pytest.approx(1 / 3, abs=1e-6)
+    assert [table[r]["factor"] for r in ("rl", "sft", "parallel", "sft_rl")] == pytest.approx([1 / 3] * 4, abs=1e-6)
+    assert table["parallel"]["sft_lr"] == pytest.approx(5e-5 / 3) and "lr" not in table["parallel"]
+
+
+def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
+    """The early one is the first whose base with examples has a process-right pass@1 of 3%; luck does not count. Pretraining
+    keeps the same checkpoints for the choice and for the grid after it; without any good enough nothing is chosen."""
+    config = make_config(tmp_path, scale="micro", plan="checkpoints", budget="study")
+    cells = excursion.make_plan(config)
+    judged = [c for c in cells if c.kind == "eval"]
+    assert len(judged) == 24 and all(flag(c, "questions") == "validation" and not c.meta for c in judged)
+    tokens = sorted({c.name.split("/")[1] for c in judged})
+
+    def write(level) -> None:
+        for cell in judged:
+            i = tokens.index(cell.name.split("/")[1])
+            right = {"pass@1": {"mean": level(i)}}
+            strict = {"pass@1": {"mean": 0.05 + level(i)}}
+            record = {"questions": {"validation": {"strict": strict, "process": right, "box": 1.0}}}
+            cell.result.parent.mkdir(parents=True, exist_ok=True)
+            cell.result.write_text(json.dumps(record | {"tokens": int(float(tokens[i][:-1]) * 1e6)}))
+
+    write(lambda i: 0.01)
+    with pytest.raises(UserError, match="pretrain for longer"):
+        excursion.write_checkpoints(config, cells)
+    write(lambda i: 0.008 * i)
+    excursion.write_checkpoints(config, cells)
+    assert "process" in capsys.readouterr().out
+    grid = plan_of(tmp_path, budget="study")
+    places = {name.split("/")[1] for name in grid if name.endswith("/rl/train")}
+    assert places == {tokens[i] for i in (3, 4, 5, 8, 11)}
+    assert {name.split("/")[1] for name in grid if name.startswith("seed2") and "primary" in grid[name].part} - {"pretrain"} == {
+        tokens[4], tokens[5]
+    }  # fmt: skip
+    assert grid["seed1/pretrain/train"].command == cells[0].command
 
 
 def test_failures_are_kept_and_not_retried(tmp_path, capsys):
@@ -284,6 +450,10 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(checkpoints="many"), "not a count"),
         (dict(seeds=(1, 1)), "--seeds"),
         (dict(pool=-1), "--pool"),
+        (dict(points=(4, 2)), "--points 4 2"),
+        (dict(sft_points=(0, 2)), "--sft_points 0 2"),
+        (dict(checkpoints="2M,4M", primary="3M"), "--primary 3M"),
+        (dict(factors=(0.0,)), "--factors"),
     ]:
         with pytest.raises(UserError, match=match) as error:
             excursion.make_plan(make_config(tmp_path, scale="micro", **flags))
