@@ -108,8 +108,8 @@ def _count(x: Any) -> bool:
     return type(x) is int and 0 <= x < 2**63
 
 
-def _number(x: Any) -> bool:
-    return type(x) in (int, float) and 0 <= x < math.inf
+def _flops(x: Any) -> bool:
+    return x is None or (type(x) in (int, float) and 0 <= x < math.inf)
 
 
 def _flags(x: Any) -> bool:
@@ -123,7 +123,11 @@ def _flags(x: Any) -> bool:
 def _lineage(x: Any) -> bool:
     stages = x if isinstance(x, list) else [None]
     return all(
-        isinstance(s, dict) and s.get("stage") in STAGES and _count(s.get("step")) and _flags(s.get("args"))
+        isinstance(s, dict)
+        and s.get("stage") in STAGES
+        and _count(s.get("step"))
+        and _flops(s.get("flops"))
+        and _flags(s.get("args"))
         for s in stages
     )
 
@@ -132,7 +136,7 @@ def _train(x: Any) -> bool:
     if x is None:
         return True
     progress = x.get("progress") if isinstance(x, dict) else None
-    wanted: dict[str, Callable] = {"step": _count, "tokens": _count, "flops": _number, "skipped": _count}
+    wanted: dict[str, Callable] = {"step": _count, "tokens": _count, "flops": _flops, "skipped": _count}
     return (
         isinstance(progress, dict) and progress.keys() == wanted.keys() and all(wanted[k](progress[k]) for k in wanted)
     )
@@ -146,7 +150,7 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stage": (lambda x: x in STAGES, f"one of {', '.join(STAGES)}"),
     "step": (_count, "a count"),
     "tokens": (_count, "a count"),
-    "flops": (_number, "a number of at least 0"),
+    "flops": (_flops, "a number of at least 0, or None: unknown"),
     "config": (lambda x: isinstance(x, dict), "a dictionary"),
     "tokenizer": (lambda x: isinstance(x, str), "a name"),
     "tokenizer_digest": (lambda x: x is None or isinstance(x, str), "a digest"),  # older ones have none
