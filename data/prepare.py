@@ -359,6 +359,14 @@ def encode_records(
         pool.shutdown(cancel_futures=True)
 
 
+def write_shard(path: Path, tokens: np.ndarray) -> None:
+    """The file that np.save makes. np.save itself leaves the last 4 KB to C's buffer, and does not notice when a full disk
+    takes no more of them."""
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(tokens))
+        file.write(tokens.data)
+
+
 class Shards:
     """Writes documents to the shards of one source and keeps count in its meta.json's dictionary, `meta`."""
 
@@ -380,8 +388,7 @@ class Shards:
         for split, arrays in self.waiting.items():
             if arrays:
                 name = f"{split}_{len(self.meta[split]['shards']):05d}.npy"
-                with replacing(self.folder / name) as file:
-                    np.save(file, np.concatenate(arrays))
+                write_shard(self.folder / name, np.concatenate(arrays))
                 self.meta[split]["shards"].append(name)
         self.waiting, self.n_waiting = {"train": [], "val": []}, 0
 

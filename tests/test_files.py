@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -59,7 +60,8 @@ def parts(folder: Path) -> list[Path]:
     lambda path: write_bytes(path, b"x" * 5000),
     lambda path: write_jsonl(path, [{"x": "y" * 5000}]),
     lambda path: save_checkpoint(path, {"model": {"x": torch.ones(2000)}}),
-], ids=["bytes", "jsonl", "checkpoint"])  # fmt: skip
+    lambda path: prepare.write_shard(path, np.ones(1500, np.uint16)),
+], ids=["bytes", "jsonl", "checkpoint", "shard"])  # fmt: skip
 def test_a_full_disk_leaves_the_old_file(write, tmp_path):
     """Whatever is written in one piece: an OSError that names the file; the old content and no temporary remain."""
     path = tmp_path / "file"
@@ -68,6 +70,13 @@ def test_a_full_disk_leaves_the_old_file(write, tmp_path):
         write(path)
     assert error.value.filename == str(path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_shard_is_what_numpy_writes(tmp_path):
+    tokens = np.arange(5000, dtype=np.uint16)
+    prepare.write_shard(tmp_path / "a.npy", tokens)
+    np.save(tmp_path / "b.npy", tokens)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
 def test_an_error_within_leaves_nothing(tmp_path):
