@@ -54,6 +54,7 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
+    checkpoint.setdefault("flops", None)  # unknown
     for key, (holds, wanted) in KEYS.items():
         if not holds(checkpoint.get(key)):
             raise UserError(f"{path}: {key} is missing or not {wanted}; use another checkpoint")

@@ -64,7 +64,7 @@ def first(value: float):
 
 HOSTILE = {
     **{f"without {k}": changed("", **{k: None}) for k in ("format", "stage", "config", "tokenizer", "model", "step")},
-    **{f"without {k}": changed("", **{k: None}) for k in ("tokens", "flops", "lineage", "args")},
+    **{f"without {k}": changed("", **{k: None}) for k in ("tokens", "lineage", "args")},
     "format 2": changed("", format=2),
     "a list": lambda c: [c],
     "a tensor": lambda c: c["model"]["head.weight"],
