@@ -41,7 +41,7 @@ def load_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pt'}")
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         raise UserError(f"{path}: no such checkpoint")
     check_trailer(path)
     try:

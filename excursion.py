@@ -880,7 +880,7 @@ def collect(config: Config, cells: list[Cell]) -> Path:
             for row in [r for r in rows if r["set"] == label][:SHOWN]:
                 samples.append({**row, "samples": row["samples"][:4]})
         paths = (Path(config.out) / f"{cell.name}.json", home / "train.json")
-        seconds = [(read_json(path) or {}).get("seconds") for path in paths]
+        seconds = [(read_state(path) or {}).get("seconds") for path in paths]
         meta = {
             "name": name,
             **cell.meta,

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def place(base, world, tmp_path_factory) -> Path:
     (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("not a checkpoint\n")
+    os.mkfifo(folder / "pipe.pt")
     torch.save({"model": {}}, folder / "other.pt")
     checkpoint = runtime.load_checkpoint(good)
     torch.save(checkpoint | {"tokenizer": "cl50k"}, folder / "unknown_tokenizer.pt")
@@ -72,6 +74,7 @@ POST = ("sft", "rl", "average")
 CASES = [
     # checkpoints
     *[(s, "--init {P}/none.pt", "no such checkpoint") for s in POST],
+    ("sft", "--init {P}/pipe.pt", "no such checkpoint"),
     *[(s, "--init {P}/cut.pt", "truncated") for s in POST],
     ("sft", "--init {P}/empty.pt", "truncated"),
     ("sft", "--init {P}/text.pt", "truncated or not a checkpoint"),

@@ -8,13 +8,14 @@ import random
 import shutil
 import sys
 import typing
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from forked import STAGES, Ended, differences, fork
+from forked import STAGES, Ended, Injury, differences, fork
 from forked import copy as copy_tree
 from torture_place import EVAL, GRPO, ONE, PRETRAIN, Torture, judge, undisturbed, varied_rewards
 
@@ -155,7 +156,7 @@ def checkpoints(t: Torture, canary: Path) -> Iterator[tuple[str, Callable[[Path]
     yield "a link to itself", lambda path: path.symlink_to(path)
     yield "random bytes", lambda path: path.write_bytes(random.Random(0).randbytes(5000))
     deep = []
-    for _ in range(900):
+    for _ in range(200):
         deep = [deep]
     yield "nested deep", saved(good | {"metrics": deep})
     for thing in ODD + [torch.ones(2)]:
@@ -214,7 +215,7 @@ def checkpoints(t: Torture, canary: Path) -> Iterator[tuple[str, Callable[[Path]
 
 def states(t: Torture) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """last.pt files whose state of the run is not what was saved."""
-    good = torch.load(t.work / "whole/rl/run/last.pt", weights_only=True)
+    good = torch.load(t.work / "stopped/run/last.pt", weights_only=True)
     for group in ("train", "args"):
         for key in good[group]:
             for value in (None, -1, 10**12, float("nan"), "x", [], {}):
@@ -236,7 +237,8 @@ def states(t: Torture) -> Iterator[tuple[str, Callable[[Path], None]]]:
 
 def part_malicious(t: Torture) -> None:
     canary = t.work / "canary"
-    undisturbed(t, "rl")
+    _, ended = undisturbed(t, "rl")
+    fork("rl", t.flags["rl"][1], t.work / "stopped", Injury("kill", ended.writes * 3 // 4), prepare=varied_rewards)
     stages = {
         "sft": f"--init {{P}} --data {t.world} --limit 8 --rows 2 {ONE}",
         "rl": f"--init {{P}} --data {t.world} {GRPO} {ONE}",
@@ -245,7 +247,10 @@ def part_malicious(t: Torture) -> None:
     }
     rows = {stage: t.row("malicious", f"checkpoint, {stage}") for stage in stages}
     rng = t.random("malicious")
-    for name, write in t.some(list(checkpoints(t, canary)), 8, "malicious"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are new or old
+        malicious = list(checkpoints(t, canary))
+    for name, write in t.some(malicious, 8, "malicious"):
         folder = t.folder()
         folder.mkdir()
         path = folder.parent / "malicious.pt"
@@ -262,10 +267,10 @@ def part_malicious(t: Torture) -> None:
             if canary.exists():
                 rows[stage].fail("other", f"{name}: its code ran in {stage}")
                 canary.unlink()
-    row, whole = t.row("malicious", "last.pt to resume"), t.work / "whole/rl/run"
+    row, stopped = t.row("malicious", "last.pt to resume"), t.work / "stopped/run"
     for name, checkpoint in t.some(list(states(t)), 4, "states"):
         folder = t.folder()
-        copy_tree(whole, folder / "run")
+        copy_tree(stopped, folder / "run")
         torch.save(checkpoint, folder / "run/last.pt")
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         ended = fork("rl", [*t.flags["rl"][1], "--resume"], folder, limit=20, prepare=varied_rewards)
