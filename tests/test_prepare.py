@@ -20,7 +20,7 @@ from cli import UserError
 from data import prepare, world
 from data.loader import Loader, locate, parse_mix
 from data.prepare import Config, build_world, main, shard_dtype
-from data.questions import BannedQuestions, format_prompt, load_questions, normalise
+from data.questions import BannedQuestions, format_prompt, load_questions, normalise, stream_hub
 from data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -194,6 +194,14 @@ def test_dolmino(tmp_path, monkeypatch):
         held = segments(out / config, "train") + segments(out / config, "val")
         assert sorted(held) == sorted(f"{config} {i} {text}" for i in range(len(files)) for text in texts(60))
     mix = parse_mix("dolmino50")
+    assert mix == {
+        "dclm": 47.2,
+        "flan": 16.6,
+        "pes2o": 5.85,
+        "wiki": 7.11,
+        "stackexchange": 2.45,
+        "math": 20.8,
+    }  # the paper's
     loader = Loader(out, mix, 10_000, 16, 0)
     rows = collections.Counter(locate(row, loader.weights)[0] for row in range(10_000))
     assert rows.keys() == mix.keys() == KINDS.keys()
@@ -217,6 +225,20 @@ def test_dolmino(tmp_path, monkeypatch):
         run(tmp_path, copy, local=copy)
     with pytest.raises(UserError, match="--questions only: dolmino is text"):
         run(tmp_path, "dolmino", questions="only")
+
+
+@pytest.mark.parametrize("part", ["dclm", "math"])
+def test_streaming_itself(tmp_path, monkeypatch, part):
+    """`datasets` streams a configuration of DOLMino's layout (folder with a dataset card, .json.zst, .jsonl and .gz files)
+    through stream_hub: every row, in an order of the seed, from any row on. The network alone is left out."""
+    copy, seen = dolmino_copy(tmp_path / "copy"), []
+    card = "".join(f"- config_name: {k}\n  data_files:\n  - split: train\n    path: data/{k}/**/*\n" for k in KINDS)
+    (copy / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: seen.append(args))
+    rows = list(stream_hub(str(copy), part, "train", 5))
+    wanted = [f"{part} {i} {text}" for i in range(len(KINDS[part])) for text in texts(60)]
+    assert sorted(row["text"] for row in rows) == sorted(wanted) and [row["text"] for row in rows] != wanted
+    assert list(stream_hub(str(copy), part, "train", 5, 50)) == rows[50:] and len(seen) == 2
 
 
 def test_without_the_hub(tmp_path, monkeypatch):
