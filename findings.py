@@ -1,198 +1,60 @@
-"""What became of the paper's findings: records, contrasts, bootstrap intervals, verdicts.
+"""What became of the paper's findings 1 to 5: contrasts of records, their intervals, verdicts. (6 to 8: plan_findings.py.)
 
-Every finding is a list of contrasts, each computed question by question and with a stated direction. Intervals are 95%
-bootstrap intervals: questions are resampled (the same ones for both sides, so they are paired) and, where there are
-several seeds, seeds too. A contrast is *shown* if its interval lies wholly on the stated side, *not shown* if wholly on the
-other, else *unclear*. Three seeds resample coarsely: read an interval over seeds as a lower bound of the doubt. The
-"start" of direct RL is the better of the base with worked examples and without, so that no gain is format alone.
+A finding is a list of *primary* contrasts, each with a stated direction, and others that stand beside them. Intervals are 95%,
+small-sample (stats.py), paired by question and seed. Holm's correction over the primary contrasts of a finding keeps the
+chance of any wrong verdict in it at 5%. A contrast is
 
-A record is what eval.py wrote (NAME.json: per question n and how many were right) with NAME.cell.json beside it, by
-excursion.py: recipe, seed, pretraining tokens, variant, training curve, a few samples, seconds.
+    shown          significantly on the paper's side
+    contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
+                   less than a named margin: alike is a contradiction there
+    unclear        neither: its interval says how large the effect may be, and "visible" how large it had to be to be seen
+                   in four of five such studies
+    not run        records are missing; the line says which
+
+"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant.
+
+One *start* per comparison, named before the runs: the base with worked examples, as in the paper. The same against the
+0-shot base, from which training begins, stands beside it. No test question chooses a start, a step or a checkpoint.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cli import UserError
-from eval import BOOTSTRAP, mean_interval, pass_at_k
+from records import (
+    STARTS,
+    Contrast,
+    Entry,
+    Grid,
+    Key,
+    Questions,
+    Row,
+    combine,
+    contrast,
+    general_bits,
+    label,
+    mean_of,
+    million,
+    task_items,
+)
+from stats import ALPHA, Estimate, holm, ratio
 
-ALIKE = 0.05  # pass rates closer than this count as alike
-KEPT = 0.01  # accuracy on general tasks that may be lost without a loss of capability
-
-# recipe → (name, colour, marker, line, filled): the palette of Okabe and Ito, and never colour alone
-STYLE = {
-    "base": ("base, worked examples", "#000000", "o", "--", True),
-    "base_0shot": ("base, 0-shot", "#000000", "o", ":", False),
-    "rl": ("direct RL", "#0072B2", "s", "-", True),
-    "rl_dose": ("RL, half dose", "#0072B2", "s", ":", False),
-    "sft": ("SFT, best on validation", "#E69F00", "^", "-", True),
-    "sft_converged": ("SFT, to the end", "#E69F00", "^", "--", False),
-    "sft_dose": ("SFT, half dose", "#E69F00", "<", ":", False),
-    "sft_rl": ("SFT → RL", "#D55E00", "D", "-", True),
-    "sft_converged_rl": ("SFT to the end → RL", "#D55E00", "D", "--", False),
-    "gold": ("SFT-Gold", "#009E73", "v", "-", True),
-    "gold_rl": ("SFT-Gold → RL", "#56B4E9", ">", "-", True),
-    "parallel": ("parallel averaging", "#CC79A7", "*", "-", True),
-    "combined": ("combined loss", "#7F7F7F", "P", "-", True),
-    "interleaved": ("interleaved", "#7F7F7F", "X", "--", True),
-    "soup": ("soup of RL and SFT", "#7F7F7F", "h", ":", True),
-}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Records
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Entry:
-    """An evaluated model: its record and what .cell.json says of it."""
-
-    record: dict
-    meta: dict
-
-    @property
-    def recipe(self) -> str:
-        return self.meta["recipe"]
-
-    @property
-    def seeds(self) -> list[int]:
-        """That it stands for: several, where they start from one base (--base_seed)."""
-        return self.meta.get("seeds", [self.meta["seed"]])
-
-    @property
-    def sets(self) -> dict[str, dict]:
-        return self.record["questions"]
-
-    @property
-    def largest_k(self) -> int:
-        return max(int(key[5:]) for q in self.sets.values() for key in q["strict"])
-
-    def pass_at(self, k: int, name: str = "") -> np.ndarray:
-        """(Q,) pass@k of every question of a set, or of all sets."""
-        rows = [q for n, s in self.sets.items() if name in ("", n) for q in s["questions"]]
-        return pass_at_k(np.array([q["n"] for q in rows]), np.array([q["c"] for q in rows]), k)
-
-    def tasks(self) -> np.ndarray:
-        """(I,) one value per item of all general tasks, whose mean is the mean over tasks of their accuracies."""
-        tasks = [np.array(t["items"], dtype=float) for t in self.record["tasks"].values()]
-        total = sum(map(len, tasks))
-        return np.concatenate([t * total / (len(tasks) * len(t)) for t in tasks]) if tasks else np.zeros(0)
-
-    @cached_property
-    def bits(self) -> float:
-        """Bits per byte of held-out text that is not math, mean over its sources; nan without any."""
-        text = self.record["text"]
-        values = [v["bits_per_byte"] for name, v in text.items() if name != "math" or len(text) == 1]
-        return float(np.mean(values)) if values else float("nan")
-
-
-def load(folder: Path) -> list[Entry]:
-    """All records of a folder, in the order of their names. UserError for a folder without any, or a broken one."""
-    entries = []
-    for path in sorted(folder.glob("*.cell.json")):
-        try:
-            meta = json.loads(path.read_text())
-            record = json.loads((folder / f"{meta['name']}.json").read_text())
-            record["flops"] = np.nan if record.get("flops") is None else record["flops"]  # unknown; not drawn
-            entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
-            entry.recipe, entry.largest_k, entry.bits, entry.tasks(), meta["seed"], meta["tokens"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no record of excursion.py ({error!r})") from None
-        entries.append(entry)
-    if not entries:
-        raise UserError(f"{folder}: no record in it yet: nothing was evaluated so far")
-    return entries
-
-
-class Grid:
-    """Entries of one variant, by recipe, pretraining tokens and seed."""
-
-    def __init__(self, entries: list[Entry]):
-        self.at: dict[tuple[str, int], dict[int, Entry]] = {}
-        for e in entries:
-            for seed in e.seeds:
-                self.at.setdefault((e.recipe, e.meta["tokens"]), {})[seed] = e
-        self.tokens = sorted({tokens for _, tokens in self.at})
-        self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]
-        self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
-
-    def values(self, recipe: str, tokens: int, value: Callable[[Entry], np.ndarray]) -> dict[int, np.ndarray]:
-        """{seed: (Q,)}; "start" stands for the better of the bases, by the mean of `value`."""
-        if recipe == "start":
-            both = [self.values(r, tokens, value) for r in ("base", "base_0shot")]
-            return max(both, key=lambda v: np.mean([x.mean() for x in v.values()]) if v else -np.inf)
-        return {seed: value(e) for seed, e in self.at.get((recipe, tokens), {}).items()}
-
-    def contrast(self, terms: dict[str, float], tokens: int, value: Callable[[Entry], np.ndarray]) -> np.ndarray | None:
-        """(S, Q): Σ weight · value of the recipes, question by question, at the seeds that all of them have."""
-        parts = {r: self.values(r, tokens, value) for r in terms}
-        seeds = sorted(set.intersection(*(set(p) for p in parts.values())))
-        if not seeds:
-            return None
-        return np.array([sum(weight * parts[r][seed] for r, weight in terms.items()) for seed in seeds])
-
-    def mean_contrast(self, terms: dict[str, float], value: Callable[[Entry], np.ndarray]) -> np.ndarray | None:
-        """(S, Q): mean of the contrast over the checkpoints that have it; where those have different seeds, the common."""
-        found = [c for c in (self.contrast(terms, t, value) for t in self.tokens) if c is not None]
-        if not found or len({c.shape[1] for c in found}) > 1:
-            return None
-        n = min(len(c) for c in found)
-        return np.mean([c[:n] for c in found], axis=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(16)
-def resample(n: int, seed: int) -> np.ndarray:
-    """(B, n): the weight of each of n things in each bootstrap sample; rows sum to 1."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), BOOTSTRAP) / n
-
-
-def interval(values: np.ndarray, alpha: float = 0.05, seed: int = 0) -> dict:
-    """Mean of (S, Q) values, seeds × questions, with a bootstrap interval.
-
-    Seeds and questions are resampled independently: all seeds are asked the same questions (crossed, not nested). With
-    one seed this is eval.mean_interval, an interval over questions; with one column (no questions to resample) and one
-    seed there is none.
-    """
-    values = np.atleast_2d(values)
-    n_seeds, n_questions = values.shape
-    if n_seeds == n_questions == 1:
-        return {"mean": float(values[0, 0]), "low": -np.inf, "high": np.inf}
-    if n_seeds == 1 and alpha == 0.05:
-        return mean_interval(values[0], seed)
-    seeds, questions = resample(n_seeds, seed), resample(n_questions, seed + 1)
-    means = ((seeds @ values) * questions).sum(1)
-    low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-
-
-def verdict(x: dict | None, wanted: str, margin: float = 0.0) -> str:
-    """shown, not shown, unclear or no data.
-
-    wanted: "above" or "below" the margin; "alike": within ± margin; "kept": not more than the margin below 0.
-    """
-    if x is None:
-        return "no data"
-    low, high = x["low"], x["high"]
-    if wanted == "alike":
-        return (
-            "shown" if -margin < low and high < margin else "not shown" if low > margin or high < -margin else "unclear"
-        )
-    if wanted == "below":
-        low, high, margin = -high, -low, -margin
-    if wanted == "kept":
-        margin = -margin
-    return "shown" if low > margin else "not shown" if high < margin else "unclear"
+# Margins and rules, named before the runs
+MATCH = 0.05  # pass rates within this are alike: the paper calls up to 1.1 points at 20 B tokens and later a match, 10.7 at 10 B not
+ADVANTAGE = (
+    0.02  # an advantage over a control that is certainly smaller than this is none: the paper's is 5 to 10 points
+)
+UNCHANGED = 0.01  # accuracy on general tasks: the paper's RL moves it "by well under one point"
+BITS = 0.01  # bits per byte of general text, about 3%: half of what SFT to its end costs at micro scale
+EARLY = (
+    0.02  # finding 1 is judged at the first checkpoint whose 0-shot validation pass@1 is this (the paper's base: 2%)
+)
+TIMES = 4.0  # finding 1: RL's pass@1 over the base's with examples (the paper: 8 at 6 to 10 B tokens, 3.7 at 44 B)
+PAPER_GAIN = (
+    3.65  # finding 3a: expansion is judged at the step where validation pass@1 has grown by this (44 B: the least)
+)
+PAPER_DOSE = 320  # sampled answers per training question: 32 in each of 10 epochs
+BELOW = " Below that dose this finding can be shown, not contradicted."
 
 
 @dataclass
@@ -200,278 +62,456 @@ class Claim:
     """A contrast with a stated direction."""
 
     text: str
-    value: dict | None  # {"mean", "low", "high"}
-    wanted: str
+    x: Estimate | None
+    wanted: str  # "above" or "below" the margin, or "alike": within ± margin
     margin: float = 0.0
+    at: int | None = None  # one checkpoint; None: the mean over all
     counts: bool = True  # towards the finding's verdict; else it stands beside
-    unit: str = "points"  # of 100; or bits (per byte), ratio
+    unit: str = "points"  # of 100; or bits (per byte), log (of a factor)
+    needs: str = ""  # what was missing
+    boot: tuple[float, float] | None = None
+    small: float = 0.0  # an effect that is certainly smaller than this contradicts "above"
+    settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
+    shown_as: str = ""  # in place of mean and interval
+    visible_as: str = ""
+    wish: str = ""  # in place of what is expected
+    p_shown: float = 1.0  # after Holm
+    p_against: float = 1.0
+
+    @property
+    def tests(self) -> tuple[float, float]:
+        """p-values of "shown" and of "contradicted", two-sided, before Holm (equivalence: one-sided, see stats.py)."""
+        x, m = self.x, self.margin
+        if x is None:
+            return 1.0, 1.0
+        if self.wanted == "alike":
+            return x.p_within(m), min(1.0, 2 * min(x.p_above(m), x.p_below(-m)))
+        if self.wanted == "below":
+            x, m = replace(x, mean=-x.mean), -m
+        against = min(1.0, 2 * x.p_below(m))
+        if self.small:
+            against = min(against, x.p_below(m + self.small))
+        return min(1.0, 2 * x.p_above(m)), against
 
     @property
     def verdict(self) -> str:
-        return verdict(self.value, self.wanted, self.margin)
+        if self.x is None:
+            return "not run"
+        if self.p_shown <= ALPHA:
+            return "shown"
+        return "contradicted" if self.p_against <= ALPHA and self.settles else "unclear"
+
+    def number(self, value: float, sign: str = "+") -> str:
+        if self.unit == "log":
+            return f"×{np.exp(value):.2f}"
+        return f"{100 * value:{sign}.1f}" if self.unit == "points" else f"{value:{sign}.4f}"
 
     @property
     def numbers(self) -> str:
-        if self.value is None:
+        if self.x is None:
             return "–"
-        scale, digits = (100, 1) if self.unit == "points" else (1, 4 if self.unit == "bits" else 2)
-        mean, low, high = (scale * self.value[key] for key in ("mean", "low", "high"))
-        inside = "one seed: no interval" if np.isinf(low) else f"{low:+.{digits}f}, {high:+.{digits}f}"
-        return f"{mean:+.{digits}f} [{inside}]"
+        if self.shown_as:
+            return self.shown_as
+        if np.isinf(self.x.se):
+            return f"{self.number(self.x.mean)} [one value: no interval]"
+        return f"{self.number(self.x.mean)} [{self.number(self.x.low)}, {self.number(self.x.high)}]"
+
+    @property
+    def bootstrap(self) -> str:
+        return (
+            "–"
+            if self.boot is None or np.isinf(self.boot[0])
+            else f"[{self.number(self.boot[0])}, {self.number(self.boot[1])}]"
+        )
+
+    @property
+    def visible(self) -> str:
+        """The smallest effect that four of five such studies would see."""
+        if self.x is None or np.isinf(self.x.se):
+            return "–"
+        return self.visible_as or self.number(self.x.visible, "")
+
+    @property
+    def n(self) -> str:
+        if self.x is None:
+            return "–"
+        if self.x.questions == 1:
+            return f"{self.x.seeds}"
+        clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""
+        return f"{self.x.seeds} × {self.x.questions}{clusters}"
 
     @property
     def expected(self) -> str:
-        if self.wanted in ("above", "below"):
-            return f"{'>' if self.wanted == 'above' else '<'} {self.margin:g}"
+        if self.wish:
+            return self.wish
         margin = f"{100 * self.margin:g}" if self.unit == "points" else f"{self.margin:g}"
-        return f"within ± {margin}" if self.wanted == "alike" else f"> −{margin}"
+        return f"within ± {margin}" if self.wanted == "alike" else f"{'>' if self.wanted == 'above' else '<'} {margin}"
 
 
 @dataclass
 class Finding:
     number: str
-    text: str
+    title: str
     claims: list[Claim] = field(default_factory=list)
-    any_of: bool = False  # one of the claims is enough
+    any_of: bool = False  # one primary contrast is enough to show it, and all must speak against it to contradict it
+    notes: list[str] = field(default_factory=list)
+    needs: str = ""  # what to run, if nothing of it was
+
+    def __post_init__(self):
+        for claims in ([c for c in self.claims if c.counts and c.x is not None],):
+            tests = [c.tests for c in claims]
+            for c, shown, against in zip(claims, holm([t[0] for t in tests]), holm([t[1] for t in tests]), strict=True):
+                c.p_shown, c.p_against = shown, against
+        for c in self.claims:
+            if not c.counts:
+                c.p_shown, c.p_against = c.tests
+
+    @property
+    def primary(self) -> list[Claim]:
+        return [c for c in self.claims if c.counts]
+
+    @property
+    def beside(self) -> list[Claim]:
+        return [c for c in self.claims if not c.counts and c.x is not None]
 
     @property
     def verdict(self) -> str:
-        verdicts = [c.verdict for c in self.claims if c.counts]
-        if set(verdicts) <= {"no data"} or "no data" in verdicts and not self.any_of:
-            return "no data"
+        verdicts = [c.verdict for c in self.primary]
+        if set(verdicts) <= {"not run"}:
+            return "not run"
         if self.any_of:
-            return "shown" if "shown" in verdicts else "not shown" if set(verdicts) == {"not shown"} else "unclear"
-        return "not shown" if "not shown" in verdicts else "shown" if set(verdicts) == {"shown"} else "unclear"
+            return (
+                "shown" if "shown" in verdicts else "contradicted" if set(verdicts) == {"contradicted"} else "unclear"
+            )
+        if "contradicted" in verdicts:
+            return "contradicted"
+        return "not run" if "not run" in verdicts else "shown" if set(verdicts) == {"shown"} else "unclear"
 
 
-def million(tokens: float) -> str:
-    return f"{tokens / 1e6:.3g} M" if tokens < 1e9 else f"{tokens / 1e9:.3g} B"
+def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **more) -> Claim:
+    if c is None:
+        return Claim(text, None, wanted, margin, **more)
+    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), **more)
 
 
-def label(recipe: str) -> str:
-    return "start" if recipe == "start" else STYLE[recipe][0] if recipe in STYLE else recipe
+class Contrasts:
+    """Claims about a grid."""
 
+    def __init__(self, g: Grid, entries: list[Entry]):
+        self.g, self.entries = g, entries
+        self.right = Questions(g.k)
+        self.process = Questions(g.k, "c_process")
+        self.judged = bool(g.entries) and all(
+            self.process(e) is not None for e in g.entries
+        )  # process-right everywhere
+        self.best = self.process if self.judged else self.right  # the primary measure: free of luck where it can be
 
-def grid_findings(g: Grid) -> list[Finding]:
-    """Findings 1 to 5 of the paper, from the grid."""
-    if not g.tokens:
-        return []
+    def both(self) -> list[tuple[Questions, bool]]:
+        """(measure, does it count): process-right where it can be judged, with plain pass@k beside."""
+        return [(self.process, True), (self.right, False)] if self.judged else [(self.right, True)]
 
-    def at_k(k: int):
-        return lambda e: e.pass_at(k)
-
-    def bits(e: Entry):
-        return np.array([e.bits])
+    def of(self, a: str, b: str, measure, tokens: int | None = None, step: int | None = None) -> Contrast | None:
+        """a − b at a checkpoint, or the mean over all checkpoints that have both."""
+        if tokens is None:
+            return mean_of([self.of(a, b, measure, t, step) for t in self.g.tokens])
+        return contrast([(1, self.g.models(a, tokens, step)), (-1, self.g.models(b, tokens))], measure)
 
     def minus(
-        a: str, b: str, value, what: str, wanted: str, margin=0.0, counts=True, at: int | None = None, unit="points"
-    ):
-        d = g.mean_contrast({a: 1, b: -1}, value) if at is None else g.contrast({a: 1, b: -1}, at, value)
-        if d is not None and not d.size:
-            d = None
-        text = f"{what}: {label(a)} − {label(b)}" + ("" if at is None else f", {million(at)} tokens")
-        return Claim(text, None if d is None else interval(d), wanted, margin, counts, unit)
-
-    def each(a: str, b: str, value, what: str, wanted: str, margin=0.0, unit="points"):
-        """The same at each checkpoint, beside the verdict."""
-        if len(g.tokens) == 1:
-            return []
-        rows = [minus(a, b, value, what, wanted, margin, False, t, unit) for t in g.tokens]
-        return [row for row in rows if row.value is not None]
-
-    top, p1 = f"pass@{g.k}", at_k(1)
-    early = g.tokens[:-1] or g.tokens
-    one = Finding("1", f"RL works early: pass@1 at least ×4 at a checkpoint before the last ({len(early)} tried: intervals "
-                       f"of {100 - 5 / len(early):.3g}%)", any_of=True)  # fmt: skip
-    for t in early:
-        d = g.contrast({"rl": 1, "start": -4}, t, p1)
-        value = None if d is None else interval(d, 0.05 / len(early))
-        one.claims.append(Claim(f"pass@1: direct RL − 4 × start, {million(t)} tokens", value, "above"))
-    one.claims += [minus("rl", "start", p1, "pass@1", "above", 0, False, t) for t in early]
-
-    last = g.tokens[-1]
-    two = Finding("2", f"Late (here: {million(last)} tokens), direct RL beats one-solution SFT on pass@1 and matches SFT → RL; "
-                       f"SFT-Gold beats RL on pass@8 and {top}")  # fmt: skip
-    two.claims = [
-        minus("rl", "sft", p1, "pass@1", "above", at=last),
-        minus("rl", "sft_rl", p1, "pass@1", "alike", ALIKE, at=last),
-        minus("gold", "rl", at_k(min(8, g.k)), f"pass@{min(8, g.k)}", "above", at=last),
-        minus("gold", "rl", at_k(g.k), top, "above", at=last),
-        minus("rl", "sft_converged", p1, "pass@1", "above", 0, False, last),
-    ]
-    three = Finding("3", f"Direct RL raises pass@1 and {top} (expansion); RL after SFT raises pass@1 and lowers {top} "
-                         "(sharpening)")  # fmt: skip
-    pairs = [("rl", "start", "above"), ("sft_rl", "sft", "below")]
-    for a, b, direction in pairs:
-        three.claims += [minus(a, b, p1, "pass@1", "above"), minus(a, b, at_k(g.k), top, direction)]
-    if "sft_converged_rl" in g.recipes:
-        pairs.append(("sft_converged_rl", "sft_converged", "below"))
-        three.claims += [minus("sft_converged_rl", "sft_converged", at_k(g.k), top, "below", counts=False)]
-    for a, b, direction in pairs:
-        three.claims += each(a, b, at_k(g.k), top, direction)
-
-    text, tasks = "bits per byte of general text", "accuracy on general tasks"
-    four = Finding("4", "SFT costs general capability, RL does not, by bits per byte (more is worse)")
-    four.claims = [
-        minus("sft_converged", "base", bits, text, "above", unit="bits"),
-        minus("sft_converged", "rl", bits, text, "above", unit="bits"),
-        minus("rl", "base", bits, text, "alike", 0.01, unit="bits"),
-        minus("sft", "base", bits, text, "above", counts=False, unit="bits"),
-        minus("parallel", "base", bits, text, "alike", 0.01, counts=False, unit="bits"),
-    ]
-    four_tasks = Finding("4, by tasks", "The same by accuracy, as in the paper")
-    four_tasks.claims = [
-        minus("sft_converged", "base", Entry.tasks, tasks, "below"),
-        minus("rl", "base", Entry.tasks, tasks, "kept", KEPT),
-        minus("sft", "base", Entry.tasks, tasks, "below", counts=False),
-        minus("parallel", "base", Entry.tasks, tasks, "kept", KEPT, counts=False),
-    ]
-    five = Finding(
-        "5", f"Parallel averaging has the best {top} among the recipes that see at most one solution a question"
-    )
-    for rival in ("sft", "sft_converged", "rl", "sft_rl"):
-        if rival in g.recipes or rival in ("sft", "rl"):
-            five.claims.append(minus("parallel", rival, at_k(g.k), top, "above"))
-    for control in ("sft_dose", "rl_dose"):
-        if control in g.recipes:
-            five.claims.append(minus("parallel", control, at_k(g.k), f"{top}, control", "above", counts=False))
-    five.claims.append(minus("parallel", "rl", p1, "pass@1 (given up)", "below", counts=False))
-    for rival in ("sft", "rl"):
-        five.claims += each("parallel", rival, at_k(g.k), top, "above")
-    return [one, two, three, four, four_tasks, five]
-
-
-def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
-    """The entries of a named plan: those whose variant has exactly these keys, grouped by their values."""
-    groups: dict[tuple, list[Entry]] = {}
-    for e in entries:
-        if set(e.meta["variant"]) == set(keys):
-            groups.setdefault(tuple(e.meta["variant"][key] for key in keys), []).append(e)
-    return dict(sorted(groups.items()))
-
-
-def seeds_finding(entries: list[Entry]) -> list[Finding]:
-    """Finding 7, from --plan seeds."""
-    at: dict[int, list[Entry]] = {}
-    for group in by_variant(entries, "rlseed").values():
-        for e in group:
-            at.setdefault(e.meta["tokens"], []).append(e)
-    at = {t: v for t, v in sorted(at.items()) if len(v) > 2}
-    if len(at) < 2:
-        return []
-    table = {t: np.array([e.pass_at(1) for e in v]) for t, v in at.items()}  # (S, Q)
-    rng, draws = np.random.default_rng(0), []
-
-    def spread(values: np.ndarray) -> float:
-        means = values.mean(1)
-        return means.std(ddof=1) / max(means.mean(), 1e-12)
-
-    first, last = table[min(table)], table[max(table)]
-    for _ in range(BOOTSTRAP):
-        a, b = (v[rng.integers(0, len(v), len(v))][:, rng.integers(0, v.shape[1], v.shape[1])] for v in (first, last))
-        draws.append(spread(a) - spread(b))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    value = {"mean": spread(first) - spread(last), "low": float(low), "high": float(high)}
-    finding = Finding("7", "Early checkpoints are brittle across seeds of RL, at equal training reward")
-    finding.claims = [
-        Claim("spread over seeds (std / mean of pass@1), first − last checkpoint", value, "above", unit="ratio")
-    ]
-    for t, group in at.items():
-        rewards = [
-            np.mean([v for _, v in e.meta["curve"]["reward"][-8:]]) for e in group if e.meta["curve"].get("reward")
-        ]
-        scores = ", ".join(f"{100 * e.pass_at(1).mean():.1f}" for e in group)
-        text = f"{million(t)} tokens: pass@1 of {len(group)} seeds {scores}"
-        if rewards:
-            text += f"; training reward at the end {min(rewards):.2f} to {max(rewards):.2f}"
-        spread_t = spread(table[t])
-        finding.claims.append(
-            Claim(text, {"mean": spread_t, "low": spread_t, "high": spread_t}, "above", 0, False, "ratio")
+        self, a: str, b: str, measure, what: str, wanted: str, margin: float = 0.0, at: int | None = None, **more
+    ) -> Claim:
+        place = "" if at is None else f", {million(at)}"
+        needs = f"{label(a)} and {label(b)} at one checkpoint with one seed"
+        return claim(
+            self.of(a, b, measure, at),
+            f"{what}: {label(a)} − {label(b)}{place}",
+            wanted,
+            margin,
+            at=at,
+            needs=needs,
+            **more,
         )
-    return [finding]
 
+    def each(self, a: str, b: str, measure, what: str, wanted: str, margin: float = 0.0, **more) -> list[Claim]:
+        """The same at each checkpoint, beside the verdict."""
+        if len(self.g.tokens) < 2:
+            return []
+        return [self.minus(a, b, measure, what, wanted, margin, t, counts=False, **more) for t in self.g.tokens]
 
-def reach(e: Entry, target: float, against: str) -> float:
-    """Step, or FLOPs spent by the stage, at which validation pass@1 first reaches a target; nan if never, or at once."""
-    steps = [s for s, v in e.meta["curve"].get("val_pass@1", []) if v >= target]
-    if not steps or steps[0] == 0:
-        return float("nan")
-    return float(steps[0] if against == "step" else np.interp(steps[0], *zip(*stage_flops(e), strict=True)))
+    def dose(self, recipe: str, tokens: int | None = None, step: int | None = None) -> float:
+        """Smallest number of sampled answers per training question; nan if unknown."""
+        places = self.g.tokens if tokens is None else [tokens]
+        found = [e.dose for t in places for e in self.g.models(recipe, t, step).values()]
+        return float(np.nanmin(found)) if found and not np.isnan(found).all() else float("nan")
 
+    def dose_note(self, recipe: str, tokens: int | None = None) -> list[str]:
+        dose = self.dose(recipe, tokens)
+        if np.isnan(dose) or dose >= 0.95 * PAPER_DOSE:
+            return []
+        return [f"Dose: {label(recipe)} saw {dose:.0f} sampled answers per training question, the paper {PAPER_DOSE}."]
 
-def stage_flops(e: Entry) -> list[tuple[float, float]]:
-    """(step, FLOPs spent since the stage began) along the curve; the log counts all stages, one line a step."""
-    points = e.meta["curve"].get("flops", [])
-    if not points:  # unknown
-        return [(0.0, np.nan)]
-    if len(points) < 2:
-        return [(0.0, 0.0), *points]
-    per_step = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
-    return [(0.0, 0.0), *((s, f - points[0][1] + per_step * points[0][0]) for s, f in points)]
+    # -----------------------------------------------------------------------------------------------------------------
 
+    def early(self) -> int:
+        """The checkpoint of finding 1, by validation: the first whose base answers EARLY of the questions, 0-shot."""
+        for t in self.g.tokens:
+            for key in ("val_process@1", "val_pass@1"):
+                first = [
+                    e.curve(key)[0][1]
+                    for e in self.g.models("rl", t).values()
+                    if e.curve(key) and e.curve(key)[0][0] == 0
+                ]
+                if first:
+                    if np.mean(first) >= EARLY:
+                        return t
+                    break
+        return self.g.tokens[0]
 
-def rollouts_finding(entries: list[Entry]) -> list[Finding]:
-    """Finding 8, from --plan rollouts."""
-    groups = by_variant(entries, "band", "n")
-    finding = Finding("8", "Many rollouts a question need fewer steps, few need fewer FLOPs, both end alike")
-    for band in dict.fromkeys(band for band, _ in groups):
-        counts = sorted(n for b, n in groups if b == band)
-        if len(counts) < 2:
-            continue
-        few, many = ({e.meta["seed"]: e for e in groups[band, n]} for n in (counts[0], counts[-1]))
-        seeds = sorted(set(few) & set(many))
-        if not seeds:
-            continue
-        d = np.array([few[s].pass_at(1) - many[s].pass_at(1) for s in seeds])
-        what = f"{band} questions, n = {counts[0]} against {counts[-1]}"
-        finding.claims.append(Claim(f"{what}: pass@1 at the end", interval(d), "alike", ALIKE))
-        for against, wanted in (("step", "above"), ("flops", "below")):
-            ratios = []
-            for s in seeds:
-                ends = [e.meta["curve"].get("val_pass@1", [[0, np.nan]]) for e in (few[s], many[s])]
-                target = ends[0][0][1] + 0.9 * (min(max(v for _, v in end) for end in ends) - ends[0][0][1])
-                ratios.append([np.log(reach(few[s], target, against) / reach(many[s], target, against))])
-            value = None if np.isnan(ratios).any() else interval(np.array(ratios))
-            finding.claims.append(
-                Claim(
-                    f"{what}: log ratio of {'steps' if against == 'step' else 'FLOPs'} to 90% of the gain in validation pass@1",
-                    value,
-                    wanted,
-                    unit="ratio",
-                )
+    def times(self, base: str, tokens: int, measure: Questions, counts: bool) -> Claim:
+        """RL against TIMES × a base, with the factor itself."""
+        rl, start = self.g.models("rl", tokens), self.g.models(base, tokens)
+        c = contrast([(1, rl), (-TIMES, start)], measure)
+        text = f"{measure.name}: {label('rl')} / {label(base)}, {million(tokens)}"
+        made = claim(c, text, "above", 0.0, counts=counts, needs=f"{label('rl')} and {label(base)} at one checkpoint")
+        if c is None:
+            return made
+        a, b = (contrast([(1, {key: m[key] for key in c.keys})], measure) for m in (rl, start))
+        factor, low, high = ratio(a.values, b.values, c.clusters)
+        made.shown_as = f"×{factor:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(factor) else "base at 0"
+        made.wish = f"at least ×{TIMES:g}"
+        made.boot, made.visible_as = None, f"×{made.x.visible / max(b.values.mean(), 1e-9):.2f}"
+        made.settles = not self.dose_note("rl", tokens)
+        return made
+
+    def one(self) -> Finding:
+        at = self.early()
+        pass1 = [(m.at(1), True) for m, _ in self.both()]
+        claims = [self.times("base", at, m, True) for m, _ in pass1]
+        claims += [self.times("base_0shot", at, m, False) for m, _ in pass1]
+        claims += [self.times("base", t, self.best.at(1), False) for t in self.g.tokens if t != at]
+        notes = self.dose_note("rl", at)
+        if notes and claims[0].x is not None:
+            notes[0] += BELOW
+        return Finding("1", f"RL works early: pass@1 at least ×{TIMES:g} at {million(at)} tokens", claims, notes=notes,
+                       needs="plan grid: base with examples and RL from base at an early checkpoint")  # fmt: skip
+
+    def two(self) -> Finding:
+        g, at, k8 = self.g, self.g.tokens[-1], min(8, self.g.k)
+        claims = [
+            self.minus("rl", "sft", Questions(1), "pass@1", "above", at=at),
+            self.minus("rl", "sft_rl", Questions(1), "pass@1", "alike", MATCH, at=at),
+            *(self.minus("gold", "rl", self.best.at(k), self.best.at(k).name, "above", at=at) for k in (k8, g.k)),
+            self.minus("rl", "sft_converged", Questions(1), "pass@1", "above", at=at, counts=False),
+        ]
+        claims += self.each("rl", "sft", Questions(1), "pass@1", "above")
+        claims += self.each("gold", "rl", self.best, self.best.name, "above")
+        return Finding("2", f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1; Gold beats "
+                            f"it by pass@{k8} and pass@{g.k}", claims, notes=self.dose_note("rl", at),
+                       needs="plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint")  # fmt: skip
+
+    def expansion_step(self, tokens: int) -> int | None:
+        """The first judged step of RL from base at which validation pass@1 has grown by PAPER_GAIN; else the last."""
+        steps = [s for s in self.g.steps("rl", tokens) if s > 0]
+        curves = [
+            np.array(e.curve("val_pass@1")) for e in self.g.models("rl", tokens).values() if e.curve("val_pass@1")
+        ]
+        for step in steps:
+            now = [np.interp(step, *c.T) for c in curves]
+            if curves and np.mean(now) >= PAPER_GAIN * np.mean([c[0, 1] for c in curves]) > 0:
+                return step
+        return steps[-1] if steps else None
+
+    def three_a(self) -> Finding:
+        g, claims = self.g, []
+        steps = {t: self.expansion_step(t) for t in g.tokens}
+
+        def rise(base: str, m: Questions, counts: bool, at: int | None = None) -> Claim:
+            places = [at] if at else [t for t in g.tokens if steps[t] is not None]
+            c = mean_of([self.of("rl", base, m, t, steps[t]) for t in places])
+            where = f", {million(at)}, step {steps[at]}" if at else ""
+            return claim(c, f"{m.name}: {label('rl')} − {label(base)}{where}", "above", counts=counts, at=at,
+                         needs=f"{label('rl')} and {label(base)} at one checkpoint")  # fmt: skip
+
+        for m, counts in self.both():
+            claims.append(rise("base", m, counts))
+        claims.append(rise("base", self.best.at(1), True))
+        claims += [rise("base_0shot", m, False) for m, _ in self.both()]
+        if len(g.tokens) > 1:
+            claims += [rise("base", self.best, False, t) for t in g.tokens if steps[t] is not None]
+        claims += self.by_fact("rl", "base", "above")
+        return Finding("3a", f"Expansion: RL from base raises pass@1 and pass@{g.k}", claims, notes=self.dose_note("rl"),
+                       needs="plan grid: base with examples and RL from base")  # fmt: skip
+
+    def by_fact(self, a: str, b: str, wanted: str) -> list[Claim]:
+        found = [Questions(self.g.k, self.best.key, only=only) for only in ("fact", "plain")]
+        if all(found[0](e) is None for e in self.g.entries):
+            return []
+        return [c for c in (self.minus(a, b, m, m.name, wanted, counts=False) for m in found) if c.x is not None]
+
+    def paper_setting(self, measure) -> Contrast | None:
+        """RL after SFT at the paper's relative rate, against the very model that it started from."""
+        marked = Grid([e for e in self.entries if e.meta.get("paper")], self.g.temperature)
+        found = []
+        for (recipe, tokens), models in marked.at.items():
+            start = self.g.models(STARTS.get(recipe, ""), tokens)
+            if recipe.endswith("_rl") and start:
+                found.append(contrast([(1, models), (-1, start)], measure))
+        return mean_of(found)
+
+    def three_b(self) -> Finding:
+        g, claims = self.g, []
+        notes = [note + BELOW for note in self.dose_note("sft_rl")]
+        for m, counts in self.both():
+            claims.append(
+                self.minus("sft_rl", "sft", m, f"{m.name}, our rate", "below", counts=counts, settles=not notes)
             )
-    return [finding] if finding.claims else []
+            claims.append(claim(self.paper_setting(m), f"{m.name}, the paper's rate: RL after SFT − its start", "below",
+                                counts=counts, needs="the cell of plan sharpening that is marked as the paper's"))  # fmt: skip
+        claims.append(self.minus("sft_rl", "sft", self.best.at(1), self.best.at(1).name, "above", counts=False))
+        claims += [
+            self.minus("sft_converged_rl", "sft_converged", m, m.name, "below", counts=False) for m, _ in self.both()
+        ]
+        claims.append(self.minus("gold_rl", "gold", self.best, self.best.name, "below", counts=False))
+        for a, b in (("sft_rl", "sft"), ("sft_converged_rl", "sft_converged")):
+            claims += self.each(a, b, self.best, self.best.name, "below")
+        claims += self.by_fact("sft_rl", "sft", "below")
+        return Finding("3b", f"Sharpening: RL after SFT lowers pass@{g.k}, at our rate and dose or at the paper's relative rate",
+                       claims, any_of=True, notes=notes, needs="plan grid: SFT and RL after SFT; plan sharpening")  # fmt: skip
+
+    def three_c(self) -> Finding:
+        g, claims = self.g, []
+        for m, counts in self.both():
+            found = {t: at_equal_pass1(g, "rl", "sft_rl", t, m) for t in g.tokens}
+            what = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}"
+            claims.append(claim(mean_of(list(found.values())), what, "above", counts=counts, small=ADVANTAGE,
+                                needs="trajectories of RL from base and RL after SFT (two or more judged steps each) whose ranges "
+                                      "of pass@1 overlap"))  # fmt: skip
+            if counts and len(g.tokens) > 1:
+                claims += [
+                    claim(c, f"{what}, {million(t)}", "above", at=t, counts=False, small=ADVANTAGE)
+                    for t, c in found.items()
+                ]
+        return Finding("3c", f"Order: at equal pass@1, RL from base has the higher pass@{g.k} than RL after SFT", claims,
+                       needs="plan grid with judged steps (--points): RL from base and RL after SFT")  # fmt: skip
+
+    def four(self) -> list[Finding]:
+        base = "base" if self.g.has("base") else "base_0shot"
+        what, found = "accuracy on general tasks", []
+        claims = [
+            self.minus("sft_converged", base, task_items, what, "below"),
+            self.minus("rl", base, task_items, what, "alike", UNCHANGED),
+            self.minus("sft", base, task_items, what, "below", counts=False),
+            self.minus("gold", base, task_items, what, "below", counts=False),
+            self.minus("sft_rl", base, task_items, what, "below", counts=False),
+            self.minus("parallel", base, task_items, what, "alike", UNCHANGED, counts=False),
+        ]
+        needs = "plan grid: base, RL from base and SFT to the end, with general tasks"
+        found.append(
+            Finding(
+                "4", "SFT costs general capability and RL does not, by accuracy on general tasks", claims, needs=needs
+            )
+        )
+        what, bits = "bits per byte of general text (more is worse)", general_bits
+        claims = [
+            self.minus("sft_converged", base, bits, what, "above", unit="bits"),
+            self.minus("rl", base, bits, what, "alike", BITS, unit="bits"),
+            self.minus("sft_converged", "rl", bits, what, "above", unit="bits", counts=False),
+            self.minus("sft", base, bits, what, "above", unit="bits", counts=False),
+            self.minus("parallel", base, bits, what, "alike", BITS, unit="bits", counts=False),
+        ]
+        found.append(
+            Finding("4 by text", "The same by bits per byte of general text", claims, needs=needs + " and text")
+        )
+        return found
+
+    def five(self) -> Finding:
+        g, claims, notes = self.g, [], [note + BELOW for note in self.dose_note("parallel")]
+        settles = not notes
+        rivals, controls = ["sft", "rl", "sft_rl"], ["sft_dose", "rl_dose"]
+        for m, counts in self.both():
+            claims += [self.minus("parallel", r, m, m.name, "above", counts=counts, settles=settles) for r in rivals]
+            # alike with SFT alone as long and as hot as inside averaging: then it is the dose, not the averaging
+            for control in controls:
+                claims.append(self.minus("parallel", control, m, f"{m.name}, control", "above", small=ADVANTAGE,
+                                         counts=counts and control == "sft_dose", settles=settles))  # fmt: skip
+        claims += [self.minus("parallel", r, self.best, self.best.name, "above", counts=False)
+                   for r in ("sft_converged", "soup", "combined", "interleaved") if g.has(r)]  # fmt: skip
+        claims.append(
+            self.minus("parallel", "rl", self.best.at(1), f"{self.best.at(1).name} (given up)", "below", counts=False)
+        )
+        for rival in (*rivals, *controls):
+            claims += self.each("parallel", rival, self.best, self.best.name, "above")
+        return Finding("5", f"Averaging has the best pass@{g.k} of the recipes that see at most one solution a question, more than "
+                            "SFT alone at its dose", claims, notes=notes,
+                       needs="plan grid: averaging, SFT, RL from base, RL after SFT and the dose controls")  # fmt: skip
+
+    def all(self) -> list[Finding]:
+        return [self.one(), self.two(), self.three_a(), self.three_b(), self.three_c(), *self.four(), self.five()]
 
 
-def hard_finding(entries: list[Entry]) -> list[Finding]:
-    """Finding 6, from --plan mixture (and scale)."""
-    effects = {}
-    for key in ("math", "size"):
-        groups: dict = {}
-        for (value,), group in by_variant([e for e in entries if e.recipe == "rl"], key).items():
-            last = max(e.meta["tokens"] for e in group)
-            groups[value] = {e.meta["seed"]: e for e in group if e.meta["tokens"] == last}
-        if len(groups) < 2:
+# ---------------------------------------------------------------------------------------------------------------------
+# Trajectories
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:
+    """{step: model} of one run, with the model that it started from as step 0, asked in the same way."""
+    path = dict(sorted(g.paths.get((recipe, tokens), {}).get(key, {}).items()))
+    start = g.models(STARTS.get(recipe, ""), tokens).get(key)
+    return {0: start, **path} if start is not None and path else path
+
+
+def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
+    """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, between two judged steps on a straight line.
+
+    What a question adds to the crossing of pass@1 belongs to its share of the result: with slope b of pass@k over pass@1
+    there, a question counts pass@k - b (pass@1 - level). The mean is that of the line; the variance now holds that of the
+    crossing (the delta method).
+    """
+    ones, ks = [[measure(e) for e in points] for measure in (m.at(1), m)]
+    if any(row is None for row in ones + ks) or len({row.ids for row in ones}) > 1:
+        return None
+    means = [row.values.mean() for row in ones]
+    for i in range(len(points) - 1):
+        if means[i] <= level <= means[i + 1] and means[i] < means[i + 1]:
+            w = (level - means[i]) / (means[i + 1] - means[i])
+            one, top = ((1 - w) * rows[i].values + w * rows[i + 1].values for rows in (ones, ks))
+            slope = (ks[i + 1].values.mean() - ks[i].values.mean()) / (means[i + 1] - means[i])
+            return Row(top - slope * (one - level), ks[i].ids, ks[i].clusters)
+    return None
+
+
+def at_equal_pass1(g: Grid, a: str, b: str, tokens: int, m: Questions) -> Contrast | None:
+    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through."""
+    rows = {}
+    for key in sorted(set(g.paths.get((a, tokens), {})) & set(g.paths.get((b, tokens), {}))):
+        runs = [list(trajectory(g, recipe, tokens, key).values()) for recipe in (a, b)]
+        ones = [[m.at(1)(e) for e in run] for run in runs]
+        if min(map(len, runs)) < 3 or any(row is None for run in ones for row in run):
             continue
-        # at equal FLOPs the larger model has seen fewer tokens
-        rank = {v: v if key == "math" else -max(e.meta["tokens"] for e in g.values()) for v, g in groups.items()}
-        low, high = min(rank, key=rank.get), max(rank, key=rank.get)
-        seeds = sorted(set(groups[low]) & set(groups[high]))
-        if seeds:
-            hard = next((name for name in groups[low][seeds[0]].sets if "hard" in name), "")
-            d = np.array([groups[high][s].pass_at(1, hard) - groups[low][s].pass_at(1, hard) for s in seeds])
-            effects[key] = (f"{low} → {high}", d)
-    finding = Finding("6", "On hard questions the pretraining mixture matters more than scale (after RL, pass@1)")
-    names = {"math": "math share", "size": "size at equal FLOPs"}
-    for key, (what, d) in effects.items():
-        finding.claims.append(Claim(f"{names[key]} {what}", interval(d), "above", counts=False))
-    if len(effects) == 2:
-        (_, a), (_, b) = effects["math"], effects["size"]
-        n = min(len(a), len(b))
-        finding.claims.append(Claim("effect of the mixture − effect of scale", interval(a[:n] - b[:n]), "above"))
-    return [finding] if finding.claims else []
+        means = [[row.values.mean() for row in run] for run in ones]
+        low, high = max(v[0] for v in means), min(max(v) for v in means)
+        if high - low < 0.02:
+            continue
+        terms = []
+        for level in low + (high - low) * np.array([0.25, 0.5, 0.75]):
+            terms += [(1 / 3, at_pass1(runs[0], level, m)), (-1 / 3, at_pass1(runs[1], level, m))]
+        rows[key] = terms
+    return combine(rows)
 
 
-def all_findings(entries: list[Entry]) -> list[Finding]:
-    found = grid_findings(Grid([e for e in entries if not e.meta["variant"]]))
-    return [*found, *hard_finding(entries), *seeds_finding(entries), *rollouts_finding(entries)]
+def grid_findings(entries: list[Entry]) -> list[Finding]:
+    """Findings 1 to 5 of the paper, from the entries of the grid; without any, "not run"."""
+    g = Grid([e for e in entries if not e.variant])
+    if not g.tokens:
+        titles = {
+            "1": "RL works early",
+            "2": "Late, RL from base beats SFT and matches RL after SFT; Gold beats RL",
+            "3a": "Expansion: RL from base raises pass@1 and pass@32",
+            "3b": "Sharpening: RL after SFT lowers pass@32",
+            "3c": "Order: at equal pass@1, RL from base has the higher pass@32 than RL after SFT",
+            "4": "SFT costs general capability and RL does not, by accuracy on general tasks",
+            "4 by text": "The same by bits per byte of general text",
+            "5": "Averaging has the best pass@32",
+        }
+        return [Finding(n, text, needs="plan grid") for n, text in titles.items()]
+    return Contrasts(g, entries).all()

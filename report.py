@@ -1,49 +1,53 @@
-"""The report of an excursion: figures, tables and the fate of the paper's findings, from a folder of records alone.
+"""The report of an excursion: summary, findings, figures, samples and tables, from a folder of records alone.
 
     python excursion.py report --out out/excursion                                 # of what is there by now
     python excursion.py report --records results/excursion --out out/again         # of committed records
 
 Out come report.md, report.html (one file, figures inside) and figures/*.png. What is claimed, and by which test, is in
-findings.py; nothing here is written by hand after the fact.
+findings.py and plan_findings.py; nothing here is written by hand after the fact.
 """
 
 import base64
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
+import figures as draw
+from eval import main_accuracy
+from figures import plt
+from files import write_text
+from findings import Contrasts, Finding, trajectory
+from plan_findings import Sharpening, all_findings, judged_alike, questions
+from records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend that needs no screen
-import numpy as np  # noqa: E402
-
-from eval import main_accuracy  # noqa: E402
-from files import write_text  # noqa: E402
-from findings import STYLE, Entry, Finding, Grid, all_findings, by_variant, interval, label, load, million, stage_flops  # noqa: E402  # noqa: E402
-
-CONTROLS = ("sft_dose", "rl_dose")
-
-plt.rcParams.update({
-    "figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 8,
-})  # fmt: skip
-
+HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
+MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
+NAMES = {"1": "RL works early", "2": "late, RL beats SFT", "3a": "expansion by RL", "3b": "sharpening by RL after SFT",
+         "3c": "the order decides", "4": "SFT costs general capability (tasks)", "4 by text": "the same by text",
+         "5": "averaging is best", "6": "mixture over scale", "7": "early seeds are brittle",
+         "8": "few or many rollouts"}  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A document that is markdown and HTML at once
 # ---------------------------------------------------------------------------------------------------------------------
 
 CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-img { max-width: 100% } figcaption { color: #555; margin-bottom: 2em } figure { margin: 1em 0 }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 1.5em auto; padding: 0 .9em; color: #222; overflow-wrap: break-word }
+img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 14px } figure { margin: 1em 0 2em }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 10px; align-items: start }
 table { border-collapse: collapse; font-size: 13px; margin: 1em 0; display: block; overflow-x: auto }
 th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: left; vertical-align: top }
 th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums }
 details { margin: .6em 0 } summary { cursor: pointer; font-weight: 600 }
+h3 { margin: 1.4em 0 .3em; font-size: 17px }
+.claim { display: grid; grid-template-columns: 1.6em 1fr; padding: 3px 0; border-top: 1px solid #eee }
+.claim b { font-variant-numeric: tabular-nums; white-space: nowrap } .claim small, .note { color: #666; font-size: 13px }
+.v-shown { color: #00795a } .v-contradicted { color: #b84a00 } .v-unclear { color: #666 } .v-not { color: #999 }
+.mark { font-weight: 700 }
 .right { border-left: 5px solid #009E73 } .wrong { border-left: 5px solid #ccc }
 .right, .wrong { padding: 1px 7px; margin: 5px 0; white-space: pre-wrap; font: 12px/1.35 ui-monospace, monospace }
-.reader { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 10px }
+.reader { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 10px }
 """
 
 
@@ -54,44 +58,137 @@ class Document:
         self.title, self.figures = title, figures
         self.markdown, self.page = [f"# {title}", ""], [f"<h1>{html.escape(title)}</h1>"]
 
-    def heading(self, text: str) -> None:
-        self.markdown += [f"## {text}", ""]
-        self.page.append(f"<h2>{html.escape(text)}</h2>")
+    def heading(self, text: str, level: int = 2) -> None:
+        self.markdown += [f"{'#' * level} {text}", ""]
+        self.page.append(f"<h{level}>{html.escape(text)}</h{level}>")
 
     def text(self, text: str) -> None:
         self.markdown += [text, ""]
         self.page.append(f"<p>{html.escape(text)}</p>")
 
-    def table(self, header: list[str], rows: list[list[str]]) -> None:
+    def table(self, header: list[str], rows: list[list], fold: str = "") -> None:
+        """fold: a summary under which the page hides it until it is asked for."""
         clean = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+        if fold:
+            self.markdown += ["<details>", f"<summary>{fold}</summary>", ""]
+            self.page.append(f"<details><summary>{html.escape(fold)}</summary>")
         self.markdown += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         self.markdown += [f"| {' | '.join(row)} |" for row in clean] + [""]
 
         def line(tag: str, cells: list[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{_bold(html.escape(str(c)))}</{tag}>" for c in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
         self.page.append(f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>")
+        if fold:
+            self.markdown += ["</details>", ""]
+            self.page.append("</details>")
 
-    def figure(self, name: str, figure, caption: str) -> None:
-        """Write figures/NAME.png, show it in both, and close it."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
-        plt.close(figure)
+    def panels(self, found: list[tuple[str, "plt.Figure | None", str]], caption: str) -> None:
+        """Figures (name, figure, alt text) side by side where there is room; those that are None are left out."""
+        found = [(name, figure, alt) for name, figure, alt in found if figure is not None]
+        if not found:
+            return
         self.figures.mkdir(parents=True, exist_ok=True)
-        (self.figures / f"{name}.png").write_bytes(buffer.getvalue())
-        self.markdown += [f"![{name}](figures/{name}.png)", "", f"*{caption}*", ""]
-        inline = base64.b64encode(buffer.getvalue()).decode()
-        self.page.append(f'<figure><img alt="{name}" src="data:image/png;base64,{inline}">'
-                         f"<figcaption>{html.escape(caption)}</figcaption></figure>")  # fmt: skip
+        self.page.append("<figure><div class=panels>")
+        for name, figure, alt in found:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
+            plt.close(figure)
+            (self.figures / f"{name}.png").write_bytes(buffer.getvalue())
+            self.markdown += [f"![{alt}](figures/{name}.png)", ""]
+            inline = base64.b64encode(buffer.getvalue()).decode()
+            self.page.append(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{inline}">')
+        self.markdown += [f"*{caption}*", ""]
+        self.page.append(f"</div><figcaption>{html.escape(caption)}</figcaption></figure>")
 
     def write(self, folder: Path) -> None:
         write_text(folder / "report.md", "\n".join(self.markdown))
-        head = f"<!doctype html><meta charset=utf-8><title>{html.escape(self.title)}</title><style>{CSS}</style>"
+        head = (
+            '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(self.title)}</title><style>{CSS}</style>"
+        )
         write_text(folder / "report.html", head + "\n".join(self.page) + "\n")
 
 
-def _bold(text: str) -> str:
-    return f"<b>{text[2:-2]}</b>" if text.startswith("**") and text.endswith("**") else text
+# ---------------------------------------------------------------------------------------------------------------------
+# Summary and findings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def design(entries: list[Entry]) -> str:
+    """What was run, in one sentence."""
+    keys = {key for e in entries for key in e.keys}
+    runs, seeds = {p for p, _ in keys}, {s for _, s in keys}
+    sizes = [
+        len(s["questions"])
+        for s in max(entries, key=lambda e: sum(len(s["questions"]) for s in e.sets.values())).sets.values()
+    ]
+    temperatures = listed([f"{t:g}" for t in sorted({e.temperature for e in entries})])
+    checkpoints = len({e.tokens for e in entries if not e.variant}) or len({e.tokens for e in entries})
+    samples = max(s["n"] for e in entries for s in e.sets.values())
+    return (
+        f"{len(entries)} models from {checkpoints} checkpoint{'s' * (checkpoints > 1)} of {len(runs)} pretraining "
+        f"run{'s' * (len(runs) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, were judged on {sum(sizes)} test questions × "
+        f"{samples} samples at temperature {temperatures}."
+    )
+
+
+def summary(entries: list[Entry], found: list[Finding], answers: list[tuple[Finding, str]]) -> list[str]:
+    """At most five sentences."""
+    by = {v: [NAMES[f.number] for f in found if f.verdict == v] for v in MARK}
+    sentences = [design(entries)]
+    for verdict, text in (("shown", "Shown"), ("contradicted", "Contradicted"), ("unclear", "Unclear")):
+        if by[verdict]:
+            sentences.append(f"{text}: {listed(by[verdict])}.")
+    if by["not run"]:
+        sentences[-1] = f"{sentences[-1][:-1]}; not run: {listed(by['not run'])}."
+    sharpening, answer = answers[0]
+    if sharpening.verdict != "not run":
+        sentences.append(f"What sharpens: {answer.split('. ')[0].rstrip('.')}.")
+    return sentences
+
+
+def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
+    name = f"{MARK[f.verdict]} {f.number}. {f.title}: {f.verdict}" if len(f.number) < 10 else f.title
+    doc.markdown += [f"### {name}", ""]
+    doc.page.append(f'<h3 class="v-{f.verdict.split()[0]}">{html.escape(name)}</h3>')
+    if answer:
+        doc.text(answer)
+    for note in f.notes + ([f"Needs {f.needs}."] if f.verdict == "not run" and f.needs else []):
+        doc.markdown += [note, ""]
+        doc.page.append(f"<p class=note>{html.escape(note)}</p>")
+    header = ["", "contrast", "value [95%]", "expected", "visible", "seeds × questions", "bootstrap", "verdict"]
+
+    def row(c) -> list[str]:
+        text = c.text if c.x is not None or not c.needs else f"{c.text} (needs {c.needs})"
+        return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.verdict]
+
+    doc.markdown += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    doc.markdown += [f"| {' | '.join(row(c)).replace('|', '|')} |" for c in f.primary] + [""]
+    for c in f.primary:
+        mark, text, numbers, expected, visible, n, boot, verdict = (html.escape(cell) for cell in row(c))
+        detail = f"expected {expected}; visible from {visible}; n {n}; bootstrap {boot}" if c.x is not None else ""
+        doc.page.append(f'<div class=claim><span class="mark v-{verdict.split()[0]}">{mark}</span>'
+                        f"<span>{text} <b>{numbers}</b> <small>{detail}</small></span></div>")  # fmt: skip
+    if f.beside:
+        doc.table(header, [row(c) for c in f.beside], fold=f"beside {f.number}: {len(f.beside)} more contrasts")
+
+
+def show_findings(doc: Document, found: list[Finding], answers: list[tuple[Finding, str]]) -> None:
+    doc.heading("The paper's findings here")
+    doc.text("Differences are in points of %, paired by question and seed, mean over checkpoints where none is named. In brackets the "
+             "95% small-sample interval, by which verdicts are (Holm's correction over the contrasts of a finding); beside it the crossed "
+             "bootstrap's. Visible: the smallest true effect that four of five such studies would see. ✓ shown, ✗ contradicted, ? unclear, "
+             "– not run.")  # fmt: skip
+    for f in found:
+        show_finding(doc, f)
+    doc.heading("Beyond the paper")
+    for f, answer in answers:
+        show_finding(doc, f, answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,241 +196,133 @@ def _bold(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def unit_of(values: list[float]) -> tuple[float, str]:
-    return (1e9, "B") if max(values) >= 1e9 else (1e6, "M")
+def words(name: str) -> str:
+    """test_easy → Easy questions"""
+    return f"{name.removeprefix('test_').replace('_', ' ').capitalize()} questions"
 
 
-def draw_line(axes, recipe: str, x, points: list[dict], scale: float = 100.0, **more) -> None:
-    """Means with their intervals, in the recipe's colour, marker and line."""
-    name, colour, marker, line, filled = STYLE[recipe]
-    mean = np.array([p["mean"] for p in points]) * scale
-    error = np.array([[p["mean"] - p["low"], p["high"] - p["mean"]] for p in points]).T * scale
-    error = None if np.isinf(error).any() else np.clip(error, 0, None)
-    axes.errorbar(
-        x, mean, error, color=colour, marker=marker, ls=line, lw=1.4, ms=9 if marker == "*" else 5.5,
-        mfc=colour if filled else "white", capsize=2, elinewidth=0.9, label=name, **more,
-    )  # fmt: skip
+def show_hero(doc: Document, g: Grid, c: Contrasts) -> None:
+    recipes = [r for r in HERO if g.has(r)]
+    doc.heading("Pass@k over pretraining")
+    far = 0.0
+    if c.judged:
+        levels = [
+            (g.level(r, t, c.right), g.level(r, t, c.process)) for r in recipes for t in g.tokens if g.models(r, t)
+        ]
+        far = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
+    more = ""
+    if c.judged and far < 0.02:
+        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * far:.1f} points of every point."
+    elif c.judged:
+        more = " Dotted: process-right, every written equation true as well."
+    found = [(f"pass{k}", draw.figure_lines(g, recipes, Questions(k), f"All test questions: pass@{k}, %", process=far >= 0.02),
+              draw.describe_lines(g, recipes, Questions(k))) for k in dict.fromkeys((1, g.k))]  # fmt: skip
+    doc.panels(found, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what answers "
+                      f"to other questions score.{more}")  # fmt: skip
 
 
-def dodge(recipes: list[str], recipe: str, x: np.ndarray, width: float) -> np.ndarray:
-    """Side by side, so that intervals at the same checkpoint can be told apart."""
-    place = recipes.index(recipe) - (len(recipes) - 1) / 2
-    return np.asarray(x, dtype=float) + width * place / max(1, len(recipes) - 1)
+def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts) -> None:
+    plain = [e for e in entries if not e.variant]
+    grids = [Grid(plain, t) for t in sorted({e.temperature for e in plain})]
+    found, tall = [], []
+    for g in sorted(grids, key=lambda g: g.temperature != c.g.temperature):
+        for t in longest(g):
+            measures = [Questions(g.k)] + ([Questions(g.k, "c_process")] if c.judged and g is grids[0] else [])
+            for m in measures:
+                name = (
+                    f"trajectory_{million(t).replace(' ', '')}_T{g.temperature:g}{'_process' if m.key != 'c' else ''}"
+                )
+                found.append((name, draw.figure_trajectory(g, t, m), draw.describe_path(g, t, m)))
+            for kind in ("answers", "paths") if g.temperature == c.g.temperature else ():
+                tall.append((f"entropy_{kind}_{million(t).replace(' ', '')}", draw.figure_entropy(g, t, kind),
+                             f"Entropy of {kind} over training steps from {million(t)} tokens"))  # fmt: skip
+    if any(figure is not None for _, figure, _ in found):
+        doc.heading("Trajectories: expansion or sharpening")
+        doc.panels(found, "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over "
+                          "seeds with the 95% intervals of both; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
+        doc.panels(
+            tall, "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds."
+        )
 
 
-def shared_legend(figure, axes, columns: int = 5) -> None:
-    """One legend for all panels, above them."""
-    found = {}
-    for ax in np.ravel(axes):
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    figure.legend(found.values(), found.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+def longest(g: Grid) -> list[int]:
+    """Checkpoints of the trajectory figure: those with the most judged steps, at most three of them."""
+    count = {t: max([len(trajectory(g, r, t, key)) for r in ("rl", "sft_rl", "parallel") for key in g.paths.get((r, t), {})] or [0])
+             for t in g.tokens}  # fmt: skip
+    most = [t for t in g.tokens if count[t] == max(count.values()) > 1]
+    return most if len(most) <= 3 else [most[0], most[len(most) // 2], most[-1]]
 
 
-def figure_pass_at_k(g: Grid, entries: list[Entry], recipes: list[str], flops: bool = False):
-    """Pass@k over pretraining tokens (or over all FLOPs spent), a column for each k, a row for each test set."""
-    sets = list(entries[0].sets)
-    ks = [k for k in (1, 8, 32) if k <= g.k] or [g.k]
-    figure, axes = plt.subplots(
-        len(sets), len(ks), figsize=(4.1 * len(ks), 3.1 * len(sets)), squeeze=False, layout="tight"
+def show_sharpening(doc: Document, entries: list[Entry]) -> None:
+    s = Sharpening(entries)
+    if not s.recipes or len(s.rates) < 2:
+        return
+    doc.heading("Order × rate × dose")
+    limits = draw.sharpening_limits(s)
+    found = [(f"sharpening_{r}", draw.figure_sharpening(s, r, limits),
+              f"{s.measure.name} over {s.measure.at(1).name} of {label(r)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}")
+             for r in s.recipes]  # fmt: skip
+    doc.panels(found, "A panel a start, a line a rate (of the grid's), steps as numbers; all panels have the same range. The ring marks "
+                      "the paper's own setting.")  # fmt: skip
+
+
+def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
+    by = {f.number: f for f in found}
+    doc.heading("Contrasts as pictures")
+    panels = []
+    best = c.best.name
+    for name, numbers, title, what, places in (
+        ("change", ("3a", "3b", "3c"), f"What RL changes: {best}, points", best, True),
+        ("averaging", ("5",), f"Averaging against each: {best}, points", best, False),
+        ("general", ("4",), "Accuracy on general tasks: change, points", "accuracy", False),
+        ("text", ("4 by text",), "Bits per byte of general text: change", "bits", False),
+    ):
+        claims = [x for n in numbers if n in by for x in (*by[n].primary, *by[n].beside)]
+        claims = [
+            x for x in claims if x.text.startswith(what) and "questions" not in x.text and (places or x.at is None)
+        ]
+        alt = f"{title}: " + "; ".join(f"{x.text} {x.numbers}" for x in claims[:8] if x.x is not None)
+        panels.append((name, draw.figure_forest(claims, title, "change"), alt))
+    doc.panels(
+        panels,
+        "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the verdict.",
     )
-    scale, unit = unit_of(g.tokens)
-    span = (max(g.tokens) - min(g.tokens)) / scale or 1.0
-    for row, name in enumerate(sets):
-        for column, k in enumerate(ks):
-            ax = axes[row, column]
-            for recipe in recipes:
-                at = [t for t in g.tokens if (recipe, t) in g.at]
-                points = [interval(np.array([e.pass_at(k, name) for e in g.at[recipe, t].values()])) for t in at]
-                if flops:
-                    x = [np.mean([e.record["flops"] for e in g.at[recipe, t].values()]) for t in at]
-                else:
-                    gaps = np.diff(np.array(g.tokens) / scale)
-                    width = 0.5 * min(gaps) if len(gaps) else 0.3 * span
-                    x = dodge(recipes, recipe, np.array(at) / scale, width)
-                draw_line(ax, recipe, x, points)
-            ax.set_title(f"{name}: pass@{k}")
-            ax.set_xlabel("FLOPs, pretraining and everything after it" if flops else f"pretraining tokens ({unit})")
-            ax.set_ylabel("% of questions")
-            ax.set_ylim(bottom=0)
-            if flops:
-                ax.set_xscale("log")
-            else:
-                ax.set_xticks(np.array(g.tokens) / scale, [f"{t / scale:.3g}" for t in g.tokens])
-    shared_legend(figure, axes)
-    return figure
 
 
-def figure_change(g: Grid):
-    """What RL changes against the model that it started from: expansion or sharpening."""
-    pairs = [("rl", "start", "direct RL − base (the better of 0-shot and worked examples)"),
-             ("sft_rl", "sft", "SFT → RL − SFT"), ("sft_converged_rl", "sft_converged", "SFT to the end → RL − SFT to the end"),
-             ("gold_rl", "gold", "SFT-Gold → RL − SFT-Gold")]  # fmt: skip
-    pairs = [
-        p
-        for p in pairs
-        if any(g.contrast({p[0]: 1, p[1]: -1}, t, lambda e: e.pass_at(1)) is not None for t in g.tokens)
-    ]
-    if not pairs:
-        return None
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=False, layout="tight")
-    names = [a for a, _, _ in pairs]
-    for ax, k in zip(axes, (1, g.k), strict=True):
-        for a, b, text in pairs:
-            found = [(i, g.contrast({a: 1, b: -1}, t, lambda e, k=k: e.pass_at(k))) for i, t in enumerate(g.tokens)]
-            found = [(i, interval(d)) for i, d in found if d is not None]
-            x = dodge(names, a, np.array([i for i, _ in found]), 0.45)
-            _, colour, marker, _, filled = STYLE[a]
-            mean = np.array([p["mean"] for _, p in found]) * 100
-            error = np.array([[p["mean"] - p["low"], p["high"] - p["mean"]] for _, p in found]).T * 100
-            ax.bar(x, mean, 0.4 / len(pairs), color=colour, alpha=0.25)
-            ax.errorbar(x, mean, np.clip(error, 0, None), color=colour, marker=marker, ls="none", capsize=3,
-                        mfc=colour if filled else "white", label=text)  # fmt: skip
-        ax.axhline(0, color="black", lw=1)
-        ax.set_title(f"change of pass@{k}")
-        ax.set_ylabel("points of %, all test questions")
-        ax.set_xlabel("pretraining tokens")
-        ax.set_xticks(range(len(g.tokens)), [million(t) for t in g.tokens])
-        ax.set_xlim(-0.6, len(g.tokens) - 0.4)
-    shared_legend(figure, axes, columns=2)
-    return figure
+def show_dynamics(doc: Document, g: Grid) -> None:
+    trained = [t for t in g.tokens if any(e.meta["curve"] for r in ("rl", "sft") for e in g.models(r, t).values())]
+    if not trained:
+        return
+    tokens = trained[len(trained) // 2]
+    found = [(f"dynamics_{key.replace('@', '')}", draw.figure_dynamics(g, tokens, key),
+              f"{title} over the share of the run from {million(tokens)} tokens") for key, title in draw.CURVES.items()]  # fmt: skip
+    doc.heading("Training")
+    doc.panels(found, "Mean over seeds, band from the lowest to the highest. Rewards, lengths and entropies are moving means over 5 points; "
+                      "validation is 0-shot, 8 answers a question.")  # fmt: skip
 
 
-def figure_dynamics(g: Grid):
-    """Reward, validation pass@1, answer length and entropy over the steps of post-training."""
-    rows = [("reward", "training reward"), ("val_pass@1", "validation pass@1"), ("length", "answer length (tokens)"),
-            ("entropy", "entropy (nats a token)")]  # fmt: skip
-    recipes = [r for r in g.recipes if not r.startswith("base") and r not in ("sft_converged", "soup")]
-    recipes = [r for r in recipes if any(e.meta["curve"] for t in g.tokens for e in g.at.get((r, t), {}).values())]
-    if not recipes:
-        return None
-    figure, axes = plt.subplots(
-        len(rows), len(g.tokens), figsize=(3.7 * len(g.tokens), 9.5), sharey="row", squeeze=False, layout="tight"
-    )
-    for column, tokens in enumerate(g.tokens):
-        for row, (key, title) in enumerate(rows):
-            ax = axes[row, column]
-            for recipe in recipes:
-                name, colour, marker, line, filled = STYLE[recipe]
-                curves = [e.meta["curve"].get(key) for e in g.at.get((recipe, tokens), {}).values()]
-                for i, curve in enumerate(c for c in curves if c):  # a line for each seed
-                    x, y = np.array(curve).T
-                    few = len(x) < 15
-                    ax.plot(x, y if few else smooth(y), color=colour, ls=line, lw=1.3, marker=marker if few else "",
-                            markevery=1, ms=4, mfc=colour if filled else "white", label=name if i == 0 else None)  # fmt: skip
-            ax.set_ylabel(title if column == 0 else "")
-            ax.set_title(f"from {million(tokens)} tokens" if row == 0 else "")
-            ax.set_xlabel("step" if row == len(rows) - 1 else "")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-    shared_legend(figure, axes)
-    return figure
-
-
-def smooth(y: np.ndarray, width: int = 5) -> np.ndarray:
-    """Centred moving mean, shorter at the ends."""
-    half = width // 2
-    return np.array([y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))])
-
-
-def figure_general(g: Grid):
-    """Bits per byte of general text, and accuracy on general tasks."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="tight")
-    scale, unit = unit_of(g.tokens)
-    gaps = np.diff(np.array(g.tokens) / scale)
-    width = 0.5 * min(gaps) if len(gaps) else 0.3
-    recipes = [r for r in g.recipes if r != "base_0shot"]  # likelihoods do not depend on worked examples
-    for recipe in recipes:
-        at = [t for t in g.tokens if (recipe, t) in g.at]
-        x = dodge(recipes, recipe, np.array(at) / scale, width)
-        groups = [list(g.at[recipe, t].values()) for t in at]
-        draw_line(axes[0], recipe, x, [interval(np.array([[e.bits] for e in group])) for group in groups], scale=1)
-        if all(e.tasks().size for group in groups for e in group):
-            draw_line(axes[1], recipe, x, [interval(np.array([e.tasks() for e in group])) for group in groups])
-    axes[0].set_ylabel("bits per byte (lower is better)")
-    axes[0].set_title("held-out general text")
-    axes[1].set_ylabel("accuracy, mean over tasks (%)")
-    axes[1].set_title("general tasks")
-    for ax in axes:
-        ax.set_xlabel(f"pretraining tokens ({unit})")
-        ax.set_xticks(np.array(g.tokens) / scale, [f"{t / scale:.3g}" for t in g.tokens])
-    shared_legend(figure, axes)
-    return figure
-
-
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-MARKERS = "osD^v>P"
-
-
-def figure_rollouts(entries: list[Entry]):
-    """Validation pass@1 over steps and over FLOPs, for few and many answers a question."""
-    groups = by_variant(entries, "band", "n")
-    if not groups:
-        return None
-    bands, counts = list(dict.fromkeys(b for b, _ in groups)), sorted({n for _, n in groups})
-    figure, axes = plt.subplots(len(bands), 2, figsize=(9.5, 3.2 * len(bands)), squeeze=False, layout="tight")
-    for (band, n), group in groups.items():
-        for i, e in enumerate(group):
-            curve = e.meta["curve"].get("val_pass@1", [])
-            if not curve:
-                continue
-            steps, y = np.array(curve).T
-            flops = np.interp(steps, *zip(*stage_flops(e), strict=True))
-            for ax, x in zip(axes[bands.index(band)], (steps, flops), strict=True):
-                place = counts.index(n)
-                ax.plot(x, 100 * y, color=COLOURS[place], marker=MARKERS[place], label=f"n = {n}" if i == 0 else None)
-    for row, band in enumerate(bands):
-        for ax, what in zip(axes[row], ("step", "FLOPs of this stage"), strict=True):
-            ax.set(xlabel=what, ylabel="validation pass@1 (%)", title=f"trained on {band} questions")
-            ax.legend()
-    return figure
-
-
-def figure_variants(entries: list[Entry], key: str, title: str):
-    """Pass@1 and pass@k over one quantity of a named plan (how many questions are solved, the math share, the seed)."""
-    groups = by_variant(entries, key)
-    if len(groups) < 2:
-        return None
-    everything = [e for group in groups.values() for e in group]
-    ks = (1, min(e.largest_k for e in everything))
-    recipes = [r for r in STYLE if any(e.recipe == r for e in everything)]
-    last = {str(v[0]): max(e.meta["tokens"] for e in group) for v, group in groups.items()}
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="tight")
-    for ax, k in zip(axes, ks, strict=True):
-        for recipe in recipes:
-            at, points = [], []
-            for i, (value, group) in enumerate(groups.items()):
-                chosen = [e for e in group if e.recipe == recipe and e.meta["tokens"] == last[str(value[0])]]
-                if chosen:
-                    at.append(i)
-                    points.append(interval(np.array([e.pass_at(k) for e in chosen])))
-            draw_line(ax, recipe, dodge(recipes, recipe, np.array(at), 0.25), points)
-        ax.set(xlabel=title, ylabel="% of test questions", title=f"pass@{k}")
-        ax.set_xticks(range(len(groups)), [str(value[0]) for value in groups])
-        ax.set_ylim(bottom=0)
-    shared_legend(figure, axes)
-    return figure
-
-
-def figure_seeds(entries: list[Entry]):
-    """Pass@1 of each seed of RL from the same checkpoints."""
-    found = [e for group in by_variant(entries, "rlseed").values() for e in group]
-    if not found:
-        return None
-    tokens = sorted({e.meta["tokens"] for e in found})
-    scale, unit = unit_of(tokens)
-    figure, ax = plt.subplots(figsize=(5.5, 3.6), layout="tight")
-    for i, t in enumerate(tokens):
-        y = [100 * e.pass_at(1).mean() for e in found if e.meta["tokens"] == t]
-        ax.plot(np.full(len(y), i) + np.linspace(-0.1, 0.1, len(y)), y, "s", color=COLOURS[0], mfc="none")
-        ax.plot([i - 0.2, i + 0.2], [np.mean(y)] * 2, color="black")
-    ax.set_xticks(range(len(tokens)), [f"{t / scale:.3g}" for t in tokens])
-    ax.set(
-        xlabel=f"pretraining tokens ({unit})",
-        ylabel="pass@1 after RL (%)",
-        title="a square a seed; the bar is their mean",
-    )
-    ax.set_ylim(bottom=0)
-    return figure
+def show_plans(doc: Document, entries: list[Entry]) -> None:
+    """Figures of the named plans that have records."""
+    bands = dict.fromkeys(band for band, _ in by_variant(entries, "band", "n"))
+    plans = [
+        ("rollouts", [(f"rollouts_{b}_{a}", draw.figure_rollouts(entries, b, a), f"Validation pass@1 over {a}, {b} questions")
+                      for b in bands for a in ("step", "flops")], "Few and many answers a question, mean over seeds."),
+        ("seeds", [("seeds", draw.figure_seeds(entries), "Pass@1 after RL of each seed")], "RL from the same checkpoints with other seeds."),
+    ]  # fmt: skip
+    for key, name, text, caption in (
+        ("solved", "demonstrations", "questions trained on, each with one solution for SFT",
+         "How many questions are there? RL needs no solutions, so its last point is what it gets from all."),
+        ("math", "mixture", "math share of pretraining", "The mixture of pretraining, its last checkpoint."),
+        ("size", "scale", "size, at equal pretraining FLOPs", "Size, the last checkpoint."),
+    ):  # fmt: skip
+        found = [e for e in entries if set(e.variant) == {key}]
+        k = min((e.largest_k for e in found), default=1)
+        plans.append((name, [(f"{name}_{i}", draw.figure_variants(entries, key, i, f"All test questions: pass@{i}, %", text),
+                              f"Pass@{i} over {text}") for i in dict.fromkeys((1, k))], caption))  # fmt: skip
+    for name, panels, caption in plans:
+        if any(figure is not None for _, figure, _ in panels):
+            doc.heading(f"Plan: {name}")
+            doc.panels(panels, caption)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,93 +336,80 @@ def percent(x: dict) -> str:
 
 def describe(e: Entry) -> str:
     """The model in words: recipe and what is special about it."""
-    variant = ", ".join(
-        f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in e.meta["variant"].items()
-    )
+    variant = ", ".join(f"{k} {v:g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in e.variant.items())
     return label(e.recipe) + (f" ({variant})" if variant else "")
 
 
-def short_flops(x: float) -> str:
-    return "unknown" if np.isnan(x) else f"{x:.2e}"
-
-
-def table_findings(doc: Document, findings: list[Finding]) -> None:
-    doc.heading("The paper's findings here")
-    rows = []
-    for f in findings:
-        claims = [c for c in f.claims if c.counts]
-        numbers = "; ".join(f"{c.text} {c.numbers} (expected {c.expected}: {c.verdict})" for c in claims)
-        rows.append([f.number, f.text, f"**{f.verdict}**", numbers])
-    doc.table(["", "finding", "here", "by these numbers"], rows)
-    doc.text("Differences of pass rates and accuracies are in points of %, with 95% intervals by bootstrap: paired by "
-             "question, all test questions together, mean over checkpoints where none is named, seeds resampled too where "
-             "there are several. A claim is shown if its whole interval is on the expected side, not shown if the whole "
-             "interval is on the other, else unclear. Start: the better of the base model's two evaluations.")  # fmt: skip
-    rows = [[f.number, c.text, c.numbers, c.expected, c.verdict] for f in findings for c in f.claims if not c.counts]
-    if rows:
-        doc.heading("Beside the findings: each checkpoint, controls")
-        doc.table(["finding", "contrast", "value", "the paper's way", "verdict"], rows)
+def place(e: Entry) -> int:
+    return list(STYLE).index(e.recipe) if e.recipe in STYLE else len(STYLE)
 
 
 def table_entries(doc: Document, entries: list[Entry]) -> None:
-    doc.heading("All models")
-    sets = list(entries[0].sets)
+    sets = list(dict.fromkeys(name for e in entries for name in e.sets))
     ks = sorted({key for e in entries for s in e.sets.values() for key in s["strict"]}, key=lambda key: int(key[5:]))
-    header = [
-        "tokens",
-        "model",
-        "seed",
-        *(f"{s} {k} %" for s in sets for k in ks),
-        *(f"{s} lenient@1 / box %" for s in sets),
-    ]
-    header += ["bits/byte", *(f"{t} %" for t in entries[0].record["tasks"]), "FLOPs", "of them after pretraining",
-               "seconds: training + evaluation"]  # fmt: skip
-    base = {(e.meta["tokens"], e.meta["scale"]): e.record["flops"] for e in entries if e.recipe.startswith("base")}
-    order = list(STYLE)
-    rows = []
-    for e in sorted(
-        entries,
-        key=lambda e: (
-            str(e.meta["variant"]),
-            e.meta["tokens"],
-            order.index(e.recipe) if e.recipe in order else 99,
-            e.meta["seed"],
-        ),
-    ):
-        seconds = e.meta["seconds"]
-        start = base.get((e.meta["tokens"], e.meta["scale"]))
-        row = [million(e.meta["tokens"]), describe(e), e.meta["seed"]]
-        row += [
-            percent(e.sets[s]["strict"][k]) if s in e.sets and k in e.sets[s]["strict"] else "–"
-            for s in sets
-            for k in ks
-        ]
-        row += [f"{100 * e.sets[s]['lenient'][min(ks, key=lambda k: int(k[5:]))]['mean']:.1f} / {100 * e.sets[s]['box']:.1f}"
-                if s in e.sets and "pass@1" in e.sets[s]["lenient"] else "–" for s in sets]  # fmt: skip
-        row += [f"{e.bits:.4f}", *(percent(main_accuracy(t)) for t in e.record["tasks"].values())]
-        row += [short_flops(e.record["flops"]), "–" if start is None else short_flops(e.record["flops"] - start)]
-        row.append(
-            " + ".join("–" if seconds.get(k) is None else f"{seconds[k]:.0f}" for k in ("training", "evaluation"))
+    kinds = [("strict", "")] + [(kind, f" {word}") for kind, word in (("process", "process"), ("floor", "floor"))
+                                if any(kind in s for e in entries for s in e.sets.values())]  # fmt: skip
+    tasks = list(dict.fromkeys(name for e in entries for name in e.record["tasks"]))
+
+    def cell(e: Entry, name: str, kind: str, k: str) -> str:
+        value = e.sets.get(name, {}).get(kind, {}).get(k)
+        return "–" if value is None else f"{100 * value:.1f}" if isinstance(value, float) else percent(value)
+
+    columns: list[tuple[str, Callable[[Entry], str]]] = [
+        ("tokens", lambda e: million(e.tokens)), ("model", describe), ("seed", lambda e: ", ".join(map(str, e.seeds))),
+        ("step", lambda e: str(e.step)), ("T", lambda e: f"{e.temperature:g}"),
+    ]  # fmt: skip
+    for name in sets:
+        for kind, word in kinds:
+            for k in ks:
+                columns.append((f"{name}{word} {k} %", lambda e, n=name, kind=kind, k=k: cell(e, n, kind, k)))
+        columns.append((f"{name} lenient@1 %", lambda e, n=name: cell(e, n, "lenient", "pass@1")))
+        columns.append((f"{name} box %", lambda e, n=name: f"{100 * e.sets[n]['box']:.1f}" if n in e.sets else "–"))
+    columns.append(("bits/byte", lambda e: f"{e.bits:.4f}"))
+    for name in tasks:
+        columns.append(
+            (
+                f"{name} %",
+                lambda e, n=name: percent(main_accuracy(e.record["tasks"][n])) if n in e.record["tasks"] else "–",
+            )
         )
-        rows.append(row)
-    doc.table(header, rows)
+    columns.append(("FLOPs", lambda e: f"{e.record['flops']:.2e}"))
+    columns.append(("seconds: training + evaluation", lambda e: " + ".join(
+        "–" if e.meta["seconds"].get(k) is None else f"{e.meta['seconds'][k]:.0f}" for k in ("training", "evaluation"))))  # fmt: skip
+    order = sorted(entries, key=lambda e: (str(e.variant), e.tokens, place(e), e.meta["seed"], e.temperature, e.step))
+    doc.heading("All models")
+    doc.table([name for name, _ in columns], [[value(e) for _, value in columns] for e in order],
+              fold=f"{len(entries)} models, intervals over questions")  # fmt: skip
 
 
 def reader(doc: Document, entries: list[Entry]) -> None:
     """Samples of each model side by side, in the HTML only."""
+    shown = [e for e in entries if e.meta["samples"]]
+    if not shown:
+        return
+    temperature = Grid(shown).temperature
     doc.page.append(
         "<h2>Reader of samples</h2><p>A question, and of every model a few of its answers. Green: right.</p>"
     )
-    shown = [e for e in entries if e.meta["samples"]]
-    for tokens in sorted({e.meta["tokens"] for e in shown}):
-        here = [e for e in shown if e.meta["tokens"] == tokens and e.meta["seed"] == shown[0].meta["seed"]]
-        here = sorted(here, key=lambda e: list(STYLE).index(e.recipe) if e.recipe in STYLE else 99)
-        questions = {row["id"]: row for e in here for row in e.meta["samples"]}
+    for tokens in sorted({e.tokens for e in shown}):
+        here = [
+            e
+            for e in shown
+            if e.tokens == tokens and e.meta["seed"] == shown[0].meta["seed"] and e.temperature == temperature
+        ]
+        here = [
+            e
+            for e in here
+            if not any(o.recipe == e.recipe and o.variant == e.variant and o.step > e.step for o in here)
+        ]
+        rows = {row["id"]: row for e in here for row in e.meta["samples"]}
+        if not rows:
+            continue
         doc.page.append(f"<h3>from {million(tokens)} pretraining tokens</h3>")
-        for id_, question in questions.items():
+        for id_, question in rows.items():
             doc.page.append(f"<details><summary>{html.escape(question['set'])}: {html.escape(question['question'])} "
                             f"(right: {html.escape(str(question['answer']))})</summary><div class=reader>")  # fmt: skip
-            for e in here:
+            for e in sorted(here, key=place):
                 for row in [r for r in e.meta["samples"] if r["id"] == id_]:
                     counts = [q for s in e.sets.values() for q in s["questions"] if q["id"] == id_]
                     rate = f" {counts[0]['c']}/{counts[0]['n']} right" if counts else ""
@@ -449,56 +425,31 @@ def write_report(records: Path, out: Path) -> Path:
     """Make report.md, report.html and figures/ in `out` from the records of a folder. UserError if there are none."""
     entries = load(records)
     doc = Document("RL excursions during pretraining: what came out", out / "figures")
-    grid_entries = [e for e in entries if not e.meta["variant"]]
-    g = Grid(grid_entries)
-    seeds = sorted({seed for e in entries for seed in e.seeds})
-    budgets = ", ".join(sorted({f"{e.meta['scale']} ({e.meta['budget']})" for e in entries}))
-    sizes = ", ".join(f"{len(s['questions'])} of {name}" for name, s in entries[0].sets.items())
-    settings = next(iter(entries[0].sets.values()))
-    doc.text(f"{len(entries)} models; {budgets}; seeds {', '.join(map(str, seeds))}; test questions {sizes}, {settings['n']} "
-             f"samples each at temperature {settings['temperature']:g}, top-p {settings['top_p']:g}. Intervals are 95%. This page "
-             "was made by `excursion.py report` from the records alone.")  # fmt: skip
-    table_findings(doc, all_findings(entries))
-    if grid_entries:
-        over = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; bars are 95% intervals over questions" + (
-            " and seeds" if len(seeds) > 1 else ""
-        )
-        doc.heading("Pass@k over pretraining")
-        main = [r for r in g.recipes if r not in CONTROLS]
-        doc.figure("pass_at_k", figure_pass_at_k(g, grid_entries, main),
-                   f"All recipes from every checkpoint ({over}). Points of one checkpoint stand side by side.")  # fmt: skip
-        if any(np.isfinite(e.record["flops"]) for e in grid_entries):
-            doc.figure("pass_at_k_flops", figure_pass_at_k(g, grid_entries, main, flops=True),
-                       "The same over all FLOPs spent: pretraining, and training and sampling after it.")  # fmt: skip
-        if any(r in g.recipes for r in CONTROLS):
-            sides = [r for r in g.recipes if r in ("rl", "sft", "parallel", *CONTROLS)]
-            doc.figure("doses", figure_pass_at_k(g, grid_entries, sides),
-                       "Parallel averaging takes half of an RL step and half of an SFT step. Beside it each half alone, as many "
-                       "steps at half the learning rate.")  # fmt: skip
-        if change := figure_change(g):
-            doc.heading("Expansion or sharpening")
-            doc.figure(
-                "change", change, "What RL changes against the very model that it started from, paired by question."
-            )
-        if dynamics := figure_dynamics(g):
-            doc.heading("Training")
-            doc.figure("dynamics", dynamics, "A line a seed; rewards and lengths are moving means over 5 points. Validation: "
-                                             "0-shot, 8 answers a question.")  # fmt: skip
-        doc.heading("General capability")
-        alone = "" if len(seeds) > 1 else " (bits per byte have no interval with one seed)"
-        doc.figure("general", figure_general(g), f"What post-training costs elsewhere{alone}.")
-    others = [("rollouts", figure_rollouts(entries), "Few and many answers a question."),
-              ("seeds", figure_seeds(entries), "RL from the same checkpoints with other seeds."),
-              ("demonstrations", figure_variants(entries, "solved", "questions trained on, each with one solution for SFT"),
-               "How many questions are there? RL needs no solutions, so its last point is what it gets from all."),
-              ("mixture", figure_variants(entries, "math", "math share of pretraining"), "The mixture of pretraining."),
-              ("scale", figure_variants(entries, "size", "size, at equal pretraining FLOPs"), "Size.")]  # fmt: skip
-    for name, figure, caption in others:
-        if figure:
-            doc.heading(f"Plan: {name}")
-            doc.figure(name, figure, caption)
+    plain = [e for e in entries if not e.variant]
+    found, answers = all_findings(entries), questions(entries)
+    doc.text(" ".join(summary(entries, found, answers)))
+    show_findings(doc, found, answers)
+    if plain:
+        c = Contrasts(Grid(plain), entries)
+        show_hero(doc, c.g, c)
+        show_trajectories(doc, entries, c)
+        show_sharpening(doc, entries)
+        show_forests(doc, found, c)
+        show_dynamics(doc, c.g)
+        sets = list(dict.fromkeys(name for e in plain for name in e.sets))
+        recipes = [r for r in HERO if c.g.has(r)]
+        doc.heading("Each test set, and over FLOPs")
+        panels = [(f"{name}_pass{k}", draw.figure_lines(c.g, recipes, Questions(k, set=name), f"{words(name)}: pass@{k}, %"),
+                   draw.describe_lines(c.g, recipes, Questions(k, set=name)))
+                  for name in sets if len(sets) > 1 for k in dict.fromkeys((1, c.g.k))]  # fmt: skip
+        panels.append(("flops", draw.figure_lines(c.g, recipes, Questions(c.g.k), f"All test questions: pass@{c.g.k}, %", flops=True),
+                       f"pass@{c.g.k} over all FLOPs spent"))  # fmt: skip
+        doc.panels(panels, "As above; the last one over all FLOPs: pretraining, and training and sampling after it.")
+    show_plans(doc, judged_alike(entries))
+    reader(doc, plain or entries)
     table_entries(doc, entries)
-    reader(doc, grid_entries or entries)
+    scales = ", ".join(sorted({f"{e.meta['scale']}, budget {e.meta['budget']}" for e in entries if "scale" in e.meta}))
+    doc.text(f"Made by `excursion.py report` from {len(entries)} records alone ({scales or 'no scale named'}).")
     doc.write(out)
     print(f"wrote {out / 'report.md'} and {out / 'report.html'} ({len(entries)} models)")
     return out / "report.html"

@@ -1,0 +1,473 @@
+"""Figures of the report. One panel a figure, so that a page can put them side by side or below each other.
+
+Every point stands at its own x. Bars are the 95% small-sample intervals of stats.py. Lines are named at their ends.
+"""
+
+import os
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend that needs no screen
+import numpy as np  # noqa: E402
+
+from findings import Claim, trajectory  # noqa: E402
+from plan_findings import Sharpening, models, stage_flops  # noqa: E402
+from records import STYLE, Entry, Grid, Questions, by_variant, combine, contrast, label, million  # noqa: E402
+from stats import Estimate  # noqa: E402
+
+plt.rcParams.update({
+    "savefig.dpi": 160, "font.size": 10.5, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
+    "legend.frameon": False, "legend.fontsize": 9,
+})  # fmt: skip
+SIZE = (5.6, 4.0)
+MARKS = {"shown": "#009E73", "contradicted": "#D55E00", "unclear": "#777777", "not run": "#bbbbbb"}
+RAMP = ["#9ecae1", "#4292c6", "#08519c", "#08306b", "#000000"]  # rates, from low to high
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = "osD^v>P"
+
+
+def panel(title: str, xlabel: str, size=SIZE):
+    figure, ax = plt.subplots(figsize=size)
+    ax.set(title=title, xlabel=xlabel)
+    return figure, ax
+
+
+def unit_of(values: list[float]) -> tuple[float, str]:
+    return (1e9, "B") if max(values) >= 1e9 else (1e6, "M")
+
+
+def bars(points: list[Estimate], scale: float = 100.0) -> np.ndarray:
+    """(2, N) lengths of the intervals' arms; none where there is no interval."""
+    arms = np.array([p.half_width for p in points]) * scale
+    return np.array([np.where(np.isfinite(arms), arms, 0.0)] * 2)
+
+
+def marker_size(marker: str) -> float:
+    return 10 if marker == "*" else 6
+
+
+def apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions as near to the wanted ones as a gap between neighbours allows, inside [low, high]."""
+    order = np.argsort(wanted, kind="stable")
+    at = np.clip(np.array(wanted, dtype=float)[order], low, high)
+    for _ in range(200):
+        for i in range(len(at) - 1):
+            if at[i + 1] - at[i] < gap:
+                middle = (at[i] + at[i + 1]) / 2
+                at[i], at[i + 1] = middle - gap / 2, middle + gap / 2
+        at = np.clip(at, low, high)
+    result = np.empty(len(at))
+    result[order] = at
+    return result.tolist()
+
+
+def end_labels(ax, ends: list[tuple[str, str, float]]) -> None:
+    """Names at the right of the panel, each beside its line's last value. ends: (name, colour, y)."""
+    low, high = ax.get_ylim()
+    places = apart([y for _, _, y in ends], 0.062 * (high - low), low + 0.02 * (high - low), high - 0.02 * (high - low))
+    for (name, colour, y), place in zip(ends, places, strict=True):
+        ax.annotate(name, xy=(1.0, y), xycoords=("axes fraction", "data"), xytext=(1.06, place),
+                    textcoords=("axes fraction", "data"), color=colour, va="center", fontsize=9.5, annotation_clip=False,
+                    arrowprops=dict(arrowstyle="-", color=colour, lw=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5)))  # fmt: skip
+
+
+def token_axis(ax, tokens: list[int], scale: float) -> None:
+    """Log axis with the checkpoints as its ticks; of ticks that would touch, the later one is named."""
+    values = np.array(tokens) / scale
+    ax.set_xscale("log")
+    span = np.log(values[-1] / values[0]) or 1.0
+    names, last = [], np.inf
+    for v in values[::-1]:
+        named = np.log(last / v) > 0.08 * span
+        names.append(f"{v:.3g}" if named else "")
+        last = v if named else last
+    ax.set_xticks(values, names[::-1])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(values[0] / 1.05, values[-1] * 1.04)
+
+
+def own_range(ax, points: list[Estimate], from_zero: bool) -> None:
+    low = min(100 * (p.low if np.isfinite(p.low) else p.mean) for p in points)
+    high = max(100 * (p.high if np.isfinite(p.high) else p.mean) for p in points)
+    pad = 0.06 * max(high - low, 2.0)
+    ax.set_ylim(0 if from_zero else max(0, low - pad), min(101, high + pad))
+
+
+def figure_lines(
+    g: Grid, recipes: list[str], measure: Questions, title: str, flops: bool = False, process: bool = False
+):
+    """A measure over pretraining tokens (or all FLOPs), one line a recipe, with the guess floor shaded. process: the same
+    with every equation true, as a thin dotted line."""
+    scale, unit = unit_of(g.tokens)
+    figure, ax = panel(title, "FLOPs, pretraining and everything after it" if flops else f"pretraining tokens, {unit}")
+    drawn, ends, floors = [], [], {}
+    for recipe in recipes:
+        found = [(t, g.level(recipe, t, measure)) for t in g.tokens]
+        found = [(t, c.estimate()) for t, c in found if c is not None]
+        if not found:
+            continue
+        name, colour, marker, line, filled = STYLE[recipe]
+        x = [
+            np.mean([e.record["flops"] for e in g.models(recipe, t).values()]) if flops else t / scale for t, _ in found
+        ]
+        points = [p for _, p in found]
+        y = [100 * p.mean for p in points]
+        ax.errorbar(x, y, bars(points), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker),
+                    mfc=colour if filled else "white", capsize=2.5, elinewidth=1)  # fmt: skip
+        if process:
+            right = [
+                (xi, g.level(recipe, t, Questions(measure.k, "c_process"))) for xi, (t, _) in zip(x, found, strict=True)
+            ]
+            ax.plot(
+                [xi for xi, _ in right],
+                [100 * c.values.mean() for _, c in right],
+                color=colour,
+                ls=(0, (1, 1.5)),
+                lw=1.1,
+            )
+        drawn += points
+        ends.append((name, colour, y[-1]))
+        for t, _ in found:
+            known = [f for f in (e.floor(measure.k) for e in g.models(recipe, t).values()) if f is not None]
+            floors[t] = max([floors.get(t, 0.0), *known]) if known else floors.get(t)
+    own_range(ax, drawn, measure.k == 1)
+    if flops:
+        ax.set_xscale("log")
+    else:
+        token_axis(ax, g.tokens, scale)
+        shade_floor(ax, {t / scale: 100 * f for t, f in floors.items() if f is not None})
+    ax.set_ylabel("%")
+    end_labels(ax, ends)
+    return figure
+
+
+def shade_floor(ax, floors: dict[float, float]) -> None:
+    """What answers to other questions score; a sentence where it lies below the panel's range."""
+    if not floors:
+        return
+    x, y = np.array(sorted(floors.items())).T
+    low, high = ax.get_ylim()
+    if y.max() > low:
+        x, y = np.r_[ax.get_xlim()[0], x, ax.get_xlim()[1]], np.r_[y[0], y, y[-1]]
+        ax.fill_between(x, low, y, color="#999999", alpha=0.35, lw=0, zorder=0)
+        ax.text(
+            0.015,
+            min(0.9, (y[0] - low) / (high - low) + 0.012),
+            "guess floor",
+            transform=ax.transAxes,
+            fontsize=8.5,
+            color="#555555",
+        )
+        ax.set_ylim(low, high)
+    else:
+        ax.text(0.015, 0.015, f"guess floor: {y.max():.1f}% at most, below this range", transform=ax.transAxes, fontsize=8.5,
+                color="#555555")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trajectories
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def path_points(g: Grid, recipe: str, tokens: int, measure: Questions) -> dict[int, tuple[Estimate, Estimate]]:
+    """{step: (pass@1, pass@k)} over the replicates that have it, beginning with the start at 0."""
+    paths = {key: trajectory(g, recipe, tokens, key) for key in g.paths.get((recipe, tokens), {})}
+    found = {}
+    for step in sorted(set().union(*paths.values())):
+        here = [(1.0, {key: path[step] for key, path in paths.items() if step in path})]
+        pair = [contrast(here, m) for m in (measure.at(1), measure)]
+        if None not in pair:
+            found[step] = (pair[0].estimate(), pair[1].estimate())
+    return found
+
+
+def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str = "-", filled: bool = True) -> None:
+    """A line through the means of path_points in the order of steps, an arrow on each part, intervals of both."""
+    steps = list(points)
+    x, y = (np.array([100 * points[s][i].mean for s in steps]) for i in (0, 1))
+    ex, ey = (bars([points[s][i] for s in steps]) for i in (0, 1))
+    ax.errorbar(x, y, ey, ex, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.45)
+    ax.plot(x, y, color=colour, lw=1.7, ls=line)
+    ax.plot([], [], color=colour, lw=1.7, ls=line, marker=marker, mfc=colour if filled else "white", label=name)
+    for i in range(len(x) - 1):
+        ax.annotate("", xy=((x[i] + 2 * x[i + 1]) / 3, (y[i] + 2 * y[i + 1]) / 3), xytext=(x[i], y[i]),
+                    arrowprops=dict(arrowstyle="-|>", color=colour, lw=0, mutation_scale=13))  # fmt: skip
+    for i, s in enumerate(steps):
+        hollow = s == 0 or not filled
+        ax.plot(
+            x[i],
+            y[i],
+            marker,
+            color=colour,
+            ms=marker_size(marker) + (1.5 if s == 0 else 0),
+            mfc="white" if hollow else colour,
+        )
+        if s == steps[-1] and len(steps) > 2:
+            ax.annotate(str(s), (x[i], y[i]), xytext=(5, -11), textcoords="offset points", fontsize=8, color=colour)
+
+
+def figure_trajectory(g: Grid, tokens: int, measure: Questions):
+    """Pass@k against pass@1 over the steps of each recipe; None without any. At most five lines."""
+    recipes = [r for r in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl") if (r, tokens) in g.paths]
+    paths = {r: path_points(g, r, tokens, measure) for r in recipes}
+    paths = {r: p for r, p in paths.items() if len(p) > 1}
+    if not paths:
+        return None
+    process = " (process-right)" if measure.key == "c_process" else ""
+    title = f"From {million(tokens)} tokens, T = {g.temperature:g}: pass@{measure.k}{process} over pass@1, %"
+    figure, ax = panel(title, f"pass@1{process}, %", (5.8, 4.4))
+    for recipe, points in paths.items():
+        name, colour, marker, line, filled = STYLE[recipe]
+        draw_path(ax, points, colour, marker, name, line, filled)
+    base = g.level("base", tokens, measure)
+    if base is not None:
+        one = g.level("base", tokens, measure.at(1)).estimate()
+        ax.plot(100 * one.mean, 100 * base.values.mean(), "x", color="black", ms=8, mew=2, label="base with examples")
+    ax.set_ylabel(f"pass@{measure.k}{process}, %")
+    ax.margins(0.08)
+    ax.legend(loc="best")
+    return figure
+
+
+def figure_entropy(g: Grid, tokens: int, kind: str):
+    """Entropy of a question's answers, or of the solution paths, over the steps of RL."""
+    figure, ax = panel(f"From {million(tokens)} tokens: entropy of {kind}, nats", "training step")
+    measure, ends, ticks = Questions(key=f"h_{kind}"), [], {0}
+    for recipe in [r for r in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl") if (r, tokens) in g.paths]:
+        paths = {key: trajectory(g, recipe, tokens, key) for key in g.paths[recipe, tokens]}
+        found = {}
+        for step in sorted(set().union(*paths.values())):
+            c = contrast([(1.0, {key: path[step] for key, path in paths.items() if step in path})], measure)
+            if c is not None:
+                found[step] = c.estimate()
+        if len(found) < 2:
+            continue
+        name, colour, marker, line, filled = STYLE[recipe]
+        y = [p.mean for p in found.values()]
+        ax.errorbar(list(found), y, bars(list(found.values()), 1), color=colour, marker=marker, ls=line, lw=1.7, capsize=2.5,
+                    ms=marker_size(marker), mfc=colour if filled else "white")  # fmt: skip
+        ends.append((name, colour, y[-1]))
+        ticks |= set(found)
+    if not ends:
+        plt.close(figure)
+        return None
+    ax.set_xticks(sorted(ticks))
+    ax.set_ylim(bottom=0)
+    end_labels(ax, ends)
+    return figure
+
+
+def figure_sharpening(s: Sharpening, recipe: str, limits: tuple | None = None):
+    """RL from one start at several rates; the paper's own setting ringed. None without any."""
+    tokens, m = s.tokens[0], s.measure
+    figure, ax = panel(f"{label(recipe)}, from {million(tokens)} tokens", f"{m.at(1).name}, %", (4.8, 4.2))
+    drawn = 0
+    for i, rate in enumerate(s.rates):
+        points = path_points(s.grids[rate], recipe, tokens, m)
+        if len(points) < 2:
+            continue
+        colour = RAMP[min(i, len(RAMP) - 1)]
+        paper = [e for e in s.grids[rate].models(recipe, tokens).values() if e.meta.get("paper")]
+        draw_path(ax, points, colour, MARKERS[i % len(MARKERS)], f"rate × {rate:.2g}")
+        if paper:
+            last = points[max(points)]
+            ax.plot(
+                100 * last[0].mean,
+                100 * last[1].mean,
+                "o",
+                ms=20,
+                mfc="none",
+                mec="#D55E00",
+                mew=2,
+                label="the paper's setting",
+            )
+        drawn += 1
+    if not drawn:
+        plt.close(figure)
+        return None
+    ax.set_ylabel(f"{m.name}, %")
+    if limits:
+        ax.set_xlim(*limits[0])
+        ax.set_ylim(*limits[1])
+    ax.legend(loc="best")
+    return figure
+
+
+def sharpening_limits(s: Sharpening) -> tuple:
+    """One range for all starts."""
+    found = [
+        p for r in s.recipes for rate in s.rates for p in path_points(s.grids[rate], r, s.tokens[0], s.measure).values()
+    ]
+    limits = []
+    for i in (0, 1):
+        low, high = min(100 * p[i].mean for p in found), max(100 * p[i].mean for p in found)
+        limits.append((low - 0.1 * (high - low) - 1, high + 0.1 * (high - low) + 1))
+    return tuple(limits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contrasts, training, other plans
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def figure_forest(claims: list[Claim], title: str, xlabel: str):
+    """A line a contrast: mean, interval, coloured by verdict. None without any."""
+    claims = [c for c in claims if c.x is not None and np.isfinite(c.x.se)]
+    if not claims:
+        return None
+    scale = 100 if claims[0].unit == "points" else 1
+    figure, ax = panel(title, xlabel, (5.2, 1.0 + 0.34 * len(claims)))
+    for i, c in enumerate(claims):
+        colour = MARKS[c.verdict]
+        ax.plot([scale * c.x.low, scale * c.x.high], [i, i], color=colour, lw=2.2 if c.counts else 1.2)
+        ax.plot(scale * c.x.mean, i, "o", color=colour, ms=7 if c.counts else 5, mfc=colour if c.counts else "white")
+    ax.axvline(0, color="black", lw=1)
+    names = [c.text.split(": ", 1)[-1] for c in claims]
+    common = os.path.commonprefix(names)
+    names = [n[len(common) :] for n in names] if common.endswith("− ") else names  # averaging − each of its rivals
+    ax.set_yticks(range(len(claims)), names, fontsize=9)
+    ax.set_ylim(len(claims) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    ax.xaxis.set_major_locator(plt.MaxNLocator(5))
+    return figure
+
+
+CURVES = {"reward": "Training reward", "val_pass@1": "Validation pass@1, %", "length": "Answer length, tokens",
+          "entropy": "Entropy, nats a token"}  # fmt: skip
+
+
+def smooth(y: np.ndarray, width: int = 5) -> np.ndarray:
+    """Centred moving mean, shorter at the ends."""
+    half = width // 2
+    return np.array([y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))])
+
+
+def figure_dynamics(g: Grid, tokens: int, key: str):
+    """A curve over the share of the run: mean over seeds, with a band from the lowest to the highest."""
+    figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (5.6, 3.2))
+    ends, scale = [], 100 if key == "val_pass@1" else 1
+    for recipe in [r for r in g.recipes if r in ("rl", "sft", "sft_rl", "gold", "gold_rl", "parallel")]:
+        curves = [
+            np.array(e.curve(key), dtype=float).T for e in g.models(recipe, tokens).values() if len(e.curve(key)) > 1
+        ]
+        if not curves:
+            continue
+        name, colour, _, line, _ = STYLE[recipe]
+        share = np.linspace(0, 1, 101)
+        rows = np.array([np.interp(share, x / x[-1], y if len(x) < 15 else smooth(y)) for x, y in curves]) * scale
+        rows[:, share < max(c[0][0] / c[0][-1] for c in curves)] = np.nan  # before the first of them began
+        known = ~np.isnan(rows[0])
+        ax.plot(100 * share[known], rows.mean(0)[known], color=colour, ls=line, lw=1.6)
+        if len(rows) > 1:
+            ax.fill_between(100 * share[known], rows.min(0)[known], rows.max(0)[known], color=colour, alpha=0.15, lw=0)
+        ends.append((name, colour, rows[:, -1].mean()))
+    if not ends:
+        plt.close(figure)
+        return None
+    ax.set_xlim(0, 100)
+    end_labels(ax, ends)
+    return figure
+
+
+def figure_rollouts(entries: list[Entry], band: str, against: str):
+    """Validation pass@1 over steps or FLOPs, for few and many answers a question: mean over seeds."""
+    groups = {n: models(group).values() for (b, n), group in by_variant(entries, "band", "n").items() if b == band}
+    figure, ax = panel(f"Trained on {band} questions: validation pass@1, %",
+                       "training step" if against == "step" else "FLOPs of this stage", (5.6, 3.4))  # fmt: skip
+    ends = []
+    for i, (n, group) in enumerate(sorted(groups.items())):
+        curves = [(np.array(e.curve("val_pass@1")).T, e) for e in group if e.curve("val_pass@1")]
+        if not curves:
+            continue
+        steps = curves[0][0][0]
+        x = (
+            steps
+            if against == "step"
+            else np.mean([np.interp(steps, *zip(*stage_flops(e), strict=True)) for _, e in curves], axis=0)
+        )
+        y = 100 * np.mean([np.interp(steps, *c) for c, _ in curves], axis=0)
+        ax.plot(x, y, color=COLOURS[i], marker=MARKERS[i])
+        ends.append((f"{n} answers", COLOURS[i], y[-1]))
+    if not ends:
+        plt.close(figure)
+        return None
+    ax.set_ylim(bottom=0)
+    end_labels(ax, ends)
+    return figure
+
+
+def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: str):
+    """Pass@k over one quantity of a named plan (questions with solutions, the math share, the size). None below two."""
+    groups = {value: group for (value,), group in by_variant(entries, key).items()}
+    if len(groups) < 2:
+        return None
+    figure, ax = panel(title, xlabel, (5.6, 3.6))
+    ends = []
+    for recipe in [r for r in STYLE if any(e.recipe == r for group in groups.values() for e in group)]:
+        at, points = [], []
+        for i, group in enumerate(groups.values()):
+            last = max(e.tokens for e in group)
+            rows = {
+                key_: [(1.0, Questions(k)(e))]
+                for key_, e in models([e for e in group if e.recipe == recipe and e.tokens == last]).items()
+            }
+            c = combine(rows) if rows else None
+            if c is not None:
+                at.append(i)
+                points.append(c.estimate())
+        if not points:
+            continue
+        name, colour, marker, line, filled = STYLE[recipe]
+        y = [100 * p.mean for p in points]
+        ax.errorbar(at, y, bars(points), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker), capsize=2.5,
+                    mfc=colour if filled else "white")  # fmt: skip
+        ends.append((name, colour, y[-1]))
+    ax.set_xticks(range(len(groups)), [str(v) for v in groups])
+    ax.set_ylim(bottom=0)
+    end_labels(ax, ends)
+    return figure
+
+
+def figure_seeds(entries: list[Entry]):
+    """Pass@1 of each seed of RL from the same checkpoints."""
+    last = {
+        (e.variant["rlseed"], e.tokens): e
+        for e in sorted(entries, key=lambda e: e.step)
+        if set(e.variant) == {"rlseed"}
+    }
+    found = list(last.values())
+    if not found:
+        return None
+    tokens = sorted({e.tokens for e in found})
+    scale, unit = unit_of(tokens)
+    figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.8, 3.6))
+    for t in tokens:
+        y = [100 * Questions(1)(e).values.mean() for e in found if e.tokens == t]
+        ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
+        ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
+    token_axis(ax, tokens, scale)
+    ax.set_ylim(bottom=0)
+    return figure
+
+
+def describe_lines(g: Grid, recipes: list[str], measure: Questions) -> str:
+    """Alt text: what the lines say, in numbers."""
+    parts = []
+    for recipe in recipes:
+        found = [g.level(recipe, t, measure) for t in g.tokens]
+        values = [f"{100 * c.values.mean():.0f}" for c in found if c is not None]
+        if values:
+            parts.append(f"{label(recipe)} {', '.join(values)}")
+    return f"{measure.name} in % at {', '.join(million(t) for t in g.tokens)} pretraining tokens. {'; '.join(parts)}."
+
+
+def describe_path(g: Grid, tokens: int, measure: Questions) -> str:
+    parts = []
+    for recipe in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl"):
+        points = path_points(g, recipe, tokens, measure) if (recipe, tokens) in g.paths else {}
+        if len(points) > 1:
+            text = " to ".join(f"{100 * a.mean:.0f}/{100 * b.mean:.0f}" for a, b in points.values())
+            parts.append(f"{label(recipe)} {text}")
+    return f"{measure.at(1).name} / {measure.name} in % over training steps. {'; '.join(parts)}."

@@ -1,0 +1,374 @@
+"""Findings 6 to 8, the question of the demonstrations, and what sharpens: from the named plans of excursion.py.
+
+Rules, verdicts and intervals are those of findings.py. What has no records is "not run", with the command that makes them.
+"""
+
+import numpy as np
+
+from findings import ADVANTAGE, MATCH, Claim, Finding, at_equal_pass1, claim, grid_findings
+from records import (
+    STARTS,
+    Contrast,
+    Entry,
+    Grid,
+    Key,
+    Questions,
+    by_variant,
+    contrast,
+    label,
+    main_temperature,
+    million,
+)
+from stats import log_spread_ratio
+
+
+def models(entries: list[Entry]) -> dict[Key, Entry]:
+    """By replicate; of several steps the last."""
+    return {key: e for e in sorted(entries, key=lambda e: e.step) for key in e.keys}
+
+
+def per_seed(values: list[float]) -> Contrast | None:
+    """One number a seed, as a contrast; None if any is missing."""
+    rows = np.array(values, dtype=float)[:, None]
+    return (
+        None if not len(rows) or np.isnan(rows).any() else Contrast(rows, None, tuple((i, i) for i in range(len(rows))))
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6: mixture against scale
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def hard_finding(entries: list[Entry]) -> Finding:
+    sides, needs = (
+        {},
+        "plans mixture and scale: RL from base at the last checkpoint of two math shares and of two sizes",
+    )
+    for key in ("math", "size"):
+        groups: dict = {}
+        for (value,), group in by_variant([e for e in entries if e.recipe == "rl"], key).items():
+            last = max(e.tokens for e in group)
+            groups[value] = [e for e in group if e.tokens == last]
+        if len(groups) > 1:
+            # at equal FLOPs the larger model has seen fewer tokens
+            rank = {v: v if key == "math" else -max(e.tokens for e in group) for v, group in groups.items()}
+            low, high = min(rank, key=rank.get), max(rank, key=rank.get)
+            sides[key] = (f"{low} → {high}", models(groups[high]), models(groups[low]))
+    sets = [name for e in entries for name in e.sets if "hard" in name]
+    measure, claims = Questions(1, set=sets[0] if sets else ""), []
+    names = {"math": "math share", "size": "size at equal FLOPs"}
+    for key, (what, high, low) in sides.items():
+        claims.append(
+            claim(
+                contrast([(1, high), (-1, low)], measure), f"{measure.name}: {names[key]} {what}", "above", counts=False
+            )
+        )
+    both = None
+    if len(sides) == 2:
+        (_, a, b), (_, c, d) = sides["math"], sides["size"]
+        both = contrast([(1, a), (-1, b), (-1, c), (1, d)], measure)
+    claims.append(claim(both, f"{measure.name}: gain by the mixture − gain by size", "above", needs=needs))
+    return Finding(
+        "6",
+        "On hard questions the pretraining mixture matters more than scale (RL from base, pass@1)",
+        claims,
+        needs=needs,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7: seeds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def seeds_finding(entries: list[Entry]) -> Finding:
+    at: dict[int, list[Entry]] = {}
+    for group in by_variant(entries, "rlseed").values():  # a seed of RL; of several steps the last
+        for e in {e.tokens: e for e in sorted(group, key=lambda e: e.step)}.values():
+            at.setdefault(e.tokens, []).append(e)
+    at = {t: group for t, group in sorted(at.items()) if len(group) > 2}
+    needs = "plan seeds: three seeds or more of RL from each of two checkpoints"
+    title = "Early checkpoints are brittle across seeds of RL, at equal training reward"
+    if len(at) < 2:
+        return Finding(
+            "7",
+            title,
+            [Claim("spread of pass@1 over seeds, first / last checkpoint", None, "above", needs=needs)],
+            needs=needs,
+        )
+    one = Questions(1)
+    scores = {t: np.array([one(e).values.mean() for e in group]) for t, group in at.items()}
+    rewards = {
+        t: np.array([np.mean([v for _, v in e.curve("reward")[-8:]]) for e in group if e.curve("reward")])
+        for t, group in at.items()
+    }
+    first, last = min(at), max(at)
+    text = f"spread over seeds (standard deviation / mean), {million(first)} / {million(last)}"
+    claims = [Claim(f"{text}: pass@1", log_spread_ratio(scores[first], scores[last]), "above", unit="log")]
+    if all(len(r) > 2 for r in rewards.values()):
+        claims.append(Claim(f"{text}: training reward at the end", log_spread_ratio(rewards[first], rewards[last]), "above",
+                            counts=False, unit="log"))  # fmt: skip
+    notes = []
+    for t in at:
+        reward = (
+            f"; training reward at the end {rewards[t].min():.2f} to {rewards[t].max():.2f}" if len(rewards[t]) else ""
+        )
+        notes.append(
+            f"{million(t)}: pass@1 of {len(at[t])} seeds {', '.join(f'{100 * s:.1f}' for s in scores[t])}{reward}."
+        )
+    return Finding("7", title, claims, notes=notes, needs=needs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 8: rollouts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def stage_flops(e: Entry) -> list[tuple[float, float]]:
+    """(step, FLOPs spent since the stage began) along the curve; the log counts all stages, one line a step."""
+    points = e.curve("flops")
+    if len(points) < 2:
+        return [(0.0, 0.0), *points]
+    per_step = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+    return [(0.0, 0.0), *((s, f - points[0][1] + per_step * points[0][0]) for s, f in points)]
+
+
+def reach(e: Entry, target: float, against: str) -> float:
+    """Step, or FLOPs spent by the stage, at which validation pass@1 first reaches a target; nan if never, or at once."""
+    steps = [s for s, v in e.curve("val_pass@1") if v >= target]
+    if not steps or steps[0] == 0:
+        return float("nan")
+    return float(steps[0] if against == "step" else np.interp(steps[0], *zip(*stage_flops(e), strict=True)))
+
+
+def rollouts_finding(entries: list[Entry]) -> Finding:
+    groups, claims = by_variant(entries, "band", "n"), []
+    needs = "plan rollouts: RL from base with few and with many answers a question, same seeds"
+    for band in dict.fromkeys(band for band, _ in groups) or ["easy"]:
+        counts = sorted(n for b, n in groups if b == band)
+        few, many = (models(groups[band, n]) for n in (counts[0], counts[-1])) if len(counts) > 1 else ({}, {})
+        what = (
+            f"{band} training questions, {counts[0]} against {counts[-1]} answers"
+            if len(counts) > 1
+            else f"{band} questions"
+        )
+        claims.append(
+            claim(
+                contrast([(1, few), (-1, many)], Questions(1)),
+                f"{what}: pass@1 at the end",
+                "alike",
+                MATCH,
+                needs=needs,
+            )
+        )
+        for against, wanted in (("step", "above"), ("flops", "below")):
+            ratios = []
+            for key in sorted(set(few) & set(many)):
+                ends = [e.curve("val_pass@1") or [[0, np.nan]] for e in (few[key], many[key])]
+                target = ends[0][0][1] + 0.9 * (min(max(v for _, v in end) for end in ends) - ends[0][0][1])
+                ratios.append(np.log(reach(few[key], target, against) / reach(many[key], target, against)))
+            name = "steps" if against == "step" else "FLOPs"
+            claims.append(claim(per_seed(ratios), f"{what}: {name} to 90% of the gain in validation pass@1, few / many", wanted,
+                                unit="log", needs=needs))  # fmt: skip
+    title = "Many rollouts a question need fewer steps, few need fewer FLOPs, both end alike"
+    return Finding("8", title, claims, needs=needs)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Demonstrations: how many solutions is RL worth?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def demonstrations(entries: list[Entry]) -> Finding:
+    groups = {count: group for (count,), group in by_variant(entries, "solved").items()}
+    sides = {
+        count: {r: models([e for e in group if e.recipe == r]) for r in ("rl", "sft")}
+        for count, group in groups.items()
+    }
+    title, needs = (
+        "RL on questions without solutions is worth SFT on how many solutions? (pass@1)",
+        "plan demonstrations",
+    )
+    if not sides:
+        return Finding("solutions", title, [Claim("pass@1: RL − SFT", None, "above", needs=needs)], needs=needs)
+    most, measure = max(sides), Questions(1)
+    claims = []
+    for count, side in sides.items():
+        c = contrast([(1, sides[most]["rl"]), (-1, side["sft"])], measure)
+        claims.append(
+            claim(c, f"pass@1: RL on {most} questions − SFT on {count} with a solution each", "above", needs=needs)
+        )
+    for count, side in sides.items():
+        c = contrast([(1, side["rl"]), (-1, side["sft"])], measure)
+        claims.append(claim(c, f"pass@1: RL − SFT, both on {count} questions", "above", needs=needs, counts=False))
+    return Finding("solutions", title, claims, needs=needs)
+
+
+def demonstrations_answer(f: Finding) -> str:
+    """What the intervals say, in two sentences."""
+    if f.verdict == "not run" and not any(c.x for c in f.primary):
+        return "Not run: plan demonstrations."
+    by = {
+        v: [c.text.split("SFT on ")[1].split(" ")[0] for c in f.primary if c.verdict == v]
+        for v in ("shown", "contradicted", "unclear")
+    }
+    parts = [
+        f"RL is above SFT on {' and '.join(by['shown'])} solutions"
+        if by["shown"]
+        else "RL is not shown to be above SFT at any count"
+    ]
+    if by["contradicted"]:
+        parts.append(f"below SFT on {' and '.join(by['contradicted'])}")
+    if by["unclear"]:
+        parts.append(f"and not told apart from SFT on {' and '.join(by['unclear'])}")
+    return ", ".join(parts) + "."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What sharpens: order, rate or dose?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Sharpening:
+    """RL from several starts at several rates, judged at the same steps. Rates are factors of the grid's rate of RL; cells at
+    1 may be those of the grid."""
+
+    def __init__(self, entries: list[Entry]):
+        rl = [e for e in entries if e.recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")]
+        varied = [e for e in rl if "rate" in e.variant and set(e.variant) <= {"rate", "start"}]
+        places = {e.tokens for e in varied}
+        self.rates = sorted({float(e.variant["rate"]) for e in varied} | ({1.0} if varied else set()))
+        self.grids = {}
+        for rate in self.rates:
+            here = [e for e in varied if float(e.variant["rate"]) == rate]
+            known = {(e.recipe, e.tokens, e.step, e.temperature, *e.keys) for e in here}
+            if rate == 1.0:
+                here += [e for e in rl if not e.variant and e.tokens in places
+                         and (e.recipe, e.tokens, e.step, e.temperature, *e.keys) not in known]  # fmt: skip
+            self.grids[rate] = here
+        starts = [e for e in entries if not e.variant and e.tokens in places and e.recipe in {"base", *STARTS.values()}]
+        self.temperature = main_temperature(varied)
+        self.grids = {rate: Grid(here + starts, self.temperature) for rate, here in self.grids.items()}
+        self.tokens = sorted(places)
+        everything = [e for g in self.grids.values() for e in g.entries]
+        self.k = min((e.largest_k for e in everything), default=32)
+        process = Questions(self.k, "c_process")
+        self.judged = bool(everything) and all(process(e) is not None for e in everything)
+        self.measure = process if self.judged else Questions(self.k)
+        self.recipes = [
+            r for r in ("rl", "sft_rl", "sft_converged_rl", "gold_rl") if any(g.has(r) for g in self.grids.values())
+        ]
+
+    def steps(self, recipe: str, rate: float, tokens: int) -> list[int]:
+        return [s for s in self.grids[rate].steps(recipe, tokens) if s > 0]
+
+    def change(self, recipe: str, rate: float, tokens: int, measure, step: int = -1, since: int | None = None) -> list:
+        """Terms of a contrast: the model at a judged step (by place: 0 first, -1 last), minus that of `since`, or minus
+        the model that it started from."""
+        g, steps = self.grids.get(rate), []
+        if g is not None:
+            steps = self.steps(recipe, rate, tokens)
+        if not steps:
+            return [(1.0, {})]
+        end = g.models(recipe, tokens, steps[step])
+        before = g.models(STARTS[recipe], tokens) if since is None else g.models(recipe, tokens, steps[since])
+        return [(1.0, end), (-1.0, before if since is None or len(steps) > 1 else {})]
+
+    def compare(self, plus: list, minus: list, measure) -> Contrast | None:
+        return contrast([*plus, *((-weight, m) for weight, m in minus)], measure)
+
+    def finding(self) -> Finding:
+        m, one, claims = self.measure, self.measure.at(1), []
+        needs = "plan sharpening: RL from base and after SFT at several rates, with judged steps"
+        t = self.tokens[0] if self.tokens else 0
+        top = max(self.rates, default=3.0)
+        order = self.compare(self.change("sft_rl", 1.0, t, m), self.change("rl", 1.0, t, m), m)
+        rate = self.compare(self.change("sft_rl", top, t, m), self.change("sft_rl", 1.0, t, m), m) if top > 1 else None
+        doses = [contrast(self.change(r, 1.0, t, m, since=0), m) for r in ("rl", "sft_rl")]
+        dose = None
+        if all(d is not None for d in doses):
+            both = [self.change(r, 1.0, t, m, since=0) for r in ("rl", "sft_rl")]
+            dose = contrast([(weight / 2, e) for terms in both for weight, e in terms], m)
+        steps = self.steps("sft_rl", 1.0, t) if 1.0 in self.grids else []
+        span = f"steps {steps[0]} → {steps[-1]}" if len(steps) > 1 else "first → last step"
+        claims += [
+            claim(
+                order,
+                f"order: gain in {m.name} over its own start, after SFT − from base, rate ×1, last step",
+                "below",
+                needs=needs,
+            ),
+            claim(rate, f"rate: {m.name} after SFT, rate ×{top:g} − ×1, last step", "below", needs=needs),
+            claim(dose, f"dose: {m.name}, {span}, mean of from base and after SFT, rate ×1", "below", needs=needs),
+        ]
+        if self.tokens:
+            g = self.grids[1.0]
+            equal = at_equal_pass1(g, "rl", "sft_rl", t, m)
+            claims.append(claim(equal, f"order: {m.name} at equal {one.name}, from base − after SFT, rate ×1", "above", counts=False,
+                                small=ADVANTAGE))  # fmt: skip
+        for recipe in self.recipes:
+            for factor in self.rates:
+                for measure in (m, one):
+                    c = contrast(self.change(recipe, factor, t, measure), measure)
+                    text = f"{measure.name}: {label(recipe)}, rate ×{factor:g}, last step − its start"
+                    claims.append(claim(c, text, "below" if measure is m else "above", counts=False))
+                c = contrast(self.change(recipe, factor, t, m, since=0), m)
+                claims.append(
+                    claim(
+                        c,
+                        f"{m.name}: {label(recipe)}, rate ×{factor:g}, last − first judged step",
+                        "below",
+                        counts=False,
+                    )
+                )
+        paper = [e for g in self.grids.values() for e in g.entries if e.meta.get("paper")]
+        notes = [f"The paper's own setting, RL after SFT at a far higher rate than RL from base, is here: {label(e.recipe)}, rate "
+                 f"×{float(e.variant.get('rate', 1)):g}." for e in paper[:1]]  # fmt: skip
+        return Finding("sharpening", f"What lowers pass@{self.k}: the order, the rate or the dose of RL?", claims, any_of=True,
+                       notes=notes, needs=needs)  # fmt: skip
+
+    @staticmethod
+    def answer(f: Finding) -> str:
+        """One paragraph that says no more than the intervals."""
+        if all(c.x is None for c in f.primary):
+            return f"Not run: {f.needs}."
+        words, names = [], {"shown": [], "contradicted": [], "unclear": [], "not run": []}
+        for c in f.primary:
+            name = c.text.split(":")[0]
+            names[c.verdict].append(f"the {name}")
+            if c.x is not None:
+                words.append(
+                    f"The {name} ({c.text.split(': ', 1)[1]}) is worth {c.numbers} points ({c.verdict}; visible from {c.visible})."
+                )
+        said = [
+            f"{' and '.join(names['shown'])} lowered pass@k"
+            if names["shown"]
+            else "none of the three is shown to lower pass@k"
+        ]
+        if names["contradicted"]:
+            said.append(f"{' and '.join(names['contradicted'])} raised it")
+        if names["unclear"]:
+            said.append(f"the effect of {' and '.join(n.removeprefix('the ') for n in names['unclear'])} is unclear")
+        if names["not run"]:
+            said.append(f"{' and '.join(names['not run'])} is not run")
+        sentence = "; ".join(said)
+        return f"{sentence[0].upper()}{sentence[1:]}. {' '.join(words)}"
+
+
+def judged_alike(entries: list[Entry]) -> list[Entry]:
+    """Those at the main temperature."""
+    main = main_temperature(entries)
+    return [e for e in entries if e.temperature == main]
+
+
+def all_findings(entries: list[Entry]) -> list[Finding]:
+    """The paper's eight findings in their order."""
+    alike = judged_alike(entries)
+    return [*grid_findings(entries), hard_finding(alike), seeds_finding(alike), rollouts_finding(alike)]
+
+
+def questions(entries: list[Entry]) -> list[tuple[Finding, str]]:
+    """Beyond the paper's findings: (contrasts, the answer in words)."""
+    sharpening, solutions = Sharpening(entries).finding(), demonstrations(judged_alike(entries))
+    return [(sharpening, Sharpening.answer(sharpening)), (solutions, demonstrations_answer(solutions))]

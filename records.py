@@ -1,0 +1,349 @@
+"""Records of evaluated models, and how they are put beside each other: by recipe, checkpoint, replicate, step.
+
+A record is what eval.py wrote (NAME.json: per question n and how many were right) with NAME.cell.json beside it, by
+excursion.py: recipe, seed, pretraining tokens, training step, variant, training curve, a few samples, seconds. What a
+record lacks (older ones have no `process`, `floor`, `entropy`, `step`) is absent, not zero.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from cli import UserError
+from eval import pass_at_k
+from stats import Estimate, bootstrap, estimate
+
+# recipe → (name, colour, marker, line, filled): the palette of Okabe and Ito, and never colour alone
+STYLE = {
+    "base": ("base with examples", "#000000", "o", "--", True),
+    "base_0shot": ("base 0-shot", "#000000", "o", ":", False),
+    "rl": ("RL from base", "#0072B2", "s", "-", True),
+    "rl_dose": ("RL alone, averaging's dose", "#0072B2", "s", ":", False),
+    "sft": ("SFT, best", "#E69F00", "^", "-", True),
+    "sft_converged": ("SFT to the end", "#E69F00", "^", "--", False),
+    "sft_dose": ("SFT alone, averaging's dose", "#E69F00", "<", ":", False),
+    "sft_rl": ("RL after SFT", "#D55E00", "D", "-", True),
+    "sft_converged_rl": ("RL after SFT to the end", "#D55E00", "D", "--", False),
+    "gold": ("SFT-Gold", "#009E73", "v", "-", True),
+    "gold_rl": ("RL after Gold", "#56B4E9", ">", "-", True),
+    "parallel": ("averaging", "#CC79A7", "*", "-", True),
+    "combined": ("combined loss", "#7F7F7F", "P", "-", True),
+    "interleaved": ("interleaved", "#7F7F7F", "X", "--", True),
+    "soup": ("soup of RL and SFT", "#7F7F7F", "h", ":", True),
+}
+STARTS = {  # the model that a recipe's training began from, asked in the same way: without examples
+    "rl": "base_0shot", "rl_dose": "base_0shot", "sft": "base_0shot", "gold": "base_0shot", "parallel": "base_0shot",
+    "combined": "base_0shot", "interleaved": "base_0shot", "sft_dose": "base_0shot", "sft_rl": "sft",
+    "sft_converged_rl": "sft_converged", "gold_rl": "gold",
+}  # fmt: skip
+
+Key = tuple[int, int]  # of a replicate: seed of its pretraining run, seed of everything after
+
+
+@dataclass
+class Entry:
+    """An evaluated model: its record and what .cell.json says of it."""
+
+    record: dict
+    meta: dict
+    read: dict = field(default_factory=dict, repr=False)  # measures that were read before
+
+    @property
+    def recipe(self) -> str:
+        return self.meta["recipe"]
+
+    @property
+    def tokens(self) -> int:
+        """Of pretraining."""
+        return self.meta["tokens"]
+
+    @property
+    def variant(self) -> dict:
+        return self.meta["variant"]
+
+    @property
+    def seeds(self) -> list[int]:
+        """That it stands for: several, where they start from one base (--base_seed)."""
+        return self.meta.get("seeds") or [self.meta["seed"]]
+
+    @property
+    def keys(self) -> list[Key]:
+        lineage = self.record.get("lineage") or [{}]
+        pretrained = lineage[0].get("args", {}).get("seed")
+        return [(seed if pretrained is None else pretrained, seed) for seed in self.seeds]
+
+    @property
+    def args(self) -> dict:
+        """Flags of the last stage."""
+        return (self.record.get("lineage") or [{}])[-1].get("args", {})
+
+    @property
+    def step(self) -> int:
+        """Of the last stage; 0 for a base model."""
+        return 0 if self.recipe.startswith("base") else int(self.meta.get("step") or self.record.get("step") or 0)
+
+    @property
+    def dose(self) -> float:
+        """Sampled answers per training question that the last stage has used so far; nan if the record does not say."""
+        args = self.args
+        rollouts, pool = args.get("rollouts", args.get("n")), args.get("limit")
+        return (
+            self.step * args["prompts"] * rollouts / pool if pool and rollouts and "prompts" in args else float("nan")
+        )
+
+    @property
+    def temperature(self) -> float:
+        settings = next(iter(self.sets.values()), {})
+        return float(self.meta.get("temperature") or settings.get("temperature") or 0.6)
+
+    @property
+    def sets(self) -> dict[str, dict]:
+        return self.record["questions"]
+
+    @property
+    def largest_k(self) -> int:
+        return max(int(key[5:]) for q in self.sets.values() for key in q["strict"])
+
+    def floor(self, k: int) -> float | None:
+        """Pass@k of answers that were meant for other questions, mean over all questions."""
+        found = [(len(s["questions"]), s.get("floor", {}).get(f"pass@{k}")) for s in self.sets.values()]
+        if not found or any(f is None for _, f in found):
+            return None
+        return sum(n * f for n, f in found) / sum(n for n, _ in found)
+
+    @cached_property
+    def bits(self) -> float:
+        """Bits per byte of held-out text that is not math, mean over its sources; nan without any."""
+        text = self.record["text"]
+        values = [v["bits_per_byte"] for name, v in text.items() if name != "math" or len(text) == 1]
+        return float(np.mean(values)) if values else float("nan")
+
+    def curve(self, key: str) -> list[list[float]]:
+        return self.meta["curve"].get(key, [])
+
+
+def load(folder: Path) -> list[Entry]:
+    """All records of a folder, in the order of their names. UserError for a folder without any, or a broken one."""
+    entries = []
+    for path in sorted(folder.glob("*.cell.json")):
+        try:
+            meta = json.loads(path.read_text())
+            record = json.loads((folder / f"{meta['name']}.json").read_text())
+            entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
+            (
+                entry.recipe,
+                entry.largest_k,
+                entry.bits,
+                task_items(entry),
+                entry.keys,
+                entry.dose,
+                meta["seed"],
+                meta["tokens"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: no record of excursion.py ({error!r})") from None
+        entries.append(entry)
+    if not entries:
+        raise UserError(f"{folder}: no record in it yet: nothing was evaluated so far")
+    return entries
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What can be read from a record: one value a question (or an item, or a run)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """Values of one record, with what pairs them (ids) and what makes them dependent (clusters); None for items and runs."""
+
+    values: np.ndarray
+    ids: tuple[str, ...] | None = None
+    clusters: tuple[str, ...] | None = None
+
+    def take(self, ids: tuple[str, ...]) -> "Row":
+        if ids == self.ids:
+            return self
+        place = {id_: i for i, id_ in enumerate(self.ids)}
+        index = [place[id_] for id_ in ids]
+        return Row(self.values[index], ids, tuple(self.clusters[i] for i in index))
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A measure with one value a question: pass@k by a count of right samples, or an entropy.
+
+    key: "c" (right), "c_process" (right with every written equation true), "c_lenient", "h_answers" or "h_paths" (nats).
+    only: "fact" for the questions that hinge on a fact, "plain" for the others.
+    """
+
+    k: int = 1
+    key: str = "c"
+    set: str = ""  # test set; empty: all of them
+    only: str = ""
+
+    @property
+    def name(self) -> str:
+        if self.key.startswith("h_"):
+            return f"entropy of {self.key[2:]}"
+        what = {"c": "pass", "c_process": "process-right pass", "c_lenient": "lenient pass"}[self.key]
+        group = {"": "", "fact": ", questions with a fact", "plain": ", questions without"}[self.only]
+        return f"{what}@{self.k}{group}{', ' + self.set if self.set else ''}"
+
+    def __call__(self, e: Entry) -> Row | None:
+        """Of a record; None if not every question has it."""
+        if self not in e.read:
+            e.read[self] = self._read(e)
+        return e.read[self]
+
+    def _read(self, e: Entry) -> Row | None:
+        found = [
+            (f"{name}/{q['id']}", q) for name, s in e.sets.items() if self.set in ("", name) for q in s["questions"]
+        ]
+        if self.only:
+            found = [(id_, q) for id_, q in found if bool(q.get("facts")) == (self.only == "fact")]
+        if not found or any(self.key not in q for _, q in found):
+            return None
+        count = np.array([q[self.key] for _, q in found])
+        if not self.key.startswith("h_"):
+            count = pass_at_k(np.array([q["n"] for _, q in found]), count, self.k)
+        facts = tuple(q["facts"][0] if q.get("facts") else id_ for id_, q in found)
+        return Row(count, tuple(id_ for id_, _ in found), facts)
+
+    def at(self, k: int) -> "Questions":
+        return replace(self, k=k)
+
+
+def task_items(e: Entry) -> Row | None:
+    """One value per item of all general tasks, whose mean is the mean over tasks of their accuracies."""
+    tasks = [np.array(t["items"], dtype=float) for t in e.record["tasks"].values()]
+    total = sum(map(len, tasks))
+    return Row(np.concatenate([t * total / (len(tasks) * len(t)) for t in tasks])) if total else None
+
+
+def general_bits(e: Entry) -> Row | None:
+    """Bits per byte of general text: one number a run."""
+    return None if np.isnan(e.bits) else Row(np.array([e.bits]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records beside each other
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main_temperature(entries: list[Entry]) -> float:
+    """The paper's 0.6; where nothing was judged at it, the one that most were judged at."""
+    counts = Counter(e.temperature for e in entries)
+    return max(sorted(counts), key=counts.get) if counts and 0.6 not in counts else 0.6
+
+
+class Grid:
+    """Entries of one variant and one sampling temperature, by recipe, pretraining tokens, replicate and step."""
+
+    def __init__(self, entries: list[Entry], temperature: float | None = None):
+        temperature = main_temperature(entries) if temperature is None else temperature
+        self.temperature = temperature
+        entries = [e for e in entries if e.temperature == temperature]
+        self.paths: dict[tuple[str, int], dict[Key, dict[int, Entry]]] = {}
+        for e in entries:
+            for key in e.keys:
+                self.paths.setdefault((e.recipe, e.tokens), {}).setdefault(key, {})[e.step] = e
+        # where there are several steps, a recipe's model is the last one
+        self.at = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
+        self.tokens = sorted({tokens for _, tokens in self.at})
+        self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]
+        self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
+        self.entries = entries
+
+    def has(self, *recipes: str) -> bool:
+        return all(r in self.recipes for r in recipes)
+
+    def steps(self, recipe: str, tokens: int) -> list[int]:
+        """Steps at which every replicate was judged."""
+        paths = self.paths.get((recipe, tokens), {})
+        return sorted(set.intersection(*(set(p) for p in paths.values()))) if paths else []
+
+    def models(self, recipe: str, tokens: int, step: int | None = None) -> dict[Key, Entry]:
+        """By replicate, the recipe's last model or that of a step."""
+        if step is None:
+            return self.at.get((recipe, tokens), {})
+        return {key: path[step] for key, path in self.paths.get((recipe, tokens), {}).items() if step in path}
+
+    def level(self, recipe: str, tokens: int, measure, step: int | None = None) -> "Contrast | None":
+        """The measure itself, of a recipe's models."""
+        return contrast([(1.0, self.models(recipe, tokens, step))], measure)
+
+
+@dataclass
+class Contrast:
+    """(S, Q) of a weighted sum of a measure, what clusters its columns, and the replicates of its rows."""
+
+    values: np.ndarray
+    clusters: tuple[str, ...] | None
+    keys: tuple[Key, ...]
+
+    def estimate(self) -> Estimate:
+        return estimate(self.values, self.clusters)
+
+    def bootstrap(self) -> tuple[float, float]:
+        return bootstrap(self.values, self.clusters)
+
+
+def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
+    """Σ weight · values for each replicate, at the questions that all rows have. None if a row is missing or they share
+    nothing."""
+    flat = [row for terms in rows.values() for _, row in terms]
+    if not flat or any(row is None for row in flat):
+        return None
+    if flat[0].ids is None:
+        if len({len(row.values) for row in flat}) > 1:
+            return None
+        clusters = None
+    else:
+        shared = set.intersection(*(set(ids) for ids in {row.ids for row in flat}))
+        ids = tuple(i for i in flat[0].ids if i in shared)
+        if not ids:
+            return None
+        rows = {key: [(weight, row.take(ids)) for weight, row in terms] for key, terms in rows.items()}
+        clusters = flat[0].take(ids).clusters
+    values = np.array([sum(weight * row.values for weight, row in terms) for terms in rows.values()])
+    return Contrast(values, clusters, tuple(rows))
+
+
+def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast | None:
+    """Σ weight · measure, question by question, at the replicates that all terms have."""
+    keys = sorted(set.intersection(*(set(models) for _, models in terms)))
+    return combine({key: [(weight, measure(models[key])) for weight, models in terms] for key in keys})
+
+
+def mean_of(found: list[Contrast | None]) -> Contrast | None:
+    """Mean over checkpoints of contrasts, at the replicates that all have; those that are None are left out."""
+    found = [c for c in found if c is not None]
+    if not found or len({c.values.shape[1] for c in found}) > 1:
+        return None
+    keys = sorted(set.intersection(*(set(c.keys) for c in found)))
+    if not keys:
+        return None
+    rows = [c.values[[c.keys.index(key) for key in keys]] for c in found]
+    return Contrast(np.mean(rows, axis=0), found[0].clusters, tuple(keys))
+
+
+def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
+    """The entries of a named plan: those whose variant has exactly these keys, grouped by their values."""
+    groups: dict[tuple, list[Entry]] = {}
+    for e in entries:
+        if set(e.variant) == set(keys):
+            groups.setdefault(tuple(e.variant[key] for key in keys), []).append(e)
+    return dict(sorted(groups.items()))
+
+
+def million(tokens: float) -> str:
+    return f"{tokens / 1e6:.3g} M" if tokens < 1e9 else f"{tokens / 1e9:.3g} B"
+
+
+def label(recipe: str) -> str:
+    return STYLE[recipe][0] if recipe in STYLE else recipe

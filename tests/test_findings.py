@@ -1,0 +1,377 @@
+"""findings.py and plan_findings.py: verdicts on records made by hand, trajectories, and the report made of them."""
+
+import numpy as np
+import pytest
+from synthetic import STEPS, World, make_entry, save, study
+
+import report
+from cli import UserError
+from findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim
+from plan_findings import Sharpening, all_findings, demonstrations, demonstrations_answer, questions
+from records import Contrast, Grid, Questions, contrast, general_bits, load, mean_of, task_items
+from stats import Estimate
+
+PAPER = {  # recipe → right of 32 on the solved and how many tenths of the unsolved half of the questions, bits, share of items
+    "base": ((2, 0), 1.0, 0.9),
+    "rl": ((20, 4), 1.0, 0.9),
+    "sft": ((10, 6), 1.02, 0.8),
+    "sft_converged": ((9, 0), 1.1, 0.7),
+    "sft_rl": ((22, 0), 1.1, 0.7),
+    "gold": ((30, 9), 1.1, 0.7),
+    "parallel": ((9, 9), 1.0, 0.9),
+    "sft_dose": ((9, 5), 1.0, 0.9),
+}
+FULL = {"prompts": 16, "rollouts": 32, "limit": 256}  # × 160 steps: the paper's 320 answers per question
+
+
+def as_in_the_paper(seeds: int, args=FULL, **changes) -> list:
+    """Records of a world in which the paper's findings hold: 200 questions, two checkpoints, the paper's dose."""
+    rng, entries = np.random.default_rng(0), []
+    noise = rng.integers(0, 2, (seeds, 200))  # a seed's own, alike for its recipes
+    for recipe, ((easy, hard), bits, share) in (PAPER | changes).items():
+        for tokens in (1_000_000, 2_000_000):
+            for seed in range(seeds):
+                right = np.where(np.arange(200) < 100, easy, 0)
+                right = right + np.where((np.arange(200) >= 100) & (np.arange(200) < 100 + 10 * hard), 1, 0)
+                right[:100] = np.clip(right[:100] + noise[seed, :100], 0, 32)
+                items = np.arange(400) < 400 * share
+                more = dict(items=items, bits=bits + 0.001 * seed, step=160, args=args)
+                entries.append(make_entry(recipe, tokens, seed, right, **more))
+    return entries
+
+
+def verdicts(entries) -> dict[str, str]:
+    return {f.number: f.verdict for f in all_findings(entries)}
+
+
+def finding(entries, number: str) -> Finding:
+    return next(f for f in all_findings(entries) if f.number == number)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_findings_that_hold(seeds):
+    """Shown where the records show them; by bits per byte only with several seeds, since one number has no interval. What
+    needs trajectories or another plan says so."""
+    found = verdicts(as_in_the_paper(seeds))
+    assert [found[n] for n in ("1", "3a", "3b", "4", "5")] == ["shown"] * 5
+    assert found["4 by text"] == ("shown" if seeds == 3 else "unclear")
+    assert [found[n] for n in ("3c", "6", "7", "8")] == ["not run"] * 4
+
+
+def test_findings_that_do_not_hold():
+    """Contradicted, not merely unshown: RL that lowers pass@1, averaging below SFT, SFT that costs nothing."""
+    found = verdicts(as_in_the_paper(3, rl=((0, 0), 1.2, 0.5), sft_converged=((9, 0), 0.9, 0.95)))
+    assert [found[n] for n in ("1", "3a", "4", "4 by text")] == ["contradicted"] * 4
+    assert verdicts(as_in_the_paper(3, parallel=((9, 0), 1.0, 0.9)))["5"] == "contradicted"
+
+
+def test_alike_with_its_control_contradicts_averaging():
+    """Averaging that is above all recipes and alike with SFT alone at its dose: finding 5 is contradicted."""
+    same = ((9, 9), 1.0, 0.9)
+    f = finding(as_in_the_paper(3, sft_dose=same, parallel=same), "5")
+    assert f.verdict == "contradicted" and [c.verdict for c in f.primary] == ["shown"] * 3 + ["contradicted"]
+
+
+def test_sharpening_is_contradicted_only_at_the_papers_rate_and_dose():
+    """RL after SFT that raises pass@32 at our rate: unclear until the paper's own rate is run too."""
+    up = dict(sft_rl=((22, 9), 1.1, 0.7))
+    assert finding(as_in_the_paper(3, **up), "3b").verdict == "unclear"
+    hot = [e for e in as_in_the_paper(3, **up) if e.recipe == "sft_rl"]
+    for e in hot:
+        e.meta |= {"variant": {"rate": 40.0}, "paper": True}
+    assert finding(as_in_the_paper(3, **up) + hot, "3b").verdict == "contradicted"
+
+
+def test_below_the_papers_dose_nothing_that_names_it_is_contradicted():
+    """At a tenth of the paper's answers per question RL × 2 does not contradict × 4; a note gives both doses."""
+    weak = dict(rl=((6, 0), 1.0, 0.9))
+    assert finding(as_in_the_paper(3, **weak), "1").verdict == "contradicted"
+    f = finding(as_in_the_paper(3, args=FULL | {"limit": 2560}, **weak), "1")
+    assert f.verdict == "unclear" and "32 sampled answers" in f.notes[0] and "320" in f.notes[0]
+
+
+def test_without_records_every_finding_says_what_it_needs():
+    """None of the eight crashes or vanishes, whatever is missing: each names the plan that makes its records."""
+    everything = study(tokens=(3_500_000, 5_600_000), seeds=(1,), n=30)
+    wanted = {"1", "2", "3a", "3b", "3c", "4", "4 by text", "5", "6", "7", "8"}
+    recipes = sorted({e.recipe for e in everything})
+    for gone in [[], *([r] for r in recipes), recipes, ["base", "base_0shot"]]:
+        found = all_findings([e for e in everything if e.recipe not in gone])
+        assert {f.number for f in found} == wanted
+        for f in found:
+            assert f.verdict != "not run" or "plan" in f.needs
+            assert all(c.x is not None or c.needs for c in f.primary)
+    assert all(answer for _, answer in questions([e for e in everything if e.recipe == "base"]))
+
+
+def test_holm_over_the_contrasts_of_a_finding():
+    """A contrast with p = 4% is shown alone and unclear among three."""
+    x = Estimate(2.05, 1.0, 1000.0, 3, 500, 500)
+    null = Estimate(0.0, 1.0, 1000.0, 3, 500, 500)
+    assert Finding("x", "", [Claim("a", x, "above")]).verdict == "shown"
+    three = Finding("x", "", [Claim("a", x, "above"), Claim("b", null, "above"), Claim("c", null, "above")])
+    assert three.claims[0].verdict == "unclear" and three.claims[0].p_shown == pytest.approx(3 * 0.0406, rel=0.02)
+    beside = Finding("x", "", [Claim("a", x, "above"), Claim("b", null, "above", counts=False)])
+    assert beside.verdict == "shown"
+
+
+def test_verdict_rule():
+    """Above and below a margin, alike within it, and an advantage that is certainly too small."""
+
+    def of(mean, wanted, margin=0.0, se=0.01, **more):
+        return Finding("x", "", [Claim("a", Estimate(mean, se, 1000.0, 3, 500, 500), wanted, margin, **more)]).verdict
+
+    assert of(0.1, "above") == "shown" and of(0.1, "below") == "contradicted" and of(0.01, "above") == "unclear"
+    assert (
+        of(-0.1, "below") == "shown" and of(0.1, "above", 0.05) == "shown" and of(0.0, "above", 0.05) == "contradicted"
+    )
+    assert (
+        of(0.0, "alike", 0.05) == "shown"
+        and of(0.04, "alike", 0.05) == "unclear"
+        and of(0.1, "alike", 0.05) == "contradicted"
+    )
+    assert of(0.0, "above", se=0.005, small=ADVANTAGE) == "contradicted" and of(0.0, "above", small=0.01) == "unclear"
+    assert of(0.0, "above", se=0.005) == "unclear" and of(-0.1, "above", settles=False) == "unclear"
+    assert Finding("x", "", [Claim("a", None, "above")]).verdict == "not run"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_contrasts_are_paired_by_question_seed_and_id():
+    """The interval of a difference that is the same for every question has no width, however different questions are; of
+    records with other questions the shared ones are compared, in whatever order they stand."""
+    right = np.arange(1, 21)
+    g = Grid([make_entry("base", 1, 0, right), make_entry("rl", 1, 0, right + 8), make_entry("rl", 1, 1, right)])
+    d = contrast([(1, g.models("rl", 1)), (-1, g.models("base", 1))], Questions(1))
+    assert d.values.shape == (1, 20) and d.estimate().low == d.estimate().high == 0.25
+    turned = make_entry("rl", 1, 0, right[::-1] + 8)
+    rows = turned.sets["test"]["questions"]
+    for row, id_ in zip(rows, range(19, -1, -1), strict=True):
+        row["id"] = str(id_)
+    del rows[:5]
+    e = contrast([(1, {(1, 0): turned}), (-1, g.models("base", 1))], Questions(1)).values
+    assert e.shape == (1, 15) and np.allclose(e, 0.25)
+
+
+def test_one_base_record_stands_for_all_its_seeds():
+    """A contrast of three seeds of RL against one shared evaluation of their base has three rows."""
+    right = np.arange(1, 21)
+    shared = make_entry("base", 1, 0, right, seeds=[0, 1, 2])
+    g = Grid([shared, *(make_entry("rl", 1, seed, right + 4 * seed) for seed in range(3))])
+    d = contrast([(1, g.models("rl", 1)), (-1, g.models("base", 1))], Questions(1)).values
+    assert d.shape == (3, 20) and np.allclose(d.mean(1), [0, 0.125, 0.25])
+
+
+def test_replicates_of_other_pretraining_runs_do_not_replace_each_other():
+    """The same seed after two pretraining runs is two replicates; a mean over checkpoints keeps those that all have."""
+    right = np.arange(1, 21)
+    entries = [make_entry(r, t, 1, right, pretrained=p) for r in ("rl", "base") for t, p in ((1, 1), (1, 2), (2, 1))]
+    g = Grid(entries)
+    found = [contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2)]
+    assert [len(c.values) for c in found] == [2, 1] and mean_of(found).keys == ((1, 1),)
+
+
+def test_what_old_records_lack_is_absent_not_zero():
+    """No process, floor, entropy, step: None; and no contrast of them."""
+    old = make_entry("rl", 1, 0, [1, 2])
+    assert Questions(1, "c_process")(old) is None and old.floor(32) is None and Questions(key="h_paths")(old) is None
+    assert (
+        Questions(1)(old).values.tolist() == [1 / 32, 2 / 32]
+        and np.isnan(old.dose)
+        and not Contrasts(Grid([old]), [old]).judged
+    )
+    assert contrast([(1, {(1, 0): old})], Questions(1, "c_process")) is None
+    assert task_items(old).values.tolist() == [1, 0] and general_bits(old).values.tolist() == [1.0]
+
+
+def test_questions_that_share_a_fact_are_one_cluster():
+    facts = [["a crate of plums"], ["a crate of plums"], [], []]
+    c = contrast([(1, {(1, 0): make_entry("rl", 1, 0, [1, 2, 3, 4], facts=facts)})], Questions(1))
+    assert c.clusters[0] == c.clusters[1] and len(set(c.clusters)) == 3 and c.estimate().clusters == 3
+    only = contrast([(1, {(1, 0): make_entry("rl", 1, 0, [1, 2, 3, 4], facts=facts)})], Questions(1, only="fact"))
+    assert only.values.tolist() == [[1 / 32, 2 / 32]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trajectories
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trajectories(direct: float, after: float, n: int = 300) -> Grid:
+    """RL from base and RL after SFT over the same abilities, at the given sharpness."""
+    w, entries = World(n), []
+    for seed in (1, 2, 3):
+        entries += [w.entry("base_0shot", 1, seed, -2, direct), w.entry("sft", 1, seed, -1.2, after)]
+        entries += w.run("rl", 1, seed, np.linspace(-1.5, 0.5, 5), np.full(5, direct))
+        entries += w.run("sft_rl", 1, seed, np.linspace(-0.9, 0.6, 5), np.full(5, after))
+    return Grid(entries)
+
+
+def test_the_order_is_judged_at_equal_pass1():
+    """A sharper model has less pass@32 at the same pass@1, and is found to; two alike are not told apart, although one of
+    the trajectories begins and ends higher."""
+    m = Questions(32)
+    sharp = at_equal_pass1(trajectories(0.8, 2.0), "rl", "sft_rl", 1, m).estimate()
+    assert sharp.low > 0.05
+    alike = at_equal_pass1(trajectories(1.0, 1.0), "rl", "sft_rl", 1, m).estimate()
+    assert alike.low < 0 < alike.high and alike.half_width < 0.05
+    few = Grid([e for e in trajectories(1, 1).entries if e.step in (0, 320) or e.recipe == "sft"])
+    assert at_equal_pass1(few, "rl", "sft_rl", 1, m) is None  # two points are no trajectory
+
+
+def test_uncertainty_of_the_crossing_is_in_the_interval():
+    """Where pass@k is a straight function of pass@1 and both runs have it, the difference at equal pass@1 is 0 for every
+    question: noise of pass@1 does not pass for a difference."""
+    rng, rows = np.random.default_rng(0), {}
+    for recipe, shift in (("rl", 0), ("sft_rl", 2)):
+        for step in (0, 10, 20):
+            name = {"rl": "base_0shot", "sft_rl": "sft"}[recipe] if step == 0 else recipe
+            rows[name, step] = make_entry(
+                name, 1, 0, np.clip(rng.integers(2, 8, 60) + shift + step // 2, 0, 32), step=step
+            )
+    g = Grid(list(rows.values()))
+    c = at_equal_pass1(g, "rl", "sft_rl", 1, Questions(1))
+    assert np.allclose(c.values, 0)
+
+
+def test_the_last_step_is_the_model_and_others_are_points():
+    """A recipe's model is its last judged step; temperatures are kept apart."""
+    w = World(40)
+    entries = w.run("rl", 1, 1, np.zeros(5), np.ones(5)) + w.run("rl", 1, 1, np.zeros(5), np.ones(5), temperature=1.0)
+    g, hot = Grid(entries), Grid(entries, 1.0)
+    assert g.models("rl", 1)[(1, 1)].step == 320 and g.steps("rl", 1) == list(STEPS)
+    assert hot.models("rl", 1)[(1, 1)].temperature == 1.0 and g.temperature == 0.6
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Named plans
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_findings_of_the_other_plans():
+    """7: spread over seeds falls; 8: alike at the end, more steps, fewer FLOPs; 6: mixture over size."""
+    rng, entries = np.random.default_rng(1), []
+    for seed in range(6):
+        early, late = 1 + 4 * seed, 28 + seed % 2
+        for tokens, level in ((1_000_000, early), (2_000_000, late)):
+            right = np.full(100, level) + rng.integers(0, 2, 100)
+            entries.append(make_entry("rl", tokens, 0, right, variant={"rlseed": seed}))
+    for n, steps, per_step in ((5, 40, 1.0), (64, 10, 10.0)):
+        flops = [[s, 1e3 + per_step * s] for s in range(1, steps + 1)]
+        curve = {"val_pass@1": [[0, 0.1], [steps // 2, 0.3], [steps, 0.5]], "flops": flops}
+        for seed in range(3):
+            curve_of_seed = curve | {"val_pass@1": [*curve["val_pass@1"][:2], [steps, 0.5 + 0.001 * seed]]}
+            extra = dict(variant={"band": "easy", "n": n}, curve=curve_of_seed)
+            entries.append(make_entry("rl", 1_000_000, seed, np.full(100, 16), **extra))
+    for variant, tokens, level in (
+        ({"math": 0.4}, 9, 4),
+        ({"math": 0.9}, 9, 20),
+        ({"size": "smoke"}, 50, 5),
+        ({"size": "micro"}, 9, 7),
+    ):
+        right = np.full(100, level) + rng.integers(0, 2, 100)
+        entries.append(make_entry("rl", tokens, 0, right, variant=variant))
+    found = verdicts(entries)
+    assert [found[n] for n in ("6", "7", "8")] == ["shown"] * 3
+    eight = finding(entries, "8")
+    assert [round(c.x.mean, 2) for c in eight.claims] == [0.0, round(np.log(4), 2), round(np.log(40 / 100), 2)]
+    flat = {"val_pass@1": [[0, 0.0], [10, 0.0]], "flops": [[1, 1.0], [10, 10.0]]}  # nothing learned: nothing to compare
+    idle = [make_entry("rl", 1, 0, [0] * 9, variant={"band": "easy", "n": n}, curve=flat) for n in (5, 64)]
+    assert [c.verdict for c in finding(idle, "8").claims] == ["shown", "not run", "not run"]
+
+
+def test_demonstrations_are_answered_by_count():
+    """RL above SFT on few solutions and below it on many: both are said."""
+    entries = []
+    for count, sft in ((64, 4), (256, 9), (1000, 20)):
+        right = np.tile([0, 1], 50)
+        entries += [make_entry("sft", 1, s, right + sft, variant={"solved": count}) for s in (0, 1)]
+        entries += [make_entry("rl", 1, s, right + 12, variant={"solved": count}) for s in (0, 1)]
+    f = demonstrations(entries)
+    assert [c.verdict for c in f.primary] == ["shown", "shown", "contradicted"]
+    assert demonstrations_answer(f) == "RL is above SFT on 64 and 256 solutions, below SFT on 1000."
+    assert demonstrations_answer(demonstrations([])) == "Not run: plan demonstrations."
+
+
+def sharpening_world(by: str) -> list:
+    """Where exactly one of order, rate and dose makes RL sharper."""
+    w, entries, flat = World(300), [], np.ones(5)
+    for seed in (1, 2, 3):
+        entries += [w.entry("base_0shot", 1, seed, 0, 1.0), w.entry("sft", 1, seed, 0, 1.0)]
+        for rate in (1 / 3, 1.0, 3.0):
+            for recipe in ("rl", "sft_rl"):
+                s = {"order": flat * (3 if recipe == "sft_rl" else 1), "rate": flat * (4 if rate > 1 else 1),
+                     "dose": 1 + 0.6 * np.arange(5)}[by]  # fmt: skip
+                entries += w.run(recipe, 1, seed, np.full(5, 0.3), s, variant={} if rate == 1 else {"rate": rate})
+    return entries
+
+
+@pytest.mark.parametrize("by", ["order", "rate", "dose"])
+def test_what_sharpens_is_told_apart(by):
+    """Of order, rate and dose the one that sharpens is named, and no other."""
+    f = Sharpening(sharpening_world(by)).finding()
+    assert [c.text.split(":")[0] for c in f.primary if c.verdict == "shown"] == [by]
+    assert Sharpening.answer(f).startswith(f"The {by} lowered pass@k")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pictures(monkeypatch):
+    monkeypatch.setitem(report.plt.rcParams, "savefig.dpi", 30)
+
+
+def test_report_is_the_same_twice_and_reads_on_a_phone(tmp_path, small_pictures):
+    """Byte-equal text and figures from the same records; a summary of five sentences at most; each finding with its mark;
+    every picture with words instead; nothing wider than a phone but what scrolls."""
+    save(study(seeds=(1, 2), tokens=(5_600_000,), n=60), tmp_path / "records")
+    for name in ("a", "b"):
+        report.write_report(tmp_path / "records", tmp_path / name)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) > 12
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    text, page = (tmp_path / "a/report.md").read_text(), (tmp_path / "a/report.html").read_text()
+    first = text.splitlines()[2]
+    assert first.count(". ") <= 4 and first.endswith(".")
+    for number in ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5", "6", "7", "8"):
+        assert any(f"### {mark} {number}. " in text for mark in "✓✗?–"), number
+    assert "name=viewport" in page and "width=device-width" in page and page.count("<details>") > 8
+    assert page.count("<img ") == len(files) - 2 == text.count("![") and 'alt=""' not in page and "![]" not in text
+    assert "What lowers pass@32" in text and "guess floor" in text.lower() or "other questions score" in text
+
+
+def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
+    """One recipe, one plan, one temperature: a report all the same."""
+    everything = study(seeds=(1,), tokens=(3_500_000,), n=40)
+    parts = {
+        "base": lambda e: e.recipe == "base",
+        "variants": lambda e: e.variant,
+        "hot": lambda e: e.temperature == 1.0,
+    }
+    for name, part in parts.items():
+        save([e for e in everything if part(e)], tmp_path / name)
+        report.write_report(tmp_path / name, tmp_path / f"{name}_out")
+        assert "– 6. " in (tmp_path / f"{name}_out/report.md").read_text()
+
+
+def test_broken_records_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="no record"):
+        load(tmp_path)
+    (tmp_path / "a.cell.json").write_text('{"name": "a"}')
+    with pytest.raises(UserError, match=r"a\.cell\.json"):
+        load(tmp_path)
+
+
+def test_claims_say_what_they_would_have_seen():
+    """n, the smallest visible effect, and the bootstrap's interval stand in every claim that has an interval."""
+    c = claim(
+        Contrast(np.random.default_rng(0).normal(0.1, 0.2, (3, 100)), None, ((0, 0), (1, 1), (2, 2))), "a", "above"
+    )
+    assert c.n == "3 × 100" and float(c.visible) > 0 and c.bootstrap.startswith("[+") and "[" in c.numbers
