@@ -3,7 +3,7 @@
 python tests/ranks.py 100        # 100 two-rank runs each of pretrain, rl and average, on a busy machine
 """
 
-import multiprocessing
+import importlib
 import os
 import shutil
 import socket
@@ -13,15 +13,20 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def start_ranks(world: int, *commands, **env) -> list[subprocess.Popen]:
     """Start `python COMMAND` as the ranks 0 .. world-1 of one group: one command for all, or one for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, **env}
+    group = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1, **env}
     processes = []
     for rank in range(world):
         command = [sys.executable, *map(str, commands[rank % len(commands)])]
@@ -41,42 +46,52 @@ def wait_ranks(processes: list[subprocess.Popen], timeout: float = 120) -> tuple
     return [process.returncode for process in processes], said
 
 
-def _burn() -> None:
-    while True:
-        pass
+def fork_ranks(world: int, program: str, flags: list[str]) -> list[int]:
+    """Exit codes of the ranks of one group. They are forks, so that they need not import torch again, and they end as
+    any program does."""
+    pids, port = [], free_port()
+    for rank in range(world):
+        pids.append(os.fork())
+        if not pids[-1]:
+            group = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
+            os.environ.update({k: str(v) for k, v in (group | {"MASTER_PORT": port}).items()})
+            sys.argv = [f"{program}.py", *flags]
+            stage = sys.modules[program]
+            stage.cli(stage.main, stage.Config)
+            sys.exit()
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def exits(runs: int) -> Counter:
     """(stage, exit codes of the two ranks) of `runs` runs each of pretrain.py, rl.py and average.py at their smallest,
-    one after the other, beside a process that burns CPU (on a machine that is not busy already)."""
-    burner = multiprocessing.Process(target=_burn, daemon=True)
-    if os.getloadavg()[0] < os.cpu_count():
-        burner.start()
+    one pair after the other, beside a process that burns CPU."""
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     counts = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        data, base, out = (f"{folder}/{name}" for name in ("data", "base", "out"))
-        pretrain = "--scale smoke --batch 2 --seq_len 64 --steps 2 --eval_every 0".split() + ["--data", data]
-        build = f"from data.prepare import build_world; build_world({data!r}, tokens=40_000)"
-        subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
-        subprocess.run([sys.executable, "pretrain.py", *pretrain, "--out", base], cwd=ROOT, check=True)
-        post = ["--init", f"{base}/last.pt", "--data", data, *"--steps 2 --limit 8 --eval_every 0 --show 0".split()]
-        post += "--prompts 2 --rollouts 2 --max_new_tokens 4".split()
-        stages = {"pretrain": pretrain, "rl": post, "average": [*post, "--rows", "2"]}
-        for i in range(runs):
-            for stage, flags in stages.items():
-                codes, said = wait_ranks(start_ranks(2, [f"{stage}.py", *flags, "--out", out]), timeout=600)
-                counts[(stage, *codes)] += 1
-                if any(codes):
-                    print(*said, sep="\n", file=sys.stderr)
-                shutil.rmtree(out, ignore_errors=True)
-            if (i + 1) % 10 == 0:
-                print(i + 1, dict(counts), flush=True)
-    if burner.pid:
-        burner.kill()
+    folder = tempfile.mkdtemp()  # not a context: a fork that ends would remove it
+    data, base, out = (f"{folder}/{name}" for name in ("data", "base", "out"))
+    pretrain = "--scale smoke --batch 2 --seq_len 64 --steps 2 --eval_every 0".split() + ["--data", data]
+    build = f"from data.prepare import build_world; build_world({data!r}, tokens=40_000)"
+    subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "pretrain.py", *pretrain, "--out", base], cwd=ROOT, check=True)
+    post = ["--init", f"{base}/last.pt", "--data", data, *"--steps 2 --limit 8 --eval_every 0 --show 0".split()]
+    post += "--prompts 2 --rollouts 2 --max_new_tokens 4".split()
+    stages = {"pretrain": pretrain, "rl": post, "average": [*post, "--rows", "2"]}
+    for i in range(runs):
+        for stage, flags in stages.items():
+            counts[(stage, *fork_ranks(2, stage, [*flags, "--out", out]))] += 1
+            shutil.rmtree(out, ignore_errors=True)
+        if (i + 1) % 10 == 0:
+            print(i + 1, dict(counts), flush=True)
+    shutil.rmtree(folder)
+    burner.kill()
     return counts
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    torch.set_num_threads(1)  # a fork inherits no threads
+    for program in ("pretrain", "rl", "average"):
+        importlib.import_module(program)
     counts = exits(int(sys.argv[1]))
     bad = sum(count for (_, *codes), count in counts.items() if any(codes))
     print(f"{sum(counts.values())} two-rank runs, {bad} with an exit code other than 0: {dict(counts)}")
