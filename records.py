@@ -126,6 +126,40 @@ class Entry:
         return self.meta["curve"].get(key, [])
 
 
+def check(e: Entry) -> None:
+    """Read all that the report reads of a record. Raises whatever comes of a damaged one."""
+    kinds = {
+        "variant": dict,
+        "curve": dict,
+        "samples": list,
+        "seconds": dict,
+        "recipe": str,
+        "seed": int,
+        "tokens": int,
+    }
+    wrong = [name for name, kind in kinds.items() if not isinstance(e.meta[name], kind)]
+    wrong += [
+        name for name, points in e.meta["curve"].items() if np.array(points, dtype=float).shape[1:] not in ((), (2,))
+    ]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: of another kind")
+    (
+        e.keys,
+        e.step,
+        e.dose,
+        e.temperature,
+        e.largest_k,
+        e.bits,
+        task_items(e),
+        Questions(1)(e),
+        Questions(1, "c_process")(e),
+    )
+    [
+        f"{s['id']}{s['set']}{s['question']}{[x['text'] + str(x['right']) for x in s['samples']]}"
+        for s in e.meta["samples"]
+    ]
+
+
 def load(folder: Path) -> list[Entry]:
     """All records of a folder, in the order of their names. UserError for a folder without any, or a broken one."""
     entries = []
@@ -134,17 +168,17 @@ def load(folder: Path) -> list[Entry]:
             meta = json.loads(path.read_text())
             record = json.loads((folder / f"{meta['name']}.json").read_text())
             entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
-            (
-                entry.recipe,
-                entry.largest_k,
-                entry.bits,
-                task_items(entry),
-                entry.keys,
-                entry.dose,
-                meta["seed"],
-                meta["tokens"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            check(entry)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+            OverflowError,
+        ) as error:
             raise UserError(f"{path}: no record of excursion.py ({error!r})") from None
         entries.append(entry)
     if not entries:

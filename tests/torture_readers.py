@@ -319,7 +319,7 @@ def reader_difficulty(t, st):
 
 def reader_report(t, st):
     """Records and their .cell.json through the report's reader."""
-    import findings
+    import records
 
     folder = ROOT / "results/excursion"
     name = sorted(folder.glob("*.cell.json"))[0].name.removesuffix(".cell.json")
@@ -330,7 +330,7 @@ def reader_report(t, st):
 
     def read(path):
         shutil.copy(f"{name}.json", f"records/{name}.json")
-        return findings.load(Path("records"))
+        return records.load(Path("records"))
 
     return [cell], file_reader(f"records/{name}.cell.json", read), changed_json(st)
 
