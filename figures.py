@@ -106,6 +106,10 @@ def figure_lines(
     for recipe in recipes:
         found = [(t, g.level(recipe, t, measure)) for t in g.tokens]
         found = [(t, c.estimate()) for t, c in found if c is not None]
+        if flops:  # unknown ones, of imported weights, are not drawn
+            found = [
+                (t, p) for t, p in found if all(np.isfinite(e.record["flops"]) for e in g.models(recipe, t).values())
+            ]
         if not found:
             continue
         name, colour, marker, line, filled = STYLE[recipe]

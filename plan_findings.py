@@ -128,6 +128,8 @@ def seeds_finding(entries: list[Entry]) -> Finding:
 def stage_flops(e: Entry) -> list[tuple[float, float]]:
     """(step, FLOPs spent since the stage began) along the curve; the log counts all stages, one line a step."""
     points = e.curve("flops")
+    if not points:  # unknown
+        return [(0.0, np.nan)]
     if len(points) < 2:
         return [(0.0, 0.0), *points]
     per_step = (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])

@@ -167,6 +167,7 @@ def load(folder: Path) -> list[Entry]:
         try:
             meta = json.loads(path.read_text())
             record = json.loads((folder / f"{meta['name']}.json").read_text())
+            record["flops"] = np.nan if record.get("flops") is None else record["flops"]  # unknown; not drawn
             entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
             check(entry)
         except (

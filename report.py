@@ -13,6 +13,8 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 import figures as draw
 from eval import main_accuracy
 from figures import plt
@@ -340,6 +342,10 @@ def describe(e: Entry) -> str:
     return label(e.recipe) + (f" ({variant})" if variant else "")
 
 
+def short_flops(x: float) -> str:
+    return "unknown" if np.isnan(x) else f"{x:.2e}"
+
+
 def place(e: Entry) -> int:
     return list(STYLE).index(e.recipe) if e.recipe in STYLE else len(STYLE)
 
@@ -373,7 +379,12 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
                 lambda e, n=name: percent(main_accuracy(e.record["tasks"][n])) if n in e.record["tasks"] else "–",
             )
         )
-    columns.append(("FLOPs", lambda e: f"{e.record['flops']:.2e}"))
+    base = {(e.tokens, e.meta.get("scale")): e.record["flops"] for e in entries if e.recipe.startswith("base")}
+    after = {id(e): e.record["flops"] - base.get((e.tokens, e.meta.get("scale")), np.nan) for e in entries}
+    columns += [
+        ("FLOPs", lambda e: short_flops(e.record["flops"])),
+        ("of them after pretraining", lambda e: short_flops(after[id(e)])),
+    ]
     columns.append(("seconds: training + evaluation", lambda e: " + ".join(
         "–" if e.meta["seconds"].get(k) is None else f"{e.meta['seconds'][k]:.0f}" for k in ("training", "evaluation"))))  # fmt: skip
     order = sorted(entries, key=lambda e: (str(e.variant), e.tokens, place(e), e.meta["seed"], e.temperature, e.step))
@@ -442,8 +453,17 @@ def write_report(records: Path, out: Path) -> Path:
         panels = [(f"{name}_pass{k}", draw.figure_lines(c.g, recipes, Questions(k, set=name), f"{words(name)}: pass@{k}, %"),
                    draw.describe_lines(c.g, recipes, Questions(k, set=name)))
                   for name in sets if len(sets) > 1 for k in dict.fromkeys((1, c.g.k))]  # fmt: skip
-        panels.append(("flops", draw.figure_lines(c.g, recipes, Questions(c.g.k), f"All test questions: pass@{c.g.k}, %", flops=True),
-                       f"pass@{c.g.k} over all FLOPs spent"))  # fmt: skip
+        known = [
+            r
+            for r in recipes
+            for t in c.g.tokens
+            if all(np.isfinite(e.record["flops"]) for e in c.g.models(r, t).values())
+        ]
+        known = [r for r in recipes if r in known]
+        if known:
+            title = f"All test questions: pass@{c.g.k}, %"
+            panels.append(("pass_at_k_flops", draw.figure_lines(c.g, known, Questions(c.g.k), title, flops=True),
+                           f"pass@{c.g.k} over all FLOPs spent"))  # fmt: skip
         doc.panels(panels, "As above; the last one over all FLOPs: pretraining, and training and sampling after it.")
     show_plans(doc, judged_alike(entries))
     reader(doc, plain or entries)

@@ -1,4 +1,4 @@
-"""The excursion: plans, the runner, kill and restart, where SFT is stopped, and the verdicts on the paper's findings."""
+"""The excursion: plans, the runner, kill and restart, and where SFT is stopped."""
 
 import json
 import shutil
