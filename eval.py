@@ -38,7 +38,7 @@ from data.process import equations, sound
 from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.verifier import GRADERS, canonical, extract_answer, judge
-from files import write_jsonl, write_text
+from files import MALFORMED, write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
 from sampler import Samples, sample
@@ -451,6 +451,7 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
             raise UserError(
                 f"--data {data} is tokenized with {loader.tokenizer!r}, the checkpoint with {tokenizer.name!r}"
             )
+        loader.verify(process, ("val",))
     new = getattr(config, "max_new_tokens", 0) or default_new_tokens(tokenizer)
 
     def evaluate() -> dict[str, float]:
@@ -594,6 +595,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
                 f"{folder} is tokenized with {loader.tokenizer!r}, {path} with {tokenizer.name!r}: "
                 "pass --text without a value, or the --data of this model"
             )
+        loader.verify(process, ("val",))
         for source in loader.sources if "all" in config.text else config.text:
             record["text"][source] = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process)
     return record, samples
@@ -661,7 +663,7 @@ def compare(paths: tuple[str, ...], seed: int = 0) -> dict:
                 column: mean_interval(np.mean([values(o[name], *at) for o in others], 0) - values(base, *at), seed)
                 for column, at in columns.items()
             }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise UserError(f"--compare: these are not evaluation records of the same sets ({error!r})") from None
     return table
 

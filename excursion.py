@@ -57,7 +57,7 @@ import pretrain
 import report
 from cli import UserError, cli
 from data.tokenizer import load_tokenizer
-from files import replacing_path, write_text
+from files import MALFORMED, replacing_path, write_text
 from model import SCALES, config_of, train_flops
 from runner import Cell, Runner, read_state
 
@@ -757,7 +757,7 @@ def validation_scores(run: Path) -> dict[int, float]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         key = "val_process@1" if any("val_process@1" in line for line in lines) else "val_pass@1"
         return {int(line["step"]): float(line[key]) for line in lines if key in line}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except MALFORMED as error:
         raise UserError(f"{run / 'metrics.jsonl'}: no metrics of a run ({error})") from None
 
 

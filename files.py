@@ -26,6 +26,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# What reading a file that holds anything at all, or that is not there, may raise
+MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 TRAILER = b"\ncrc32="  # 8 hexadecimal digits and a newline follow
 DIGESTS = "digests.json"  # in a folder: {name: digest} of the files that `write_jsonl` wrote there
 

@@ -85,6 +85,7 @@ class Config(RunConfig):
     save_at: str = ""  # kept checkpoints: steps 100,200; token counts 0.5M,1M; or log:8, eight of them log-spaced
     eval_every: int = 500  # steps between evaluations of held-out text and samples; 0: only at the end
     val_tokens: int = 20_000  # held-out tokens per source in these evaluations
+    verify: bool = True  # read all shards at the start, and refuse those that are not what was written
 
 
 def parse_count(text: str) -> float:
@@ -223,6 +224,12 @@ def main(config: Config) -> None:
     process.barrier()
     loader = Loader(config.data, parse_mix(config.mix), config.batch, config.seq_len, config.seed)
     tokenizer = load_tokenizer(loader.tokenizer)
+    if loader.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"--data {config.data}: was made with another version of the tokenizer {tokenizer.name!r}; make it again"
+        )
+    if config.verify:
+        loader.verify(process)
     tokens_per_step = config.batch * config.seq_len
     if last:
         start = open_checkpoint(config, last, process)

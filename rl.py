@@ -41,7 +41,7 @@ from data.questions import encode_prompt
 from data.tokenizer import Tokenizer
 from data.verifier import judge
 from eval import HeldOut, default_new_tokens, find_questions, held_out
-from files import named, write_jsonl
+from files import MALFORMED, named, write_jsonl
 from model import GPT, packed_batches, sequence_flops
 from runtime import (
     Clock,
@@ -549,7 +549,7 @@ def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
     try:
         sets = json.loads(Path(path).read_text())["questions"].values()
         rate = {q["id"]: q["c"] / q["n"] for s in sets for q in s["questions"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise UserError(
             f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --difficulty"
         ) from None

@@ -373,6 +373,7 @@ FREE = {
         "kv_gib",
     ),
     *(
+        "verify",
         "wandb",
         "tensorboard",
         "save_every",

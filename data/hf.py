@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from checkpoint import FORMAT, save_checkpoint
+from checkpoint import DTYPES, FORMAT, check_weights, save_checkpoint
 from cli import UserError, cli
 from data.tokenizer import PUBLISHED, load_tokenizer, tokenizer_digest
+from files import MALFORMED
 from model import GPT, GPTConfig
 
 
@@ -76,6 +77,10 @@ def from_olmo2(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
     for ours, theirs in pairs:
         if state[theirs].shape != shapes[ours]:
             raise UserError(f"{theirs} is {tuple(state[theirs].shape)}, config.json wants {tuple(shapes[ours])}")
+        if state[theirs].dtype not in DTYPES:
+            raise UserError(
+                f"{theirs} is of {state[theirs].dtype}: only {', '.join(map(str, DTYPES))} can be converted"
+            )
     return {ours: state[theirs] for ours, theirs in pairs}
 
 
@@ -127,7 +132,7 @@ def read_config(path: Path) -> GPTConfig:
         )
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --weights needs the model's config.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise UserError(f"{path}: not a config.json of transformers ({type(error).__name__}: {error})") from None
 
 
@@ -163,8 +168,12 @@ def main(flags: Config) -> None:
             f"--tokenizer {flags.tokenizer} has {vocab_size} ids, the model's table {config.vocab_size}: "
             "name the tokenizer that the model was trained with"
         )
+    weights = {name: tensor.float() for name, tensor in from_olmo2(theirs, config).items()}
+    try:
+        check_weights(weights, config)
+    except ValueError as error:
+        raise UserError(f"--weights {flags.weights}: {error}") from None
     args = asdict(flags)
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(
         out,
         {
@@ -173,7 +182,7 @@ def main(flags: Config) -> None:
             "config": asdict(config),
             "tokenizer": flags.tokenizer,
             "tokenizer_digest": tokenizer_digest(flags.tokenizer),
-            "model": {name: tensor.float() for name, tensor in from_olmo2(theirs, config).items()},
+            "model": weights,
             "step": 0,
             "tokens": flags.tokens,
             "flops": None,  # unknown, and so it stays in all that comes of it

@@ -29,8 +29,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from cli import UserError
+from data.tokenizer import check_tokenizer
+from files import MALFORMED, crc32, json_digest
 
 META_FORMAT = 1
 # Named mixtures, for --mix. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2 mixtures), which
@@ -93,8 +96,9 @@ def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
 class Tokens:
     """The shards of one split of one source, memory-mapped and read as one stream."""
 
-    def __init__(self, folder: Path, shards: list[str], dtype: np.dtype, expected: int):
+    def __init__(self, folder: Path, shards: list[str], dtype: np.dtype, expected: int, digests: dict[str, str]):
         self.folder = folder
+        self.digests = {folder / name: digests[name] for name in shards if name in digests}  # older ones have none
         self.arrays = [_open_shard(folder / name, dtype) for name in shards]
         self.ends = np.cumsum([len(array) for array in self.arrays], dtype=np.int64)  # exclusive end of each shard
         self.size = int(self.ends[-1]) if shards else 0
@@ -126,8 +130,9 @@ def _open_shard(path: Path, dtype: np.dtype) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: named in meta.json but missing; prepare it again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole .npy file ({error}); prepare it again") from None
+    except Exception as error:  # numpy lets the errors of Python's tokenizer and parser through
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: not a whole .npy file ({reason}); prepare it again") from None
     if array.ndim != 1 or array.dtype != dtype:
         raise UserError(
             f"{path}: holds {array.dtype} of shape {array.shape}, meta.json says one row of {dtype}; prepare it again"
@@ -142,14 +147,19 @@ class Source:
         path = folder / "meta.json"
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
+            if meta.get("digest", (ours := json_digest(meta))) != ours:
+                raise UserError(f"{path}: damaged or changed since it was written (digest); prepare it again")
             if meta["format"] != META_FORMAT:
                 raise UserError(f"{path}: format {meta['format']!r}, this code reads {META_FORMAT}; prepare it again")
             self.name, self.tokenizer, self.vocab_size = folder.name, meta["tokenizer"], int(meta["vocab_size"])
-            dtype = DTYPES[meta["dtype"]]
+            if "tokenizer_digest" in meta:
+                check_tokenizer(str(path), self.tokenizer, meta["tokenizer_digest"])
+            dtype, digests = DTYPES[meta["dtype"]], dict(meta.get("digests", {}))
             train, val = (
-                Tokens(folder, meta[split]["shards"], dtype, meta[split]["tokens"]) for split in ("train", "val")
+                Tokens(folder, meta[split]["shards"], dtype, meta[split]["tokens"], digests)
+                for split in ("train", "val")
             )
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except MALFORMED as error:
             raise UserError(f"{path}: cannot be used ({type(error).__name__}: {error}); prepare it again") from None
         self.train, self.val = train, val
 
@@ -188,6 +198,26 @@ class Loader:
             raise UserError(f"{folder}: no source has train tokens; prepare one with --val_fraction below 1")
         self.weights = integer_weights(mix)
         self._orders: dict[tuple[str, int], np.ndarray] = {}  # (source, epoch) → permutation of its windows
+
+    def verify(self, process, splits: tuple[str, ...] = ("train", "val")) -> None:
+        """UserError, on every rank, if a shard in use is not what was written. Reads them all, at the speed of the disk
+        or of the digest (`files.crc32`), the ranks of `process` (runtime.Process) a part each; a bar if it takes long."""
+        digests = {}
+        for name, source in self.sources.items():
+            digests |= source.val.digests if "val" in splits else {}
+            digests |= source.train.digests if "train" in splits and name in self.weights else {}
+        sizes = [path.stat().st_size for path in digests]
+        mine = [list(digests)[i] for i in process.share(sizes)]
+        total = sum(path.stat().st_size for path in mine)
+        bar = tqdm(
+            total=total, desc="verify", unit="B", unit_scale=True, disable=not process.main, delay=3, leave=False
+        )
+        with bar:
+            damaged = [str(path) for path in sorted(mine) if crc32(path, progress=bar.update) != digests[path]]
+        damaged = sorted(sum(process.gather(damaged), []))
+        if damaged:
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise UserError(f"{damaged[0]}{more}: damaged or changed since it was written (digest); prepare it again")
 
     def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Rows `rows` of the global batch of `step`: (len(rows), seq_len + 1) int64. Depends on (seed, step) alone."""

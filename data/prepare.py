@@ -34,6 +34,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -69,8 +70,8 @@ from data.questions import (
     split_validation,
     stream_hub,
 )
-from data.tokenizer import WORLD_RANKS, load_tokenizer
-from files import remove_stale, replacing, replacing_path, write_jsonl, write_text
+from data.tokenizer import WORLD_RANKS, load_tokenizer, tokenizer_digest
+from files import MALFORMED, crc32, json_digest, remove_stale, replacing, replacing_path, write_jsonl, write_text
 
 WORLD_TOKENS = 8_000_000
 WORLD_MATH_SHARE = 0.55  # of tokens
@@ -154,8 +155,11 @@ class Inputs:
         else:
             self.sources = {name: Source(config, self.hub, config.subset)}
         for source in self.sources:
-            if not source or "/" in source or source in ("questions", "tasks"):
-                raise UserError(f"--source {source!r}: choose another name; it becomes a sub-folder of {config.out}")
+            if not re.fullmatch(r"[^\W_][\w .+-]*", source) or source in ("questions", "tasks"):
+                raise UserError(
+                    f"--source {source!r}: choose another name, of letters, digits and . + - _, for it becomes a sub-folder of "
+                    f"{config.out} and a name in --mix"
+                )
 
 
 class Source:
@@ -238,7 +242,7 @@ def prepare_questions(config: Config, inputs: Inputs, out: Path, banned: list[st
         if path.exists() and load_questions(path) != rows_of_split:
             raise UserError(f"{path}: holds other questions; choose another --out, or delete {folder}")
     for name, rows_of_split in splits.items():
-        write_jsonl(folder / f"{name}.jsonl", rows_of_split)
+        write_jsonl(folder / f"{name}.jsonl", rows_of_split, digest=True)
     counts = ", ".join(f"{len(splits[name])} {name}" for name in splits)
     print(f"{folder}: {counts}; {len(rows) - len(kept)} removed as banned")
 
@@ -389,6 +393,7 @@ class Shards:
             if arrays:
                 name = f"{split}_{len(self.meta[split]['shards']):05d}.npy"
                 write_shard(self.folder / name, np.concatenate(arrays))
+                self.meta.setdefault("digests", {})[name] = crc32(self.folder / name)
                 self.meta[split]["shards"].append(name)
         self.waiting, self.n_waiting = {"train": [], "val": []}, 0
 
@@ -399,11 +404,13 @@ def new_meta(source: str, tokenizer, made_from: dict) -> dict:
         "format": META_FORMAT,
         "source": source,
         "tokenizer": tokenizer.name,
+        "tokenizer_digest": tokenizer_digest(tokenizer.name),
         "vocab_size": tokenizer.vocab_size,
         "dtype": str(shard_dtype(tokenizer)),
         "seed": made_from["seed"],
         "train": {"tokens": 0, "bytes": 0, "documents": 0, "shards": []},
         "val": {"tokens": 0, "bytes": 0, "documents": 0, "shards": []},
+        "digests": {},
         "skipped": {"unreadable": 0, "banned": 0, "named": []},
         "made_from": made_from,
     }
@@ -477,8 +484,11 @@ def _begin_or_resume(folder: Path, fresh: dict) -> dict | None:
         if path.exists():
             try:
                 meta = json.loads(path.read_text(encoding="utf-8"))
-                theirs = meta["made_from"]
-            except (ValueError, KeyError, TypeError):
+                theirs = dict(meta["made_from"])
+                mine = json_digest(meta)
+                if meta.get("digest", mine if name == "meta.json" else "") != mine:  # older ones have none
+                    raise ValueError
+            except MALFORMED:
                 raise UserError(f"{path}: is damaged; delete {folder} and prepare it again") from None
             ours = fresh["made_from"]
             other = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
@@ -528,9 +538,9 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
     try:
         with replacing_path(out) as part:
             for split, rows in questions.items():
-                write_jsonl(part / "questions" / f"{split}.jsonl", rows)
+                write_jsonl(part / "questions" / f"{split}.jsonl", rows, digest=True)
             for name, items in tasks.items():
-                write_jsonl(part / "tasks" / f"{name}.jsonl", items)
+                write_jsonl(part / "tasks" / f"{name}.jsonl", items, digest=True)
             encoder = Encoder(tokenizer.name, [], seed)
             for source, share in zip(("general", "math"), (1 - WORLD_MATH_SHARE, WORLD_MATH_SHARE), strict=True):
                 folder, meta = part / source, new_meta(source, tokenizer, made_from)
@@ -560,9 +570,9 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
 def _same_world(out: Path, made_from: dict) -> bool:
     try:
         metas = [json.loads((out / source / "meta.json").read_text(encoding="utf-8")) for source in world.SOURCES]
-    except (OSError, ValueError):
+        return all(meta.get("made_from") == made_from for meta in metas)
+    except MALFORMED:
         return False
-    return all(meta.get("made_from") == made_from for meta in metas)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -570,6 +580,7 @@ def _same_world(out: Path, made_from: dict) -> bool:
 
 
 def _write_json(path: Path, content: dict) -> None:
+    content = content | {"digest": json_digest(content)}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from cli import UserError
 from data.verifier import extract_answer, is_equal
+from files import check_digest
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 
@@ -104,6 +105,7 @@ def read_records(path: Path, text_field: str = "text") -> Iterator[Record]:
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)}")
     try:
+        check_digest(path)
         if path.suffix == ".parquet":
             yield from _read_parquet(path)
             return
