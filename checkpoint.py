@@ -56,7 +56,9 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
     checkpoint.setdefault("flops", None)  # unknown
     for key, (holds, wanted) in KEYS.items():
-        if not holds(checkpoint.get(key)):
+        if key not in checkpoint and key in OPTIONAL:
+            continue
+        if key not in checkpoint or not holds(checkpoint[key]):
             raise UserError(f"{path}: {key} is missing or not {wanted}; use another checkpoint")
     try:
         check_weights(checkpoint["model"], GPTConfig(**checkpoint["config"]))
@@ -134,8 +136,6 @@ def _lineage(x: Any) -> bool:
 
 
 def _train(x: Any) -> bool:
-    if x is None:
-        return True
     progress = x.get("progress") if isinstance(x, dict) else None
     wanted: dict[str, Callable] = {"step": _count, "tokens": _count, "flops": _flops, "skipped": _count}
     return (
@@ -154,10 +154,11 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flops": (_flops, "a number of at least 0, or None: unknown"),
     "config": (lambda x: isinstance(x, dict), "a dictionary"),
     "tokenizer": (lambda x: isinstance(x, str), "a name"),
-    "tokenizer_digest": (lambda x: x is None or isinstance(x, str), "a digest"),  # older ones have none
+    "tokenizer_digest": (lambda x: isinstance(x, str), "a digest"),
     "model": (_weights, "a dictionary of tensors"),
     "args": (_flags, "a dictionary of flags"),
     "lineage": (_lineage, "a list of stages"),
-    "metrics": (lambda x: x is None or _flags(x), "a dictionary"),
+    "metrics": (_flags, "a dictionary"),
     "train": (_train, "what --resume needs"),
 }
+OPTIONAL = ("tokenizer_digest", "metrics", "train")  # older checkpoints have no digest, kept ones no `train`

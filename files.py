@@ -29,7 +29,7 @@ except ImportError:  # Windows
 # What reading a file that holds anything at all, or that is not there, may raise
 MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 TRAILER = b"\ncrc32="  # 8 hexadecimal digits and a newline follow
-DIGESTS = "digests.json"  # in a folder: {name: digest} of the files that `write_jsonl` wrote there
+DIGESTS = "digests"  # in a folder, JSON: {name: digest} of the files that `write_jsonl` wrote there
 
 
 @contextlib.contextmanager
@@ -200,7 +200,7 @@ def check_trailer(path: Path) -> None:
 
 
 def check_digest(path: Path) -> None:
-    """UserError if `digests.json` beside the file says that it was another one when it was written."""
+    """UserError if `digests` beside the file says that it was another one when it was written."""
     wanted = _read_digests(path.parent).get(path.name)
     if wanted and crc32(path) != wanted:
         raise UserError(

@@ -83,7 +83,7 @@ HOSTILE = {
     "metrics a word": changed("", metrics="good"),
     "tokenizer a number": changed("", tokenizer=3),
     "tokenizer unknown": changed("", tokenizer="../../etc/passwd"),
-    "tokenizer larger": changed("", tokenizer="gpt2", tokenizer_digest=None),
+    "tokenizer larger": changed("", tokenizer="gpt2", tokenizer_digest=tokenizers.tokenizer_digest("gpt2")),
     "tokenizer of other ranks": changed("", tokenizer_digest="0123456789abcdef"),
     "train a word": changed("", train="x"),
     "progress negative": changed("train", progress={"step": -1, "tokens": 0, "flops": 0.0, "skipped": 0}),

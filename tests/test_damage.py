@@ -72,7 +72,7 @@ def test_a_flipped_bit_of_meta_is_found_or_harmless(data):
 
 @pytest.mark.parametrize("name", ["questions/train.jsonl", "tasks/facts.jsonl"])
 def test_a_flipped_bit_of_questions_and_tasks_is_found(data, name):
-    """30 flips at random: the reader names the file. Without digests.json, which whoever edits them deletes, it reads."""
+    """30 flips at random: the reader names the file. Without `digests`, which whoever edits them deletes, it reads."""
     path, rng = data / name, random.Random(2)
     for _ in range(30):
         whole = flip(path, rng.randrange(path.stat().st_size), rng.randrange(8))
@@ -226,7 +226,7 @@ READERS = {
     "meta.json": (META, read_meta),
     "record.json": (RECORD, lambda path: rl.in_band([{"id": "a"}], str(path), "0:1")),
     "compared.json": (RECORD, lambda path: compare((str(path), str(path)))),
-    "digests.json": ({"x.jsonl": "00000000"}, lambda path: check_digest(path.parent / "x.jsonl")),
+    "digests": ({"x.jsonl": "00000000"}, lambda path: check_digest(path.parent / "x.jsonl")),
     "progress.json": ({"made_from": {"seed": 0}, "records": 1, "digest": "0"}, lambda path: prepare._begin_or_resume(
         path.parent, {"made_from": {"seed": 0}})),
 }  # fmt: skip
