@@ -59,7 +59,7 @@ from cli import UserError, cli
 from data.tokenizer import load_tokenizer
 from files import MALFORMED, replacing_path, write_text
 from model import SCALES, config_of, train_flops
-from runner import Cell, Runner
+from runner import Cell, Runner, read_state
 
 ROOT = Path(__file__).parent
 EARLY = 0.03  # validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md)
