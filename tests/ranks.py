@@ -64,8 +64,9 @@ def fork_ranks(world: int, program: str, flags: list[str]) -> list[int]:
 
 def exits(runs: int) -> Counter:
     """(stage, exit codes of the two ranks) of `runs` runs each of pretrain.py, rl.py and average.py at their smallest,
-    one pair after the other, beside a process that burns CPU."""
-    burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    one pair after the other, beside a process that burns CPU if nothing else does."""
+    idle = os.getloadavg()[0] < os.cpu_count()
+    burner = subprocess.Popen([sys.executable, "-c", "while True: pass" if idle else ""])
     counts = Counter()
     folder = tempfile.mkdtemp()  # not a context: a fork that ends would remove it
     data, base, out = (f"{folder}/{name}" for name in ("data", "base", "out"))

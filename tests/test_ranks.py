@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import assert_same_run, run
@@ -21,6 +22,9 @@ import runtime
 import sampler
 import sft
 from cli import UserError
+from data.loader import Loader
+from data.tokenizer import load_tokenizer
+from model import GPT, config_of
 
 THREADS = """
 import os, sys, torch
@@ -41,6 +45,54 @@ def test_no_thread_of_a_process_group_outlives_it(tmp_path):
     thread asks for the interpreter while that ends, and the process aborts after all its work is done."""
     if sys.platform == "linux":
         assert run("-c", THREADS, tmp_path / "store")[1] == "0\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# More ranks than rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_without_rows_contributes_nothing(world):
+    """On 8 ranks, 2 rows of pretraining, 2 of SFT and 2 groups of RL have the gradient that one process gives them: the
+    sum over ranks, of which most have no rows. (Whole runs of more ranks than rows: test_stages.py.)"""
+    tokenizer = load_tokenizer("world")
+    model = GPT(config_of("smoke", tokenizer.padded_vocab_size)).init_weights(0, std=0.1)
+    loader = Loader(world, None, 2, 64, seed=0)
+    question = {"question": "Tom has 2 pears. How many?", "answer": "2", "solutions": ["Two. \\boxed{2}", "\\boxed{2}"]}
+    questions = [question, question | {"question": "Tom has 3 pears. How many?"}]
+    answers, scores = [[9, 8, 7], [6, 5]], np.array([0.7, -0.7], np.float32)
+    groups = [
+        rl.Group({}, prompt, answers, answers, [1.0, 0.0], [True] * 2, [True] * 2, [True, False], scores)
+        for prompt in ([1, 2, 3], [4, 5])
+    ]
+
+    def pretraining(process):
+        rows = torch.from_numpy(loader.batch(0, process.rows(2)))
+        flags = pretrain.Config(micro_batch=1)
+        return pretrain.loss_and_backward(model, rows, tokenizer.eos, flags, process, 2 * 64)
+
+    def supervised(process):
+        stage = sft.SFT(sft.SFTConfig(rows=2), questions, tokenizer, process, 0, 256)
+        return stage.backward(model, stage.draw())["sft_loss"]
+
+    def reinforced(process):
+        stage = rl.GRPO(rl.GRPOConfig(max_new_tokens=4), questions, tokenizer, process, 0, 256)
+        return stage.backward(model, groups, first=True)["trained_tokens"]
+
+    for stage in (pretraining, supervised, reinforced):
+        found = []
+        for ranks in (1, 8):
+            total = [torch.zeros_like(p) for p in model.parameters()]
+            value = 0.0
+            for rank in range(ranks):
+                model.zero_grad()
+                value += stage(runtime.Process(rank, ranks, torch.device("cpu"), torch.float32))
+                for t, p in zip(total, model.parameters(), strict=True):
+                    t += 0 if p.grad is None else p.grad
+            found.append((value, torch.cat([t.flatten() for t in total])))
+        (one, gradient), (many, summed) = found
+        assert many == pytest.approx(one, rel=1e-5) and gradient.norm() > 0, stage
+        assert (gradient - summed).norm() < 1e-5 * gradient.norm(), stage
 
 
 # ---------------------------------------------------------------------------------------------------------------------

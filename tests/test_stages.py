@@ -42,28 +42,31 @@ def vary(text, *_):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_20_34_two_ranks_are_one_in_every_stage(base, world, tmp_path):
-    """Properties 20, 34: rl.py, sft.py and average.py on two gloo ranks sample the same rollouts and make the same
-    updates as on one rank, up to the order of fp32 sums."""
+@pytest.mark.parametrize(("ranks", "few"), [(2, ()), (3, ("few",))])
+def test_20_34_ranks_are_one_process_in_every_stage(base, world, tmp_path, ranks, few):
+    """Properties 20, 34: rl.py, sft.py and average.py on several gloo ranks sample the same rollouts and make the same
+    updates as in one process, up to the order of fp32 sums; and pretrain.py and the evaluations, where there are fewer
+    rows, questions and items than ranks."""
     args = (base / "last.pt", world)
     code, _, err = run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "tests/two_ranks.py", *args,
-        tmp_path / "two",
+        "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", ROOT / "tests/two_ranks.py", *args,
+        tmp_path / "many", *few,
     )  # fmt: skip
     assert code == 0, err
-    two_ranks.main(*map(str, args), str(tmp_path / "one"))
+    two_ranks.main(*map(str, args), str(tmp_path / "one"), *few)
     start = weights(base)
-    for stage in ("rl", "sft", "average"):
-        one, two = (weights(tmp_path / world / stage) for world in ("one", "two"))
+    for stage in ("pretrain", "rl", "sft", "average") if few else ("rl", "sft", "average"):
+        one, many = (weights(tmp_path / where / stage) for where in ("one", "many"))
         moved = sum((one[k] - start[k]).square().sum() for k in one).sqrt()
-        apart = sum((one[k] - two[k]).square().sum() for k in one).sqrt()
+        apart = sum((one[k] - many[k]).square().sum() for k in one).sqrt()
         assert moved > 1e-3 and apart < 1e-4 * moved, stage
-        for a, b in zip(*(metrics(tmp_path / world / stage) for world in ("one", "two")), strict=True):
+        for a, b in zip(*(metrics(tmp_path / where / stage) for where in ("one", "many")), strict=True):
             assert a.keys() == b.keys()
-            for key in a.keys() & {"loss", "sft_loss", "grad_norm", "reward", "length", "kl", "ratio", "flops"}:
+            compared = {"loss", "sft_loss", "grad_norm", "reward", "length", "kl", "ratio", "flops"}
+            for key in a.keys() & compared | {k for k in a if k.startswith(("val_", "task_", "bpb_"))}:
                 assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6), (stage, key)
-    one, two = (gzip.open(tmp_path / world / "rl/rollouts.jsonl.gz").read() for world in ("one", "two"))
-    assert one == two
+    one, many = (gzip.open(tmp_path / where / "rl/rollouts.jsonl.gz").read() for where in ("one", "many"))
+    assert one == many
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Started by test_stages.py under torchrun and by itself: rl.py, sft.py and average.py on a tiny model in one process
-group, `python two_ranks.py BASE DATA OUT`. Rewards are made to vary, since a new model gets no question right."""
+group, `python two_ranks.py BASE DATA OUT`. Rewards are made to vary, since a new model gets no question right.
+
+`python two_ranks.py BASE DATA OUT few`: the same with 2 rows, questions and items of everything, and pretrain.py."""
 
 import sys
 from pathlib import Path
@@ -9,12 +11,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import average
+import pretrain
 import rl
 import runtime
 import sft
 
 
-def main(base: str, data: str, out: str) -> None:
+def main(base: str, data: str, out: str, few: str = "") -> None:
     torch.set_num_threads(1)
     end_process, runtime.end_process = runtime.end_process, lambda: None  # one group for all stages
     reward_of, rl.reward_of = rl.reward_of, lambda text, *_: (float(len(text) % 3), False)
@@ -25,8 +28,16 @@ def main(base: str, data: str, out: str) -> None:
         "sft": (sft, dict(rows=5)),
         "average": (average, dict(**rollouts, rows=5)),
     }
+    if few:
+        held_out = dict(
+            eval_every=3, eval_limit=2, eval_samples=2, eval_tasks=("facts",), eval_items=2, eval_tokens=300
+        )
+        for _, flags in stages.values():
+            flags |= held_out | {key: 2 for key in ("prompts", "rows") if key in flags}
+        small = dict(scale="smoke", batch=2, seq_len=64, steps=3, val_tokens=300)
+        pretrain.main(pretrain.Config(out=f"{out}/pretrain", data=data, **small))
     for name, (stage, flags) in stages.items():
-        stage.main(stage.Config(out=f"{out}/{name}", **common, **flags))
+        stage.main(stage.Config(out=f"{out}/{name}", **common | flags))
     runtime.end_process, rl.reward_of = end_process, reward_of
     end_process()
 
