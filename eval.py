@@ -22,8 +22,9 @@ log-likelihood by its characters, the space before it not counted, as lm-evaluat
 
 import json
 import math
+import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,16 @@ import kernels
 from cli import UserError, cli, expand
 from data.loader import Loader
 from data.process import equations, sound
-from data.questions import HUB_QUESTIONS, few_shot_prompt, load_examples, load_questions, parse_record, read_records
+from data.questions import (
+    HUB_QUESTIONS,
+    few_shot_prompt,
+    fitting,
+    left_out,
+    load_examples,
+    load_questions,
+    parse_record,
+    read_records,
+)
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.verifier import GRADERS, canonical, extract_answer, judge
 from files import MALFORMED, write_jsonl, write_text
@@ -210,7 +220,7 @@ def evaluate_questions(
     """Sample n answers to each question and judge them. Ranks share the questions.
 
     Returns:
-        The record {"n", "shots", "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...},
+        The record {"n", "shots", "left_out" (ids of questions too long for the model), "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...},
         "floor": {"pass@1": mean, ...}, "entropy": {"answers", "paths"}, "majority", "box", "finished", "tokens" (mean
         response length), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]},
         and one row per question with its samples. Means are over questions.
@@ -219,7 +229,10 @@ def evaluate_questions(
         words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
         are two questions. Entropies are in nats over a question's n samples; to have no answer is one more answer.
     """
-    prompts, shots = build_prompts(questions, tokenizer, examples or [], model.config.context - max_new_tokens, prompt)
+    room = model.config.context - max_new_tokens
+    kept, long = fitting(questions, tokenizer, model.config.context, max_new_tokens)
+    questions = [question for question, _ in kept]
+    prompts, shots = build_prompts(questions, tokenizer, examples or [], room, prompt)
     mine = np.arange(len(questions))[process.rank :: process.world]
     bar = tqdm(
         total=len(mine) * n, desc=label, unit="row", disable=not process.main or None, leave=False, dynamic_ncols=True
@@ -250,7 +263,14 @@ def evaluate_questions(
     rows = [shares[i % process.world][i // process.world] for i in range(len(questions))]
 
     c = {"strict": np.array([r["c"] for r in rows]), "lenient": np.array([r["c_lenient"] for r in rows])}
-    record = {"n": n, "shots": shots, "temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    record = {
+        "n": n,
+        "shots": shots,
+        "left_out": long,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+    }
     for kind, right in c.items():
         record[kind] = {f"pass@{k}": mean_interval(pass_at_k(n, right, k), seed) for k in ks if k <= n}
     if all("c_process" in r for r in rows):
@@ -322,6 +342,7 @@ def continuation_log_probs(
     """For each (context, continuation) in token ids: log p(continuation | context) in nats, and whether every token of
     it is the most probable one. A context that does not fit the model's is cut from the left. Ranks share the pairs."""
     limit, device = model.config.context, model.head.weight.device
+    check_pairs(pairs, limit, label)
     order = sorted(range(len(pairs)), key=lambda i: -sum(map(len, pairs[i])))[process.rank :: process.world]
     results: dict[int, tuple[float, bool]] = {}
     bar = tqdm(total=len(order), desc=label, unit="item", disable=not process.main or None, leave=False)
@@ -334,8 +355,6 @@ def continuation_log_probs(
         row, column, last = [], [], []  # of the hidden states that predict continuation tokens
         for b, i in enumerate(batch):
             context, continuation = pairs[i]
-            if not context or not continuation or len(continuation) > limit:
-                raise UserError(f"{label}: item {i} has an empty context or continuation, or one beyond {limit} tokens")
             both = (context + continuation)[-(limit + 1) :]
             tokens[b, : len(both)] = both
             columns = range(len(both) - len(continuation) - 1, len(both) - 1)
@@ -356,6 +375,22 @@ def continuation_log_probs(
     return [merged[i] for i in range(len(pairs))]
 
 
+def check_pairs(pairs: list[tuple[list[int], list[int]]], limit: int, label: str) -> None:
+    """UserError for a pair that has no likelihood in a context of `limit` tokens."""
+    for i, (context, continuation) in enumerate(pairs):
+        if not context or not continuation or len(continuation) > limit:
+            raise UserError(f"{label}: item {i} has an empty context or continuation, or one beyond {limit} tokens")
+
+
+def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """(context, continuation) of every choice of every item, or of every cloze item."""
+    if "choices" in items[0]:
+        texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
+    else:
+        texts = [(item["context"], " " + item["continuation"].lstrip()) for item in items]
+    return [(tokenizer.encode(context), tokenizer.encode(continuation)) for context, continuation in texts]
+
+
 def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: Process, label: str, seed=0) -> dict:
     """A likelihood task, each value with its interval.
 
@@ -363,11 +398,10 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: 
     per character. Cloze ({"context", "continuation"}): "accuracy" that the continuation is what greedy decoding gives, and
     "log_prob" in nats. "items" has one 0/1 per item, of accuracy_norm or accuracy.
     """
+    results = continuation_log_probs(model, task_pairs(items, tokenizer), process, label)
     if "choices" in items[0]:
-        texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
-        pairs = [(tokenizer.encode(context), tokenizer.encode(choice)) for context, choice in texts]
-        log_p = np.array([r[0] for r in continuation_log_probs(model, pairs, process, label)])
-        size = np.array([len(choice) - 1 for _, choice in texts])  # the harness puts its delimiter before the choice
+        log_p = np.array([r[0] for r in results])
+        size = np.array([len(choice.strip()) for item in items for choice in item["choices"]])
         ends = np.cumsum([len(item["choices"]) for item in items])[:-1]
         gold = [item["gold"] for item in items]
         plain, norm = (
@@ -376,10 +410,6 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: 
         )
         record = {"accuracy": mean_interval(plain, seed), "accuracy_norm": mean_interval(norm, seed)}
         return {**record, "items": norm.astype(int).tolist()}
-    pairs = [
-        (tokenizer.encode(item["context"]), tokenizer.encode(" " + item["continuation"].lstrip())) for item in items
-    ]
-    results = continuation_log_probs(model, pairs, process, label)
     right = np.array([r[1] for r in results], dtype=float)
     record = {"accuracy": mean_interval(right, seed), "log_prob": mean_interval([r[0] for r in results], seed)}
     return {**record, "items": right.astype(int).tolist()}
@@ -415,6 +445,72 @@ def bits_per_byte(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What an evaluation reads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Material:
+    """All that an evaluation reads apart from models: read, and checked against a model, before anything is sampled."""
+
+    questions: dict[str, list[dict]]  # label → questions
+    tasks: dict[str, list[dict]]  # name → likelihood items
+    data: str  # the folder whose held-out text is measured; empty: none
+    sources: tuple[str, ...] = ("all",)  # of it
+    said: set[str] = field(default_factory=set)
+
+    def check(
+        self,
+        of: str,
+        tokenizer: Tokenizer,
+        context: int,
+        new_tokens: int,
+        val_tokens: int,
+        process: Process,
+        seq_len: int = 0,
+    ) -> Loader | None:
+        """UserError for what a model of this tokenizer and context cannot be evaluated on; questions that are too long
+        are named, since they will be left out. Returns the loader of the text, its `sources` those to be measured.
+
+        Args:
+            of: the model's name in messages. seq_len: window of the text; 0: `context`.
+        """
+        for label, questions in self.questions.items():
+            _, long = fitting(questions, tokenizer, context, new_tokens)
+            if long:
+                self.say(process, f"{label}: {left_out(long, len(questions), context, new_tokens)}")
+        for name, items in self.tasks.items():
+            check_pairs(task_pairs(items, tokenizer), context, name)
+        everything = "all" in self.sources
+        if not self.data or not self.sources or (everything and not any(Path(self.data).glob("*/meta.json"))):
+            return None
+        if seq_len > context:
+            raise UserError(f"--seq_len {seq_len} exceeds the context of {of}, {context}")
+        loader = Loader(self.data, None, 1, seq_len or context, seed=0)
+        if loader.tokenizer != tokenizer.name:
+            raise UserError(
+                f"{self.data} is tokenized with {loader.tokenizer!r}, {of} with {tokenizer.name!r}: "
+                "pass the --data of this model, or measure no text (--text or --eval_tokens 0)"
+            )
+        loader.verify(process, ("val",))
+        short = [name for name, source in loader.sources.items() if not source.val.windows(loader.seq_len)]
+        if everything and short:
+            self.say(process, f"held-out text of {', '.join(short)} fills no window of {loader.seq_len + 1}: left out")
+        for source in [s for s in loader.sources if s not in short] if everything else self.sources:
+            for _ in loader.val_batches(source, 64, val_tokens):  # reads what will be measured
+                pass
+        chosen = set(loader.sources) - set(short) if everything else self.sources
+        loader.sources = {name: source for name, source in loader.sources.items() if name in chosen}
+        return loader
+
+    def say(self, process: Process, text: str) -> None:
+        """To the user, once."""
+        if process.main and text not in self.said:
+            print(text, file=sys.stderr)
+        self.said.add(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # While a stage trains
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -441,22 +537,22 @@ class HeldOut:
 
 def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, process: Process):
     """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_process@k (the
-    world's questions), val_floor@k, val_lenient@1, val_box, task_NAME, bpb_NAME. What it needs is read here, once, so that a wrong flag fails before training."""
-    questions = find_questions(data, config.eval_questions, "test", config.eval_limit) if config.eval_questions else []
-    tasks = find_tasks(data, config.eval_tasks, config.eval_items) if Path(data, "tasks").is_dir() else {}
-    loader = None
-    if config.eval_tokens and any(Path(data).glob("*/meta.json")):
-        loader = Loader(data, None, 1, model.config.context, seed=0)
-        if loader.tokenizer != tokenizer.name:
-            raise UserError(
-                f"--data {data} is tokenized with {loader.tokenizer!r}, the checkpoint with {tokenizer.name!r}"
-            )
-        loader.verify(process, ("val",))
+    world's questions), val_floor@k, val_lenient@1, val_box, task_NAME, bpb_NAME. What it needs is read here, once, so that a
+    wrong flag fails before training; with --eval_every 0 it needs nothing."""
+    if not config.eval_every:
+        return dict
+    name = config.eval_questions
+    material = Material(
+        {"held out": find_questions(data, name, "test", config.eval_limit)} if name else {},
+        find_tasks(data, config.eval_tasks, config.eval_items) if Path(data, "tasks").is_dir() else {},
+        data if config.eval_tokens else "",
+    )
     new = getattr(config, "max_new_tokens", 0) or default_new_tokens(tokenizer)
+    loader = material.check("the checkpoint", tokenizer, model.config.context, new, config.eval_tokens, process)
 
     def evaluate() -> dict[str, float]:
         values = {}
-        if questions:
+        for questions in material.questions.values():
             record, _ = evaluate_questions(
                 model,
                 tokenizer,
@@ -473,7 +569,7 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
             values |= {f"val_process{k[4:]}": v["mean"] for k, v in record.get("process", {}).items()}
             values |= {f"val_floor{k[4:]}": v for k, v in record.get("floor", {}).items()}
             values |= {"val_lenient@1": record["lenient"]["pass@1"]["mean"], "val_box": record["box"]}
-        for name, items in tasks.items():
+        for name, items in material.tasks.items():
             values[f"task_{name}"] = main_accuracy(evaluate_task(model, tokenizer, items, process, name))["mean"]
         for name in loader.sources if loader else ():
             result = bits_per_byte(model, tokenizer, loader, name, config.eval_tokens, process)
@@ -499,8 +595,10 @@ def load_items(path: Path) -> list[dict]:
                 0 <= item["gold"] < len(choices) and all(c.strip() for c in choices) and item["query"]
             ):
                 raise ValueError("gold is no index of choices, or a choice or the query is empty")
-            if choices is None and not (item["context"] and item["continuation"]):
+            if choices is None and not (item["context"].strip() and item["continuation"].strip()):
                 raise ValueError("context or continuation is empty")
+            if items and ("choices" in items[0]) != (choices is not None):
+                raise ValueError("one file has items of one form")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{record.where}: no likelihood item ({error}): see eval.py's evaluate_task") from None
         items.append(item)
@@ -543,12 +641,52 @@ def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, l
     return tasks
 
 
-def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[dict, list[dict]]:
+@dataclass
+class Job:
+    """A checkpoint to evaluate, checked against what is read for all of them."""
+
+    path: str
+    shots: int
+    new_tokens: int
+    loader: Loader | None
+
+
+def prepare(config: Config, process: Process) -> tuple[Material, list[dict], list[Job]]:
+    """Read and check everything that the evaluation of all checkpoints needs: (material, worked examples, jobs)."""
+    heads = []
+    for path in config.checkpoint:
+        checkpoint = load_checkpoint(path)
+        shots = 8 if config.shots == "auto" and is_base(checkpoint) else int(config.shots.replace("auto", "0"))
+        heads.append((path, load_tokenizer(checkpoint["tokenizer"]), checkpoint["config"]["context"], shots))
+    most, examples = max(shots for *_, shots in heads), []
+    if most and config.questions:
+        examples = load_examples(config.examples or Path(config.data) / "questions" / "examples.jsonl", most)
+    labels = [Path(name).name.split(".")[0] for name in config.questions]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"--questions {' '.join(config.questions)}: two of them have the same name in the record")
+    questions = (find_questions(config.data, name, config.split, config.limit) for name in config.questions)
+    material = Material(
+        dict(zip(labels, questions, strict=True)),
+        find_tasks(config.data, config.tasks, config.limit),
+        config.data,
+        config.text,
+    )
+    jobs = []
+    for path, tokenizer, context, shots in heads:
+        new = config.max_new_tokens or default_new_tokens(tokenizer)
+        loader = material.check(path, tokenizer, context, new, config.val_tokens, process, config.seq_len)
+        jobs.append(Job(path, shots, new, loader))
+    return material, examples, jobs
+
+
+def evaluate_checkpoint(
+    config: Config, job: Job, material: Material, examples: list[dict], process: Process
+) -> tuple[dict, list[dict]]:
     """The whole record of one checkpoint, and its samples."""
+    path = job.path
     checkpoint = load_checkpoint(path)
     tokenizer = load_tokenizer(checkpoint["tokenizer"])
     model = load_model(checkpoint, process.device).eval()
-    shots = 8 if config.shots == "auto" and is_base(checkpoint) else int(config.shots.replace("auto", "0"))
     record = {
         "checkpoint": str(path),
         **{key: checkpoint[key] for key in ("stage", "step", "tokens", "flops", "lineage", "tokenizer")},
@@ -558,13 +696,7 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
         "text": {},
     }
     samples = []
-    for name in config.questions:
-        questions = find_questions(config.data, name, config.split, config.limit)
-        examples = []
-        if shots:
-            source = config.examples or Path(config.data) / "questions" / "examples.jsonl"
-            examples = load_examples(source, shots)
-        label = Path(name).name.split(".")[0]
+    for label, questions in material.questions.items():
         record["questions"][label], rows = evaluate_questions(
             model,
             tokenizer,
@@ -572,10 +704,10 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             process,
             n=config.samples,
             ks=config.k,
-            max_new_tokens=config.max_new_tokens or default_new_tokens(tokenizer),
+            max_new_tokens=job.new_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
-            examples=examples,
+            examples=examples[: job.shots],
             prompt=config.prompt,
             grader=config.grader,
             truncated=config.truncated,
@@ -585,19 +717,10 @@ def evaluate_checkpoint(config: Config, path: str, process: Process) -> tuple[di
             label=label,
         )
         samples += [{"set": label, **row} for row in rows]
-    for name, items in find_tasks(config.data, config.tasks, config.limit).items():
+    for name, items in material.tasks.items():
         record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, config.seed)
-    folder = Path(config.data)
-    if config.text and any(folder.glob("*/meta.json")):
-        loader = Loader(folder, None, 1, config.seq_len or model.config.context, seed=0)
-        if loader.tokenizer != tokenizer.name:
-            raise UserError(
-                f"{folder} is tokenized with {loader.tokenizer!r}, {path} with {tokenizer.name!r}: "
-                "pass --text without a value, or the --data of this model"
-            )
-        loader.verify(process, ("val",))
-        for source in loader.sources if "all" in config.text else config.text:
-            record["text"][source] = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process)
+    for source in job.loader.sources if job.loader else ():
+        record["text"][source] = bits_per_byte(model, tokenizer, job.loader, source, config.val_tokens, process)
     return record, samples
 
 
@@ -725,8 +848,11 @@ def main(config: Config) -> None:
     if config.ask:
         return ask(config, process)
     records = []
-    for path, folder, name in places:
-        record, samples = evaluate_checkpoint(config, path, process)
+    material, examples, jobs = prepare(config, process)
+    for _, folder, _ in places:
+        folder.mkdir(parents=True, exist_ok=True)
+    for job, (_, folder, name) in zip(jobs, places, strict=True):
+        record, samples = evaluate_checkpoint(config, job, material, examples, process)
         records.append(record)
         if process.main:
             print(f"wrote {save_record(record, samples, folder, name)}")

@@ -37,7 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cli import UserError, cli
-from data.questions import encode_prompt
+from data.questions import fitting, left_out
 from data.tokenizer import Tokenizer
 from data.verifier import judge
 from eval import HeldOut, default_new_tokens, find_questions, held_out
@@ -260,13 +260,9 @@ class GRPO:
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
         self.micro_tokens = config.micro_tokens or (2048 if process.device.type == "cpu" else 16384)
-        room = context - self.max_new_tokens
-        self.questions = [(q, ids) for q in questions if len(ids := encode_prompt(q["question"], tokenizer)) <= room]
-        if len(self.questions) < len(questions) and process.main:
-            print(f"{len(questions) - len(self.questions)} questions leave no room for {self.max_new_tokens} new tokens "
-                  f"in a context of {context}: left out", file=sys.stderr)  # fmt: skip
-        if not self.questions:
-            raise UserError(f"no question fits a context of {context} with {self.max_new_tokens} new tokens")
+        self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # with their prompts
+        if long and process.main:
+            print(left_out(long, len(questions), context, self.max_new_tokens), file=sys.stderr)
         self.order = Cursor(len(self.questions), seed)
 
     def rollouts(self, model: GPT) -> tuple[list[Group], dict]:

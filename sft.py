@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import UserError, cli
-from data.questions import encode_prompt, encode_solution
+from data.questions import encode_prompt, encode_solution, some
 from data.tokenizer import Tokenizer
 from eval import HeldOut, find_questions, held_out
 from model import GPT, packed_batches, sequence_flops
@@ -122,24 +122,27 @@ class SFT:
         self.micro_tokens = config.sft_micro_tokens or (2048 if process.device.type == "cpu" else 16384)
         rng = np.random.default_rng(seed)
         self.data = Rows(tokenizer.vocab_size)
-        long = unsolved = 0
+        long, unsolved = [], []  # ids of their questions, once a row
         for question in questions:
             solutions = question["solutions"]
-            unsolved += not solutions
+            unsolved += [] if solutions else [question["id"]]
             choice = int(rng.integers(len(solutions) or 1))  # drawn always, so that one question changes no other's
             choice = 0 if config.solutions == "first" else choice
             chosen = solutions if config.solutions == "all" else solutions[choice : choice + 1]
             prompt = encode_prompt(question["question"], tokenizer)
             encoded = [encode_solution(solution, tokenizer, config.sft_cut) for solution in chosen]
             fitting = [tokens for tokens in encoded if len(prompt) + len(tokens) <= context + 1]
-            long += len(encoded) - len(fitting)
+            long += [question["id"]] * (len(encoded) - len(fitting))
             if fitting:
                 self.data.add(prompt, fitting)
         if process.main and (long or unsolved):
-            print(f"left out: {long} rows longer than the context of {context}, {unsolved} questions without a solution",
-                  file=sys.stderr)  # fmt: skip
+            of = (f" ({some(list(dict.fromkeys(ids)))})" if ids else "" for ids in (long, unsolved))
+            print(f"left out: {len(long)} rows longer than the context of {context}{next(of)}, "
+                  f"{len(unsolved)} questions without a solution{next(of)}", file=sys.stderr)  # fmt: skip
         if not self.data:
-            raise UserError(f"no row to train on: {long} of them too long for {context} tokens, {unsolved} unsolved")
+            raise UserError(
+                f"no row to train on: {len(long)} of them too long for {context} tokens, {len(unsolved)} unsolved"
+            )
         self.order = Cursor(len(self.data), seed, shuffled=config.sft_order == "shuffled")
 
     def draw(self) -> list[tuple[list[int], list[int]]]:

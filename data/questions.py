@@ -45,6 +45,34 @@ def encode_prompt(question: str, tokenizer) -> list[int]:
     return tokenizer.encode(format_prompt(question))
 
 
+def fitting(
+    questions: list[dict], tokenizer, context: int, new_tokens: int
+) -> tuple[list[tuple[dict, list[int]]], list[str]]:
+    """(question, zero-shot prompt) of the questions that leave room for `new_tokens` in `context` tokens, and the ids of
+    the others. UserError if none does."""
+    pairs = [(q, encode_prompt(q["question"], tokenizer)) for q in questions]
+    kept = [(q, prompt) for q, prompt in pairs if len(prompt) + new_tokens <= context]
+    if not kept:
+        raise UserError(
+            f"no question fits a context of {context} with {new_tokens} new tokens (the shortest prompt has "
+            f"{min((len(prompt) for _, prompt in pairs), default=0)}): lower --max_new_tokens or use a longer context"
+        )
+    return kept, [q["id"] for q, prompt in pairs if len(prompt) + new_tokens > context]
+
+
+def some(ids: list[str]) -> str:
+    """ "a, b, c": the first 8, and how many more there are."""
+    return ", ".join(map(str, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+
+
+def left_out(ids: list[str], total: int, context: int, new_tokens: int) -> str:
+    """What a user is told of questions that do not fit."""
+    return (
+        f"{len(ids)} of {total} questions leave no room for {new_tokens} new tokens in a context of {context}: left out: "
+        f"{some(ids)}"
+    )
+
+
 # The authors' forms of a prompt with worked examples: what stands for the last line of an example, and the instruction,
 # which follows the last "Answer:". GSM8K's own form, and the one for MATH and OpenMathInstruct-2.
 QUESTION_ANSWER = {

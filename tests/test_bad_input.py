@@ -101,7 +101,7 @@ CASES = [
     ("average", "--questions {P}/unsolved.jsonl", "no row to train on"),
     ("sft", "--questions {P}/long.jsonl", "too long"),
     ("rl", "--questions {P}/long.jsonl", "no question fits"),
-    ("eval", "--questions {P}/long.jsonl", "longest question"),
+    ("eval", "--questions {P}/long.jsonl", "no question fits"),
     *[(s, "--eval_questions none", "'none'") for s in POST],
     *[(s, "--eval_tasks none", "--tasks none") for s in POST],
     ("eval", "--tasks none", "--tasks none"),

@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+import average
 import eval as evaluation
 import rl
-from cli import UserError
+import sft
+from cli import UserError, cli
 from data.questions import few_shot_prompt
 from data.tokenizer import load_tokenizer
 from eval import (
@@ -192,6 +196,105 @@ def test_judged_as_a_person_would(record):
         assert [s["right"] for s in sampled["samples"]] == [mark == "1" for mark in strict]
     assert record["box"] == pytest.approx(7 / 12) and record["finished"] == 0.5
     assert record["majority"]["mean"] == pytest.approx(1 / 3)
+
+
+# Flags of eval.py that cannot work, and what the line says. {P} is a folder of wrong things
+REFUSED = {
+    "--tasks nothing": "neither",
+    "--tasks {P}/two_forms.jsonl": "one file has items of one form",
+    "--tasks {P}/long_choice.jsonl": "item 1 has an empty context or continuation, or one beyond",
+    "--text nothing": "no source 'nothing'",
+    "--text short": "do not fill one window of 257",
+    "--seq_len 512": "exceeds the context",
+    "--questions test_easy nothing": "'nothing'",
+    "--questions test_easy {P}/test_easy.jsonl": "the same name",
+    "--max_new_tokens 256": "no question fits a context of 256 with 256 new tokens",
+    "--examples {P}/two_forms.jsonl": "two_forms",
+    "--shots 9": "9 worked examples are wanted",
+    "--checkpoint {G} {P}/broken.pt --out {P}/out": "broken.pt",
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(base, world, tmp_path_factory) -> Path:
+    """A folder of wrong things, and in data/ the world with a source of 100 held-out tokens."""
+    folder = tmp_path_factory.mktemp("wrong")
+    shutil.copytree(world, folder / "data")
+    shutil.copytree(world / "math", folder / "data/short")
+    meta = json.loads((folder / "data/short/meta.json").read_text())
+    shard = folder / "data/short" / meta["val"]["shards"][0]
+    np.save(shard, np.load(shard)[:100])
+    meta["val"] |= {"shards": meta["val"]["shards"][:1], "tokens": 100}
+    meta.pop("digests", None)
+    (folder / "data/short/meta.json").write_text(json.dumps(meta))
+    items = [{"context": "a", "continuation": "b"}, {"query": "a", "choices": ["b", "c"], "gold": 0}]
+    (folder / "two_forms.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    items = [items[0], {"context": "a", "continuation": "one pear, " * 200}]
+    (folder / "long_choice.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    shutil.copy(world / "questions/test_easy.jsonl", folder / "test_easy.jsonl")
+    (folder / "broken.pt").write_bytes((base / "last.pt").read_bytes()[:-5000])
+    return folder
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base, wrong, tmp_path, flags):
+    """Whatever cannot be evaluated, of any checkpoint, is refused before a token is sampled, and nothing is written."""
+
+    def sample(*_, **__):
+        raise AssertionError("sampled before all was checked")
+
+    monkeypatch.setattr(evaluation, "sample", sample)
+    monkeypatch.setattr(evaluation, "continuation_log_probs", sample)
+    places = {"{P}": str(wrong), "{G}": str(base / "last.pt")}
+    words = flags
+    said = REFUSED[flags]
+    for key, value in places.items():
+        words, said = words.replace(key, value), said.replace(key, value)
+    out = tmp_path / "records"
+    start = ["eval.py", "--checkpoint", str(base / "last.pt"), "--data", str(wrong / "data"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*start, "--limit", "2", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli(evaluation.main, evaluation.Config, evaluation.PRESETS)
+    assert stop.value.code == 2 and not out.exists() and not (wrong / "out").exists()
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong, tmp_path, capsys):
+    """A question that does not fit is named and counted, in eval.py and its record, in the evaluation of a stage, in RL
+    and in SFT; the others are evaluated. So is, with --text all, a source whose held-out text fills no window."""
+    rows = [json.loads(line) for line in (world / "questions/test_easy.jsonl").read_text().splitlines()[:3]]
+    rows[1] |= {"id": "giant", "question": "How many pears has Tom? " * 60}
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = "1 of 3 questions leave no room for 5 new tokens in a context of 256: left out: giant"
+    common = dict(data=str(world), max_new_tokens=5)
+    evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), questions=(str(path),), samples=2, k=(1,), tasks=(),
+                                      text=(), out=str(tmp_path / "records"), **common))  # fmt: skip
+    assert capsys.readouterr().err.count(told) == 1
+    (record,) = json.loads((tmp_path / "records/last.json").read_text())["questions"].values()
+    assert record["left_out"] == ["giant"] and [q["id"] for q in record["questions"]] == [rows[0]["id"], rows[2]["id"]]
+    stage = dict(
+        init=str(base / "last.pt"), questions=str(path), steps=1, eval_samples=1, show=0, eval_tokens=0, eval_tasks=()
+    )
+    rl.main(rl.Config(**common, **stage, eval_questions=str(path), prompts=1, rollouts=2, out=str(tmp_path / "rl")))
+    assert capsys.readouterr().err.count(told) == 2  # as training question and as validation question
+    sft.main(sft.Config(data=str(world), **stage, eval_questions="", rows=2, out=str(tmp_path / "sft")))
+    assert "1 rows longer than the context of 256 (giant)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl", "average"])
+def test_eval_every_0_needs_no_validation_data(base, world, tmp_path, stage):
+    """--eval_every 0: a folder with training questions alone is enough, and wrong names of what would be evaluated do not
+    matter."""
+    (tmp_path / "data/questions").mkdir(parents=True)
+    shutil.copy(world / "questions/train.jsonl", tmp_path / "data/questions/train.jsonl")
+    module = {"sft": sft, "rl": rl, "average": average}[stage]
+    flags = dict(rows=2) if stage == "sft" else dict(prompts=1, rollouts=2, max_new_tokens=4)
+    common = dict(init=str(base / "last.pt"), data=str(tmp_path / "data"), steps=1, limit=8, show=0)
+    module.main(module.Config(**common, **flags, eval_every=0, eval_tasks=("nothing",), out=str(tmp_path / "run")))
+    assert (tmp_path / "run/last.pt").exists()
+    with pytest.raises(UserError, match="validation"):
+        module.main(module.Config(**common, **flags, eval_every=1, out=str(tmp_path / "other")))
 
 
 def test_pass_at_k_can_be_computed_again_from_a_record(record):
