@@ -225,7 +225,7 @@ def wrong(base, world, tmp_path_factory) -> Path:
     shard = folder / "data/short" / meta["val"]["shards"][0]
     np.save(shard, np.load(shard)[:100])
     meta["val"] |= {"shards": meta["val"]["shards"][:1], "tokens": 100}
-    meta.pop("digests", None)
+    meta = {key: value for key, value in meta.items() if key not in ("digest", "digests")}
     (folder / "data/short/meta.json").write_text(json.dumps(meta))
     items = [{"context": "a", "continuation": "b"}, {"query": "a", "choices": ["b", "c"], "gold": 0}]
     (folder / "two_forms.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
