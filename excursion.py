@@ -421,8 +421,9 @@ class Builder:
             rows = points[-1] * flags["rows"]
         flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_samples=8, eval_tokens=0, eval_tasks=())
         flags |= dict(save_at=",".join(map(str, points)), save_every=max(1, math.ceil(points[-1] / 16)))
-        judged = 8 * c.val_limit * (1 + len(points))
         flags |= {k: v for k, v in changes.items() if k != "needs"} | dict(out=run)
+        every = flags["eval_every"]
+        judged = 8 * c.val_limit * (1 + (len(points) if every < 0 else math.ceil(points[-1] / every)))
         command = [script(r.stage), *flags_of(flags)]
         needs = [init, *changes.get("needs", ())]
         seconds = self.seconds(base.scale, answer=answers, row=rows, judged=judged)
@@ -604,7 +605,7 @@ def plan_rollouts(b: Builder) -> None:
         for band in c.bands:
             for n in c.rollout_counts:  # neither equal steps nor equal FLOPs
                 steps = max(1, round(c.side_steps * math.sqrt(min(c.rollout_counts) / n)))
-                more = dict(difficulty=rates, band=band, needs=[rates])
+                more = dict(difficulty=rates, band=band, needs=[rates], eval_every=8)  # when does it get there?
                 b.evaluate("rl", vary(base, band=band, n=n), rollouts=n, steps=steps, **more)
 
 
@@ -870,7 +871,8 @@ def collect(config: Config, cells: list[Cell]) -> Path:
         stopped = {"step": record["step"] if cell.meta["points"] else 0, "primary": True}
         if metrics.exists():
             curve = thin_curve(map(json.loads, metrics.read_text().splitlines()))
-            stopped["best_step"] = best_step(validation_scores(home / "run"), cell.meta["points"])
+            scores = validation_scores(home / "run")
+            stopped["best_step"] = best_step(scores, [p for p in cell.meta["points"] if p in scores])
             if RECIPES[cell.meta["recipe"]].judged == "points":
                 stopped["primary"] = stopped["step"] == stopped["best_step"]
         with gzip.open(cell.result.with_suffix(".jsonl.gz"), "rt") as file:
