@@ -46,7 +46,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cli import UserError, cli
+from cli import UserError, cli, given
 from data import world
 from data.loader import META_FORMAT, parse_mix
 from data.questions import (
@@ -144,6 +144,14 @@ class Inputs:
             )
         if config.local and not self.hub:
             raise UserError(f"--local {config.local}: goes with a hub name; local files are named in --input")
+        if config.subset and (not self.hub or self.hub in HUB_QUESTIONS):
+            raise UserError(f"--subset {config.subset}: {self.hub or 'local files'} have none to choose")
+        if config.split != "train" and (not self.hub or (config.local and self.hub not in HUB_QUESTIONS)):
+            raise UserError(
+                f"--split {config.split}: goes with a data set of the hub; of local files, name those wanted"
+            )
+        if config.text_field != "text" and self.hub in HUB_QUESTIONS:
+            raise UserError(f"--text_field {config.text_field}: {self.hub} holds questions, whose fields are known")
         name = config.source or names[0].rstrip("/").split("/")[-1].split(".")[0]
         if self.hub in HUB_TEXT and len(HUB_TEXT[self.hub][1]) > 1:
             parts = (config.subset,) if config.subset else HUB_TEXT[self.hub][1]
@@ -605,6 +613,9 @@ def main(config: Config) -> None:
         raise UserError("--shard_tokens must be at least 1, --max_tokens and --workers at least 0")
     out = Path(config.out)
     if config.input == ("world",):
+        idle = given(config) - {"input", "out", "tokenizer", "max_tokens", "seed", "workers", "strict"}
+        if idle:
+            raise UserError(f"--{min(idle)}: the world takes no such flag; leave it out")
         build_world(out, config.seed, int(config.max_tokens) or WORLD_TOKENS, config.tokenizer or "world")
         return
     inputs = Inputs(config)

@@ -392,6 +392,11 @@ def test_bad_inputs(tmp_path):
         ((path,), {"source": "questions"}, "choose another name"),
         ((path,), {"source": "a/b"}, "choose another name"),
         ((path,), {"val_fraction": 1.5}, "between 0 and 1"),
+        ((path,), {"subset": "math"}, "--subset math: local files have none"),
+        ((path,), {"split": "test"}, "--split test: goes with"),
+        (("gsm8k",), {"text_field": "content"}, "--text_field content: gsm8k holds questions"),
+        (("world",), {"source": "x"}, "--source: the world takes no such flag"),
+        (("world",), {"local": "x"}, "--local: the world takes no such flag"),
         ((path,), {"tokenizer": "bert"}, "unknown tokenizer 'bert'"),
         ((path,), {"ban": ("nowhere.jsonl",)}, "nowhere.jsonl: no such file"),
     ]:

@@ -57,7 +57,7 @@ def parse(command: str) -> tuple[str, list[str]]:
     module = words.pop(0)
     module = words.pop(0) if module == "-m" else module.removesuffix(".py")
     small = SMALL[module]
-    if "--resume" in words or "--compare" in words:
+    if "--resume" in words or "--compare" in words or module == "data.prepare" and "--input" not in words:
         small = ""  # they have no size of their own
     elif "--ask" in words:
         small = "--max_new_tokens 4"
