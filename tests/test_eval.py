@@ -273,6 +273,10 @@ def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong,
     assert capsys.readouterr().err.count(told) == 1
     (record,) = json.loads((tmp_path / "records/last.json").read_text())["questions"].values()
     assert record["left_out"] == ["giant"] and [q["id"] for q in record["questions"]] == [rows[0]["id"], rows[2]["id"]]
+    evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), data=str(wrong / "data"), questions=(), tasks=(),
+                                      out=str(tmp_path / "text"), val_tokens=500))  # fmt: skip
+    assert "held-out text of short fills no window of 257: left out" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "text/last.json").read_text())["text"]) == ["general", "math"]
     stage = dict(
         init=str(base / "last.pt"), questions=str(path), steps=1, eval_samples=1, show=0, eval_tokens=0, eval_tasks=()
     )
