@@ -92,7 +92,7 @@ class Config:
     pretraining: Literal["", "each", "one", "primary"] = ""
     checkpoints: str = "auto"  # M_t: token counts such as 2M,4M; auto: OUT/checkpoints.json, or spread over the run
     primary: str = ""  # those of them that are worked on first; the last of these is the one of the other plans
-    kept: int = 0  # checkpoints that pretraining keeps, beside these, for --plan checkpoints to choose from; -1: none
+    kept: int = 0  # checkpoints that pretraining keeps, beside these, for --plan checkpoints to choose from; 1: none
     tokens: str = ""  # of pretraining
     mix: str = ""  # of pretraining: weights per source (pretrain.py --mix)
     recipes: tuple[str, ...] = ()  # names in RECIPES; what they start from is added
@@ -105,6 +105,7 @@ class Config:
     prompts: int = 0  # questions per RL step
     rollouts: int = 0  # answers per question
     sft_points: tuple[int, ...] = ()  # named steps of SFT, one of which is best on validation; the last is the end
+    gold_points: tuple[int, ...] = ()  # those of Gold, which has many times the rows
     rows: int = 0  # of SFT per step
     average_rows: int = 0  # of the SFT side of averaging, and of its dose control
     val_limit: int = 0  # validation questions at each named step, 8 answers each
@@ -113,6 +114,7 @@ class Config:
     limit: int = 0  # the first so many questions of each test set and items of each task; -1: all
     samples: int = 0  # answers per test question
     val_tokens: int = 0  # held-out tokens per source for bits per byte
+    sweep: tuple[float, ...] = (1 / 3, 1.0, 3.0)  # sweep: factors of the learning rates
     factors: tuple[float, ...] = (1 / 3, 1.0, 2.0, 3.0)  # sharpening: of RL's learning rate
     side_steps: int = 0  # rollouts, mixture, scale, seeds, demonstrations; sharpening at other rates: RL steps
     shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
@@ -129,28 +131,29 @@ CONTROLS = ("gold_rl", "parallel_paper", "sft_converged_rl", "sft_dose_rl")
 TEST = ("test_easy", "test_hard")
 BUDGETS = {
     "smoke": dict(
-        tokens="40k", seeds=(0,), pretraining="each", kept=-1, recipes=("base", "base_0shot", "rl", "sft", "parallel"),
-        controls="none", control_recipes=CONTROLS, pool=16, points=(1, 2), prompts=2, rollouts=4, sft_points=(2, 4), rows=4,
+        tokens="40k", seeds=(0,), pretraining="each", kept=1, recipes=("base", "base_0shot", "rl", "sft", "parallel"),
+        controls="none", control_recipes=CONTROLS, pool=16, points=(1, 2), prompts=2, rollouts=4, sft_points=(2, 4), gold_points=(2, 4), rows=4,
         average_rows=4, val_limit=4, questions=TEST, limit=4, samples=8, val_tokens=2000, side_steps=2,
     ),
     # 30 minutes on 2 idle cores at most: 0.6 core-hours by the estimate, some 20 minutes if both cores were always busy
     "short": dict(
-        seeds=(0,), pretraining="each", kept=-1, recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"),
+        seeds=(0,), pretraining="each", kept=1, recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"),
         controls="none", control_recipes=CONTROLS, pool=256, points=(16, 40), prompts=16, rollouts=16,
-        sft_points=(20, 40, 80), rows=32, average_rows=16, val_limit=48, questions=TEST, limit=48, samples=32,
+        sft_points=(20, 40, 80), gold_points=(40, 80, 160), rows=32, average_rows=16, val_limit=48, questions=TEST, limit=48, samples=32,
         val_tokens=20_000, side_steps=40,
     ),
     # 640 steps of 16 x 32 answers on 1,024 questions are the paper's 320 answers per question
     "study": dict(
         seeds=(1, 2, 3), pretraining="primary", kept=12, recipes=MAIN, controls="primary", control_recipes=CONTROLS,
         pool=1024, points=(24, 48, 96, 160, 320, 640), points_t1=(96, 640), prompts=16, rollouts=32,
-        sft_points=(40, 80, 160, 320, 640, 1280, 1920), rows=32, average_rows=16, val_limit=256, questions=TEST, limit=-1,
+        sft_points=(40, 80, 160, 320, 640, 1280, 1920),
+        gold_points=(40, 80, 160, 320, 640, 1280, 1920, 3840), rows=32, average_rows=16, val_limit=256, questions=TEST, limit=-1,
         samples=32, val_tokens=100_000, side_steps=320,
     ),
     "paper": dict(
-        seeds=(0, 1, 2, 3), pretraining="each", kept=-1, recipes=MAIN, controls="all", control_recipes=("rl_dose", *CONTROLS),
+        seeds=(0, 1, 2, 3), pretraining="each", kept=1, recipes=MAIN, controls="all", control_recipes=("rl_dose", *CONTROLS),
         pool=80_000, points=(60, 120, 240, 400, 800, 1560), points_t1=(240, 1560), prompts=512, rollouts=32,
-        sft_points=(500, 1000, 2000, 4000, 9500), rows=512, average_rows=512, val_limit=1000, questions=TEST, limit=1000,
+        sft_points=(500, 1000, 2000, 4000, 9500), gold_points=(500, 1000, 2000, 4000, 9500), rows=512, average_rows=512, val_limit=1000, questions=TEST, limit=1000,
         samples=32, val_tokens=1_000_000, max_new_tokens=512, side_steps=800,
     ),
 }  # fmt: skip
@@ -161,7 +164,6 @@ RATES = {"rl": dict(lr=1e-4), "sft": dict(lr=1e-4), "gold": dict(lr=1e-4), "para
 PAPER_RATES = {
     "rl": dict(lr=1e-6), "sft": dict(lr=4e-5), "gold": dict(lr=4e-5), "parallel": dict(lr=1e-6, sft_lr=1e-6)
 }  # fmt: skip
-SWEEP = (1 / 3, 1.0, 3.0)  # factors of these
 SWEEP_SEED = 0  # no seed of the study
 
 
@@ -219,7 +221,7 @@ def resolve(config: Config) -> Config:
     for name in "jobs threads pool prompts rollouts rows average_rows val_limit samples side_steps".split():
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: at least 1")
-    for name in ("points", "sft_points"):
+    for name in ("points", "sft_points", "gold_points"):
         steps = getattr(config, name)
         if min(steps) < 1 or list(steps) != sorted(set(steps)):
             raise UserError(f"--{name} {' '.join(map(str, steps))}: steps from 1 on, each larger than the one before")
@@ -230,8 +232,9 @@ def resolve(config: Config) -> Config:
     for name in config.scales:
         if name not in SCALES:
             raise UserError(f"--scales {name}: none of {', '.join(SCALES)}")
-    if min(config.factors) <= 0:
-        raise UserError(f"--factors {' '.join(map(str, config.factors))}: of a learning rate, above 0")
+    for name in ("sweep", "factors"):
+        if not all(0 < factor < math.inf for factor in getattr(config, name)):
+            raise UserError(f"--{name} {' '.join(map(str, getattr(config, name)))}: of a learning rate, above 0")
     return config
 
 
@@ -385,7 +388,7 @@ class Builder:
     def steps_of(self, recipe: str, changes: dict) -> tuple[int, ...]:
         """Named steps of a recipe's run; the last is its end."""
         r, c = RECIPES[recipe], self.config
-        named = c.sft_points if r.stage == "sft" and not r.averaged else c.points
+        named = c.points if r.stage != "sft" or r.averaged else c.gold_points if recipe == "gold" else c.sft_points
         end = changes.get("steps", named[-1])
         return (*(s for s in named if s < end), end)
 
@@ -540,7 +543,7 @@ def plan_sweep(b: Builder) -> None:
     recipes = [r for r in ("rl", "sft", "gold", "parallel", "sft_rl") if r in b.config.recipes]
     for recipe in recipes:
         start = b.train("sft", vary(base, sweep=1.0)) if recipe == "sft_rl" else None
-        for factor in SWEEP:
+        for factor in b.config.sweep:
             b.rates = {RECIPES[recipe].rates or recipe: factor}
             b.train(recipe, vary(base, sweep=factor), start)
         b.rates = {}
@@ -673,14 +676,24 @@ def make_plan(config: Config) -> list[Cell]:
             return {}
         try:
             return read(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{path}: not what --plan {plan} writes ({error!r}); delete it or run that plan again"
             ) from None
 
-    rates = chosen("rates", "sweep", lambda table: {recipe: float(entry["factor"]) for recipe, entry in table.items()})
-    counts = ("checkpoints", "primary")
-    at = chosen("checkpoints", "checkpoints", lambda table: {key: [float(n) for n in table[key]] for key in counts})
+    def positive(value) -> float:
+        if not 0 < float(value) < 1e18:
+            raise ValueError(f"{value} is not a positive number")
+        return float(value)
+
+    def checkpoints(table: dict) -> dict[str, list[float]]:
+        at = {key: [positive(count) for count in table[key]] for key in ("checkpoints", "primary")}
+        if not at["primary"] or not set(at["primary"]) <= set(at["checkpoints"]):
+            raise ValueError("the primary ones are not among the checkpoints")
+        return at
+
+    rates = chosen("rates", "sweep", lambda table: {recipe: positive(row["factor"]) for recipe, row in table.items()})
+    at = chosen("checkpoints", "checkpoints", checkpoints)
     builder = Builder(config, rates, at)
     PLANS[config.plan](builder)
     return list(builder.cells.values())
@@ -792,7 +805,7 @@ def write_rates(config: Config, cells: list[Cell]) -> None:
         if cell.run is None or cell.kind.startswith("pretrain"):
             continue
         recipe = cell.name.split("/")[-2]
-        factor = min(SWEEP, key=lambda f: abs(f - float(cell.name.split("/sweep")[1].split("/")[0])))  # noqa: B023
+        factor = min(config.sweep, key=lambda f: abs(f - float(cell.name.split("/sweep")[1].split("/")[0])))  # noqa: B023
         values = validation_scores(cell.run)
         scores.setdefault(recipe, {})[factor] = max(value for step, value in values.items() if step)
     table = {}

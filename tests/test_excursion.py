@@ -207,7 +207,7 @@ def test_the_study_covers_what_it_promises(tmp_path):
     assert parts == [f"{part}, seed {seed}" for part in ("primary checkpoints", "other checkpoints", "controls")
                      for seed in (1, 2, 3)]  # fmt: skip
     hours = [sum(c.cost for c in cells if c.part in parts[:n]) / 3600 for n in (3, 9)]
-    assert 12 < hours[0] < 16 and 38 < hours[1] < 42
+    assert 12 < hours[0] < 16 and 38 < hours[1] < 44
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("each", [[1], [2]]), ("one", [[1, 2]]), ("primary", [[1], [2]])])
@@ -289,8 +289,13 @@ def test_rates_and_checkpoints_that_were_chosen_are_used(tmp_path):
     )
     other = plan_of(tmp_path, checkpoints="4M", recipes=("rl",))
     assert {name.split("/")[1] for name in other if name.endswith("rl/train")} == {"4.00M"}
-    for name in ("rates", "checkpoints"):
-        (tmp_path / f"out/{name}.json").write_text('{"rl": 3}')
+    wrong = [("rates", '{"rl": 3}'), ("rates", '{"rl": {"factor": NaN}}'), ("checkpoints", '{"rl": 3}')]
+    wrong += [
+        ("checkpoints", json.dumps(chosen | more))
+        for more in ({"primary": []}, {"primary": [1]}, {"checkpoints": [-1]})
+    ]
+    for name, text in wrong:
+        (tmp_path / f"out/{name}.json").write_text(text)
         with pytest.raises(UserError, match=rf"{name}\.json: not what --plan"):
             plan_of(tmp_path)
         (tmp_path / f"out/{name}.json").unlink()
@@ -452,6 +457,7 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(sft_points=(0, 2)), "--sft_points 0 2"),
         (dict(checkpoints="2M,4M", primary="3M"), "--primary 3M"),
         (dict(factors=(0.0,)), "--factors"),
+        (dict(sweep=(1.0, float("nan"))), "--sweep"),
     ]:
         with pytest.raises(UserError, match=match) as error:
             excursion.make_plan(make_config(tmp_path, scale="micro", **flags))
