@@ -20,13 +20,13 @@ clipping) get equal say (a step with one gradient takes its update whole), --ada
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cli import UserError, cli
+from cli import UserError, cli, refuse_idle
 from eval import HeldOut, held_out
 from model import GPT
 from rl import GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
@@ -169,16 +169,24 @@ def soup(config: Config, run: Run) -> None:
     print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
 
 
+def idle_in(mode: str) -> dict[str, str]:
+    """Flag → why it has no effect in this mode (see cli.refuse_idle)."""
+    acting = {  # of the flags that not every mode has
+        "parallel": {"weight", "weight_end", "adapt", "sft_lr", "sft_beta1", "sft_beta2", "sft_weight_decay"},
+        "combined": {"weight", "weight_end", "sft_weight"},
+        "interleaved": {"sft_lr", "sft_steps", "rl_steps", "minibatch", "inner_epochs"},
+        "curriculum": {"sft_lr", "curriculum", "minibatch", "inner_epochs"},
+        "soup": {"weight", "other"},
+    }
+    why = f"with --mode {mode}"
+    if mode == "soup":
+        return {f.name: why for f in fields(Config) if f.name not in {"mode", "init", "out", *acting[mode]}}
+    return dict.fromkeys(set().union(*acting.values()) - acting[mode], why)
+
+
 def check(config: Config) -> None:
+    refuse_idle(config, idle_in(config.mode))
     config.check()
-    if config.mode in ("parallel", "combined") and (config.minibatch or config.inner_epochs != 1):
-        raise UserError(
-            f"--mode {config.mode} makes one update on a step's rollouts: leave out --minibatch, --inner_epochs"
-        )
-    if config.sft_weight >= 0 and config.mode != "combined":
-        raise UserError(f"--sft_weight {config.sft_weight} goes with --mode combined")
-    if config.adapt and config.mode != "parallel":
-        raise UserError(f"--adapt {config.adapt} goes with --mode parallel")
     if config.sft_steps + config.rl_steps < 1:
         raise UserError("--sft_steps and --rl_steps must not both be 0")
 

@@ -129,6 +129,14 @@ def check_ranges(config) -> None:
                 raise UserError(f"--{field.name} {number}: must lie in {text}")
 
 
+def refuse_idle(config, idle: dict[str, str]) -> None:
+    """UserError for a flag that was given, is not its default, and has no effect beside the others. idle: flag → why."""
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(config)}
+    for name in sorted(given(config) & idle.keys()):
+        if getattr(config, name) != defaults[name]:
+            raise UserError(f"--{name} has no effect {idle[name]}: leave it out")
+
+
 def in_range(number: float, text: str) -> bool:
     """in_range(1, "0 or [1, 2)") → True."""
     for part in text.split(" or "):

@@ -24,7 +24,7 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli, expand
+from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
 from data.process import equations, sound
 from data.questions import (
@@ -51,14 +51,14 @@ from data.verifier import GRADERS, canonical, extract_answer, judge
 from files import MALFORMED, write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
-from sampler import Samples, sample
+from sampler import SamplerConfig, Samples, sample
 
 BOOTSTRAP = 2000  # resamples of the questions
 BATCH_TOKENS = 8192  # in one forward pass of a likelihood task
 
 
 @dataclass
-class Config:
+class Config(SamplerConfig):
     """Flags of eval.py."""
 
     checkpoint: tuple[str, ...] = ()  # one or more .pt files
@@ -91,8 +91,6 @@ class Config:
     limit: int = 0  # use the first so many questions and items of each set; 0: all
     val_tokens: int = 50_000  # held-out tokens per source for bits per byte
     seq_len: int = 0  # window for bits per byte; 0: the model's context
-    slots: int = 512  # rows sampled side by side
-    kv_gib: float = 4.0  # memory for keys and values, in GiB; bounds the slots
     seed: int = 0  # of sampling and of the bootstrap
     device: str = "auto"  # cpu, cuda, mps; auto: cuda or mps where there is one, else cpu
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
@@ -516,7 +514,7 @@ class Material:
 
 
 @dataclass
-class HeldOut:
+class HeldOut(SamplerConfig):
     """Flags of the evaluation that sft.py, rl.py and average.py make at intervals: 0-shot, strict, on validation data."""
 
     # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
@@ -527,6 +525,18 @@ class HeldOut:
     eval_tasks: tuple[str, ...] = ("all",)  # likelihood tasks (general capability): names, files, or all of DATA
     eval_items: int = 128  # use the first so many items of each
     eval_tokens: int = 10_000  # held-out tokens of each of DATA's sources for bits per byte; 0: none
+
+    def idle(self) -> dict[str, str]:
+        """Flag → why it has no effect (see cli.refuse_idle)."""
+        idle = {}
+        if not self.eval_every:
+            names = ("questions", "limit", "samples", "tasks", "items", "tokens")
+            idle |= {f"eval_{name}": "without evaluations (--eval_every 0)" for name in names}
+        if not self.eval_questions:
+            idle |= dict.fromkeys(("eval_limit", "eval_samples"), "without questions (--eval_questions)")
+        if not self.eval_tasks:
+            idle["eval_items"] = "without tasks (--eval_tasks)"
+        return idle
 
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
@@ -803,13 +813,34 @@ def ask(config: Config, process: Process) -> None:
     model = load_model(checkpoint, process.device).eval()
     new = config.max_new_tokens or default_new_tokens(tokenizer)
     prompts, _ = build_prompts([{"question": config.ask}], tokenizer, [], model.config.context - new)
-    greedy = config.temperature == Config.temperature
+    temperature = config.temperature if "temperature" in given(config) else 0.0
     with process.autocast():
         samples = sample(
-            model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, temperature=0.0 if greedy else config.temperature
-        )
+            model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, temperature=temperature, top_p=config.top_p,
+            seed=config.seed,
+        )  # fmt: skip
     text = tokenizer.decode(samples.response(0))
     print(f"{text}\n\nanswer: {extract_answer(text)}" + ("" if samples.finished[0] else " (cut at --max_new_tokens)"))
+
+
+def idle(config: Config) -> dict[str, str]:
+    """Flag → why it has no effect beside the others (see cli.refuse_idle)."""
+    names = {f.name for f in fields(config)}
+    if config.ask:
+        acting = {"ask", "checkpoint", "temperature", "top_p", "max_new_tokens", "seed", "device", "dtype", "kernels"}
+        return dict.fromkeys(names - acting, "beside --ask")
+    if config.compare:
+        return dict.fromkeys(names - {"compare", "seed"}, "beside --compare")
+    idle = {}
+    if config.difficulty:
+        idle |= dict.fromkeys(("questions", "tasks", "text", "samples", "k", "val_tokens", "seq_len"), "beside --difficulty")
+    if not config.text:
+        idle |= dict.fromkeys(("val_tokens", "seq_len"), "without --text")
+    if config.shots == "0":
+        idle["examples"] = "with --shots 0"
+    if config.temperature == 0:
+        idle["top_p"] = "at --temperature 0"
+    return idle
 
 
 def main(config: Config) -> None:
@@ -825,6 +856,7 @@ def main(config: Config) -> None:
             )
             print(f"{name:<16}", "   ".join(cells))
         return
+    refuse_idle(config, idle(config))
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdigit():

@@ -58,11 +58,11 @@ from runtime import (
     open_checkpoint,
     optimizer_step,
 )
-from sampler import sample
+from sampler import SamplerConfig, sample
 
 
 @dataclass
-class GRPOConfig:
+class GRPOConfig(SamplerConfig):
     """Flags of the RL objective, shared with average.py."""
 
     prompts: int = 16  # questions per step
@@ -95,8 +95,17 @@ class GRPOConfig:
     difficulty: str = ""  # a record of `eval.py --difficulty`: train on questions whose pass rate there is in --band
     band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
-    slots: int = 512  # answers sampled side by side on a rank
-    kv_gib: float = 4.0  # memory for keys and values while sampling, in GiB
+
+
+    def idle(self) -> dict[str, str]:
+        """Flag → why it has no effect (see cli.refuse_idle)."""
+        idle = {}
+        if self.inner_epochs == 1 and self.minibatch in (0, self.prompts):
+            why = "where a step makes one update, so that its ratio is 1 (--minibatch, --inner_epochs)"
+            idle |= dict.fromkeys(("clip_low", "clip_high", "dual_clip"), why)
+        if not self.difficulty:
+            idle["band"] = "without --difficulty"
+        return idle | super().idle()
 
 
 @dataclass

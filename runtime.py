@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import kernels
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
-from cli import UserError, given, reason
+from cli import UserError, given, reason, refuse_idle
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
@@ -93,6 +93,12 @@ class PostConfig(RunConfig):
         if not self.init:
             raise UserError("--init: name the checkpoint to start from, such as out/pretrain/last.pt")
         self.kept(1)
+        refuse_idle(self, self.idle())
+
+    def idle(self) -> dict[str, str]:
+        """Flag → why it has no effect beside the others. A stage adds its own."""
+        constant = {"final_lr": "at a constant learning rate (--schedule)"} if self.schedule == "constant" else {}
+        return constant | super().idle()
 
     def kept(self, total: int) -> set[int]:
         """The steps whose checkpoints are kept: --save_at and the last."""

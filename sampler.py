@@ -27,6 +27,14 @@ PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many token
 
 
 @dataclass
+class SamplerConfig:
+    """Flags of whatever samples. They change memory and time, not the answers."""
+
+    slots: int = 512  # answers sampled side by side on a rank
+    kv_gib: float = 4.0  # memory for their keys and values, in GiB; bounds the slots
+
+
+@dataclass
 class Samples:
     """R = len(prompts) · n rows, row r continuing prompt r // n. All on the CPU.
 
