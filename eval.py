@@ -570,6 +570,8 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 process,
                 n=config.eval_samples,
                 ks=(1, 8, 32),
+                slots=config.slots,
+                kv_gib=config.kv_gib,
                 max_new_tokens=new,
                 grader=getattr(config, "grader", "strict"),
                 truncated=getattr(config, "truncated", "wrong"),

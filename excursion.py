@@ -409,7 +409,7 @@ class Builder:
         flags = dict(init=init, data=c.data, seed=base.seed)
         if r.flags.get("mode") == "soup":
             other = self.train("sft", base, **changes)
-            command = [script("average"), *flags_of(flags | r.flags | dict(other=other, out=run))]
+            command = [script("average"), *flags_of(dict(init=init) | r.flags | dict(other=other, out=run))]
             self.add(Cell(f"{name}/train", "soup", command, [run / "last.pt"], [init, other], SECONDS["start"]))
             return run / "last.pt"
         flags |= dict(limit=c.pool, steps=points[-1]) | r.flags | self.rates_of(recipe)
