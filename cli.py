@@ -65,10 +65,15 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
     --preset NAME sets the flags of presets[NAME] that were not given themselves.
     """
     config = tyro.cli(config_class, description=sys.modules[main.__module__].__doc__, use_underscores=True)
+    config.given = given_on(sys.argv[1:], config)
+    start(main, config, presets or {})
+
+
+def start(main: Callable, config, presets: dict[str, dict]) -> None:
+    """Run `main` on a config whose flags are known (`config.given`)."""
     try:
-        config.given = given_on(sys.argv[1:], config)
         check_ranges(config)
-        apply_preset(config, presets or {})
+        apply_preset(config, presets)
         return main(config)
     except (UserError, OSError) as error:
         for bar in list(getattr(tqdm, "_instances", ())):

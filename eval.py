@@ -92,7 +92,7 @@ class Config(SamplerConfig):
     val_tokens: int = 50_000  # held-out tokens per source for bits per byte
     seq_len: int = 0  # window for bits per byte; 0: the model's context
     seed: int = 0  # of sampling and of the bootstrap
-    device: str = "auto"  # cpu, cuda, mps; auto: cuda or mps where there is one, else cpu
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
     kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
@@ -161,8 +161,8 @@ def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray
     if len(gold) < 2:
         raise ValueError("a guess floor needs two questions")
     wanted, floor = Counter(gold), np.zeros(len(gold))
-    for i, given in enumerate(answers):
-        counts = {a: c for a, c in Counter(given).items() if a in wanted}
+    for i, attempts in enumerate(answers):
+        counts = {a: c for a, c in Counter(attempts).items() if a in wanted}
         others = np.array([wanted[a] - (a == gold[i]) for a in counts])
         if counts:
             floor[i] = others @ pass_at_k(len(given), np.array(list(counts.values())), k) / (len(gold) - 1)
@@ -835,13 +835,17 @@ def idle(config: Config) -> dict[str, str]:
         return dict.fromkeys(names - {"compare", "seed"}, "beside --compare")
     idle = {}
     if config.difficulty:
-        idle |= dict.fromkeys(("questions", "tasks", "text", "samples", "k", "val_tokens", "seq_len"), "beside --difficulty")
+        idle |= dict.fromkeys(
+            ("questions", "tasks", "text", "samples", "k", "val_tokens", "seq_len"), "beside --difficulty"
+        )
     if not config.text:
         idle |= dict.fromkeys(("val_tokens", "seq_len"), "without --text")
     if config.shots == "0":
         idle["examples"] = "with --shots 0"
     if config.temperature == 0:
         idle["top_p"] = "at --temperature 0"
+    if not HUB_QUESTIONS.keys() & set(config.questions):
+        idle["split"] = "without questions of a hub data set"
     return idle
 
 

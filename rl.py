@@ -96,7 +96,6 @@ class GRPOConfig(SamplerConfig):
     band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
 
-
     def idle(self) -> dict[str, str]:
         """Flag → why it has no effect (see cli.refuse_idle)."""
         idle = {}

@@ -52,7 +52,7 @@ class RunConfig:
     out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
     resume: bool = False  # go on from out/last.pt, exactly where it stopped
     seed: int = 0  # of initialisation, data order and sampling
-    device: str = "auto"  # cpu, cuda, mps; auto: cuda or mps where there is one, else cpu
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
     kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     lr: float = 1e-3  # peak learning rate

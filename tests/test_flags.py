@@ -6,13 +6,13 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_gpt
 from torch.distributed.run import get_args_parser
 
 import average
@@ -22,7 +22,6 @@ import pretrain
 import rl
 import runtime
 import sft
-from conftest import tiny_gpt
 from model import GPT
 
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": eval}
@@ -76,18 +75,15 @@ def test_steps_clear_epochs():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_numbers_have_ranges(stage, capsys):
-    """nan, infinity and what lies outside a flag's range end in one line that names flag, value and range."""
+def test_numbers_have_ranges(stage):
+    """nan, infinity and what lies outside a flag's range are refused in one line that names flag, value and range."""
     for field in dataclasses.fields(STAGES[stage].Config):
         kind = type(cli.default_of(field))
         if kind not in (int, float):
             continue
-        for value in ("nan", "inf", "1e999", "-2") if kind is float else (str(10**12), "-2"):
-            with pytest.raises(SystemExit) as exit_:
-                parse(stage, f"--{field.name}={value}")
-            error = capsys.readouterr().err.strip()
-            assert exit_.value.code == 2 and error.startswith(f"error: --{field.name} ") and " must lie in " in error
-            assert "\n" not in error
+        for value in (float("nan"), float("inf"), 1e300, -200.0) if kind is float else (10**12, 10**400, -2):
+            with pytest.raises(cli.UserError, match=f"^--{field.name} [^\n]* must lie in [^\n]*$"):
+                cli.check_ranges(STAGES[stage].Config(**{field.name: value}))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +116,7 @@ def place(world, tokenizer, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flags")
     for seed, name in enumerate(("a", "b")):
         model = tiny_gpt(seed, 0.3, tokenizer.padded_vocab_size, context=112)
+        model.head.weight.data[tokenizer.eos] *= 3  # so that some answers end
         lineage = [{"stage": "pretrain", "step": 1, "args": {"seq_len": 112}}]
         runtime.save_checkpoint(folder / f"{name}.pt", {
             "format": 1, "stage": "pretrain", "config": dataclasses.asdict(model.config), "tokenizer": "world",
@@ -130,52 +127,155 @@ def place(world, tokenizer, tmp_path_factory) -> Path:
     (folder / "data2/questions/train.jsonl").write_text("\n".join(rows[40:80]) + "\n")
     (folder / "data2/general/meta.json").unlink()
     (folder / "questions.jsonl").write_text("\n".join(rows[80:100]) + "\n")
-    rate = {"set": {"questions": [{"id": json.loads(row)["id"], "n": 4, "c": i % 5} for i, row in enumerate(rows[:12])]}}
+    rate = {
+        "set": {"questions": [{"id": json.loads(row)["id"], "n": 4, "c": i % 5} for i, row in enumerate(rows[:12])]}
+    }
     (folder / "rates.json").write_text(json.dumps({"questions": rate}))
     return folder
 
 
 def outcome(stage: str, flags: dict, out: Path) -> dict:
-    """What a user can tell two runs apart by: files and their content, messages, weights, and the work that was done."""
-    calls, printed = [], io.StringIO()
-    forward, cached = GPT.forward, torch.Tensor.backward
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        patch.setattr(GPT, "forward", lambda self, *a, **k: calls.append(tuple(a[0].shape)) or forward(self, *a, **k))
-        patch.setattr(rl, "reward_of", _reward)
-        patch.setattr(runtime, "end_process", lambda: None)
-        argv = [f"{stage}.py"]
-        for name, value in flags.items():
-            if isinstance(value, bool):
-                argv += [f"--{name}"] if value else []
-            else:
-                argv += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-        patch.setattr(sys, "argv", argv)
+    """What two runs can be told apart by: files and what is in them, messages, and the work that was done."""
+    work, printed = [], io.StringIO()
+    forward, save, reward_of = GPT.forward, runtime.save_checkpoint, rl.reward_of
+
+    def count(model, tokens, *args, **kwargs):
+        work.append(tuple(tokens.shape))
+        return forward(model, tokens, *args, **kwargs)
+
+    def reward(text, answer, finished, config):  # a tiny model gets no question right, and writes no box
+        box = "0" if len(text) % 2 else answer
+        return reward_of(f"{text} \\boxed{{{box}}}", answer, finished or len(text) % 3 > 0, config)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        patch.setattr(GPT, "forward", count)
+        patch.setattr(runtime, "save_checkpoint", lambda path, *a: work.append(path.name) or save(path, *a))
+        patch.setattr(rl, "reward_of", reward)
+        patch.setattr(torch, "compile", lambda model: model)
+        patch.setattr(runtime.importlib.util, "find_spec", lambda name: None)  # as where no logger is installed
+        config = STAGES[stage].Config(**flags | {"out": str(out)})
+        config.given = frozenset(flags) | {"out"}
         try:
-            cli.cli(STAGES[stage].main, STAGES[stage].Config, getattr(STAGES[stage], "PRESETS", None))
+            cli.start(STAGES[stage].main, config, getattr(STAGES[stage], "PRESETS", {}))
         except SystemExit as exit_:
-            return {"refused": printed.getvalue().strip().splitlines()[-1], "code": exit_.code}
-    del cached
-    result = {"calls": calls, "text": re.sub(r"[\d.]+(s|it/s|step/s|row/s|item/s)\b|\d\d:\d\d", "", printed.getvalue())}
-    result["text"] = "\n".join(x for x in result["text"].splitlines() if "\r" not in x and "|" not in x).replace(str(out), "OUT")
-    for path in sorted(p for p in out.parent.rglob("*") if p.is_file()) if out.parent.exists() else ():
-        name = str(path.relative_to(out.parent))
-        if path.suffix == ".pt":
-            checkpoint = runtime.load_checkpoint(path)
-            tensors = {**checkpoint["model"]}
-            result[name] = hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors.values())).hexdigest()
-        elif path.name == "metrics.jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            result[name] = [{k: v for k, v in r.items() if not k.endswith(("_s", "seconds"))} for r in rows]
-        elif path.suffix == ".gz":
-            result[name] = gzip.decompress(path.read_bytes())
-        elif path.suffix == ".json":
-            record = json.loads(path.read_text())
-            result[name] = {k: v for k, v in record.items() if k not in ("settings", "checkpoint")}
-        else:
-            result[name] = path.stat().st_size
+            assert exit_.code == 2, printed.getvalue()
+            return {"refused": printed.getvalue().strip().splitlines()[-1]}
+    lines = [
+        line for line in printed.getvalue().replace("\r", "\n").splitlines() if "%|" not in line and "it/s" not in line
+    ]
+    result = {"work": work, "text": "\n".join(lines).replace(str(out.parent), "")}
+    for path in sorted(p for p in out.parent.rglob("*") if p.is_file()):
+        result[str(path.relative_to(out.parent))] = content(path)
     return result
 
 
-def _reward(text: str, *_):
-    """Rewards that vary: a tiny model gets no question right."""
-    return float(len(text) % 3 == 0), len(text) % 3 == 0
+def content(path: Path):
+    """What is in a run's file, without paths, flags and seconds."""
+    if path.suffix == ".pt":
+        tensors = runtime.load_checkpoint(path)["model"].values()
+        return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
+    if path.name == "metrics.jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.endswith(("_s", "seconds"))} for row in rows]
+    if path.suffix == ".json":
+        return {k: v for k, v in json.loads(path.read_text()).items() if k not in ("settings", "checkpoint", "lineage")}
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+POST = dict(
+    init="{P}/a.pt",
+    data="{W}",
+    limit=6,
+    steps=2,
+    eval_every=2,
+    eval_limit=2,
+    eval_samples=2,
+    eval_items=2,
+    eval_tokens=300,
+)
+RL = dict(prompts=2, rollouts=3, max_new_tokens=8)
+BASE = {
+    "pretrain": dict(scale="smoke", data="{W}", batch=4, seq_len=32, steps=2, val_tokens=300, warmup=0, eval_every=2),
+    "sft": POST | dict(rows=2),
+    "rl": POST | RL,
+    "average": POST | RL | dict(rows=2),
+    "eval": dict(checkpoint=("{P}/a.pt",), data="{W}", limit=2, samples=2, k=(1,), max_new_tokens=8, shots="0", val_tokens=300,
+                 seq_len=64, questions=("test_easy",)),
+}  # fmt: skip
+SHOWN_ELSEWHERE = {
+    "max_skipped": "test_runs.py::test_non_finite_steps_are_counted_and_stop_the_run",
+    "overwrite": "test_runs.py::test_evaluation_record",
+}
+
+FEW = dict(prompts=5, rollouts=2)  # some groups carry no signal
+# flag → a value that must make a difference; where it needs others beside it: (value, {others})
+CHANGES = dict(
+    out="{OUT}/other", resume=True, seed=1, device="cuda", dtype="bf16", kernels="triton", lr=1e-2, schedule="linear",
+    warmup=2, final_lr=(0.5, dict(schedule="cosine")), weight_decay=0.5, decay="all", beta1=0.5, beta2=0.5, clip=1e-3,
+    save_every=1, wandb="x", tensorboard=True,
+    init="{P}/b.pt", data="{P}/data2", questions="{P}/questions.jsonl", limit=3, steps=3, epochs=(2.0, dict(steps=None, epochs=1.0)),
+    save_at="1", show=1,
+    eval_every=1, eval_questions="test_easy", eval_limit=1, eval_samples=3, eval_tasks=("facts",), eval_items=1, eval_tokens=900,
+    prompts=3, rollouts=4, minibatch=1, inner_epochs=2, clip_low=(0.0, dict(inner_epochs=2, lr=0.1)),
+    clip_high=(0.0, dict(inner_epochs=2, lr=0.1)), dual_clip=(1.01, dict(inner_epochs=3, lr=0.1)), advantage="mean",
+    aggregation=("sequence", dict(prompts=4, rollouts=4, max_new_tokens=16)), kl=0.1, entropy=0.1, temperature=0.7, top_p=0.5, max_new_tokens=6, format_score=0.5,
+    zero_variance=("keep", FEW), resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json",
+    band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, slots=2, kv_gib=1e-5, save_rollouts=1,
+    solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3,
+    mode="combined", weight=0.9, weight_end=0.9, adapt="signal", sft_lr=1e-2, sft_beta1=0.5, sft_beta2=0.5,
+    sft_weight_decay=0.5, sft_steps=(2, dict(mode="interleaved")), rl_steps=(2, dict(mode="interleaved", steps=3)),
+    curriculum=(1, dict(mode="curriculum")),
+    scale="micro", mix="math=1", tokens=("384", dict(steps=None, tokens="256")), batch=2, seq_len=16, micro_batch=1, compile="on", z_loss=1.0,
+    doc_mask=True, val_tokens=900,
+    checkpoint=("{P}/b.pt",), compare=("{P}/rates.json", "{P}/rates.json"), split="train", tasks=("facts",), text=("general",),
+    samples=3, k=(2,), shots="1", examples=("gsm8k", dict(shots="1")), 
+    ask="What?",
+)  # fmt: skip
+OTHERWISE = {  # where a stage needs another change than the rest
+    ("rl", "preset"): ("paper", dict(prompts=2, rollouts=2, minibatch=2, max_new_tokens=8, lr=1e-4)),
+    ("sft", "preset"): ("paper", dict(rows=2, lr=1e-4)),
+    ("average", "preset"): ("paper", dict(prompts=2, rollouts=2, rows=None, max_new_tokens=8, lr=1e-4, sft_lr=1e-4)),
+    ("average", "other"): ("{P}/b.pt", "soup"),
+    ("average", "minibatch"): (1, dict(mode="interleaved", sft_steps=0)),
+    ("average", "inner_epochs"): (2, dict(mode="interleaved", sft_steps=0)),
+    ("average", "clip_low"): (0.0, dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1)),
+    ("average", "clip_high"): (0.0, dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1)),
+    ("average", "dual_clip"): (1.01, dict(mode="interleaved", sft_steps=0, inner_epochs=3, lr=0.1)),
+    ("eval", "difficulty"): True,
+    ("eval", "questions"): ("test_hard",),
+    ("eval", "top_p"): 0.5,
+    ("pretrain", "schedule"): "constant",
+    ("pretrain", "final_lr"): 0.5,
+}
+ONE_BASE: dict = {}  # outcomes of flags that several cases compare with
+
+
+@pytest.mark.parametrize(("stage", "flag"), [(s, f) for s in STAGES for f in flags_of(s) if f not in SHOWN_ELSEWHERE])
+def test_every_flag_acts_or_is_refused(stage, flag, place, world, tmp_path):
+    """Another value of a flag changes files, messages or the work that is done, or is refused in one line."""
+    change = OTHERWISE.get((stage, flag), CHANGES.get(flag))
+    assert change is not None, f"--{flag} of {stage}.py is new: give it a line in CHANGES, with a value that must act"
+    value, others = (
+        change
+        if isinstance(change, tuple) and len(change) == 2 and (isinstance(change[1], dict) or change[1] == "soup")
+        else (change, {})
+    )
+
+    def filled(flags: dict, out: Path) -> dict:
+        def fill(x):
+            return x.format(P=place, W=world, OUT=out) if isinstance(x, str) else x
+
+        return {k: tuple(map(fill, v)) if isinstance(v, tuple) else fill(v) for k, v in flags.items() if v is not None}
+
+    start = dict(mode="soup", init="{P}/a.pt", other="{P}/a.pt") if others == "soup" else BASE[stage] | others
+    key = json.dumps([stage, start])
+    if key not in ONE_BASE:
+        ONE_BASE[key] = outcome(stage, filled(start, tmp_path / "one"), tmp_path / "one/run")
+        assert "refused" not in ONE_BASE[key], ONE_BASE[key]
+    out = tmp_path / ("two/other" if flag == "out" else "two/run")
+    changed = outcome(stage, filled(start | ({} if flag == "out" else {flag: value}), tmp_path), out)
+    assert changed != ONE_BASE[key], f"--{flag} {value} changes nothing"

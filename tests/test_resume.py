@@ -1,0 +1,218 @@
+"""One resume rule for all stages: what goes on, what is refused, what a kill between two writes costs (nothing)."""
+
+import json
+import sys
+import types
+from dataclasses import asdict
+
+import pytest
+from conftest import assert_same_run, same
+
+import average
+import pretrain
+import rl
+import runtime
+import sft
+from cli import UserError
+
+POST = dict(limit=8, steps=4, save_every=1, eval_every=0, show=0)
+RL = dict(prompts=2, rollouts=3, max_new_tokens=6, kl=0.1, zero_variance="keep")
+STAGES = {
+    "pretrain": (pretrain, dict(scale="smoke", batch=2, seq_len=32, steps=4, save_every=1, val_tokens=200, eval_every=2,
+                                schedule="constant", warmup=0, save_at="2,4")),
+    "sft": (sft, POST | dict(rows=2, save_at="2")),
+    "rl": (rl, POST | RL | dict(save_at="2")),
+    "average": (average, POST | RL | dict(rows=2, save_at="2")),
+}  # fmt: skip
+WHOLE: dict = {}  # stage → folder of an uninterrupted run
+
+
+def config(name: str, out, base, world, **changes):
+    stage, flags = STAGES[name]
+    start = dict(data=str(world)) | ({} if name == "pretrain" else dict(init=str(base / "last.pt")))
+    return stage.Config(out=str(out), **flags | start | changes)
+
+
+@pytest.fixture
+def whole(base, world, tmp_path_factory):
+    """The folder of an uninterrupted run of a stage, made once."""
+
+    def make(name: str):
+        if name not in WHOLE:
+            WHOLE[name] = tmp_path_factory.mktemp(name) / "run"
+            STAGES[name][0].main(config(name, WHOLE[name], base, world))
+        return WHOLE[name]
+
+    return make
+
+
+def lines(folder) -> list[dict]:
+    """metrics.jsonl without what the clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "seconds"))} for row in rows]
+
+
+def die(name, out, base, world, monkeypatch, place: str, at: int) -> None:
+    """A run that dies as it enters Run.`place` after step `at`."""
+    with monkeypatch.context() as patch:
+        original = getattr(runtime.Run, place)
+
+        def fatal(run, *args, **kwargs):
+            if run.start and run.start.progress.step == at:
+                raise RuntimeError("died")
+            return original(run, *args, **kwargs)
+
+        patch.setattr(runtime.Run, place, fatal)
+        with pytest.raises(RuntimeError, match="died"):
+            STAGES[name][0].main(config(name, out, base, world))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_resume_needs_nothing_but_out(name, whole, base, world, tmp_path, monkeypatch):
+    """Property 33: --resume --out RUN, twice, is the uninterrupted run: bits, kept checkpoints, lines, recorded flags."""
+    stage = STAGES[name][0]
+    out = tmp_path / "run"
+    die(name, out, base, world, monkeypatch, "log", 2)
+    die_again = stage.Config(out=str(out), resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.Run, "should_stop", lambda run: run.start.progress.step == 3)
+        patch.setattr(runtime.Run, "close", lambda run: None)
+        original = runtime.Run.save
+
+        def stopped(run, *args, **kwargs):
+            if run.start.progress.step > 3:
+                raise RuntimeError("died")
+            return original(run, *args, **kwargs)
+
+        patch.setattr(runtime.Run, "save", stopped)
+        with pytest.raises(RuntimeError, match="died"):
+            stage.main(die_again)
+    stage.main(stage.Config(out=str(out), resume=True))
+    assert_same_run(whole(name), out)
+    assert lines(whole(name)) == lines(out)
+    assert sorted(p.name for p in out.glob("*.pt")) == sorted(p.name for p in whole(name).glob("*.pt"))
+    one, two = (runtime.load_checkpoint(folder / "step_0000002.pt") for folder in (whole(name), out))
+    assert same(one["model"], two["model"])
+    one, two = (runtime.load_checkpoint(folder / "last.pt")["args"] for folder in (whole(name), out))
+    assert {**one, "out": ""} == {**two, "out": ""}
+    assert name == "pretrain" or two["init"] == str(base / "last.pt")
+
+
+CHANGES = dict(
+    lr=0.5, schedule="cosine", clip=0.5, weight_decay=0.5, seed=5, beta1=0.5, warmup=1, decay="all", dtype="bf16"
+)
+OWN = dict(z_loss=1.0, mix="math=1", batch=1, seq_len=16, doc_mask=True, rows=3, solutions="all", prompts=3, rollouts=2, kl=0.2,
+           temperature=0.5, weight=0.9, sft_lr=0.1, mode="combined", limit=3)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_flags_that_would_change_the_run_are_refused(name, whole):
+    """Given with another value they end in one line that names the flag; with the same value they pass."""
+    stage, folder = STAGES[name][0], whole(name)
+    defaults = asdict(stage.Config())
+    for flag, value in (CHANGES | OWN).items():
+        if flag in defaults:
+            changed = stage.Config(out=str(folder), resume=True, **{flag: value})
+            changed.given = frozenset({"out", "resume", flag})
+            with pytest.raises(UserError, match=f"--resume with another --{flag} "):
+                runtime.take_up(changed, name)
+    flags = {k: v for k, v in STAGES[name][1].items() if k not in runtime.FREE}
+    assert runtime.take_up(stage.Config(out=str(folder), resume=True, **flags), name)
+    taken = stage.Config(out=str(folder), resume=True, save_every=7, max_skipped=3)  # free ones
+    assert runtime.take_up(taken, name) and (taken.save_every, taken.max_skipped) == (7, 3)
+    assert taken.steps == 4  # what was not given
+
+
+def test_every_flag_is_free_or_refused():
+    """The free flags exist, and change nothing of what is learned."""
+    known = set().union(*(asdict(stage.Config()) for stage, _ in STAGES.values()))
+    assert known >= runtime.FREE and known >= runtime.LENGTH
+
+
+def test_a_longer_run_at_a_constant_rate(whole, base, world, tmp_path, capsys):
+    """--steps extends a run of constant rate to the bits of the longer run; a cosine's is refused; a shorter one too."""
+    rl.main(config("rl", tmp_path / "run", base, world, steps=2, save_at=""))
+    rl.main(rl.Config(out=str(tmp_path / "run"), resume=True, steps=4))
+    assert_same_run(whole("rl"), tmp_path / "run")
+    with pytest.raises(UserError, match="beyond the 1 steps"):
+        rl.main(rl.Config(out=str(tmp_path / "run"), resume=True, steps=1))
+    capsys.readouterr()
+    rl.main(rl.Config(out=str(tmp_path / "run"), resume=True))
+    said = capsys.readouterr().err
+    assert "has made its 4 steps already" in said and "step_0000004.pt" in said and "None" not in said
+    sft.main(config("sft", tmp_path / "cosine", base, world, steps=1, schedule="cosine"))
+    with pytest.raises(UserError, match="schedule depends on its length"):
+        sft.main(sft.Config(out=str(tmp_path / "cosine"), resume=True, steps=4))
+
+
+def test_a_kept_checkpoint_that_a_kill_has_cost_is_written(whole, base, world, tmp_path, monkeypatch):
+    """A kill between last.pt and step_N.pt: the resumed run writes step_N.pt first, with the bits it would have had."""
+    with monkeypatch.context() as patch:
+        save = runtime.save_checkpoint
+
+        def killed(path, checkpoint):
+            if path.name == "step_0000002.pt":
+                raise RuntimeError("died")
+            save(path, checkpoint)
+
+        patch.setattr(runtime, "save_checkpoint", killed)
+        with pytest.raises(RuntimeError, match="died"):
+            sft.main(config("sft", tmp_path / "run", base, world))
+    assert not (tmp_path / "run/step_0000002.pt").exists()
+    sft.main(sft.Config(out=str(tmp_path / "run"), resume=True))
+    one, two = (runtime.load_checkpoint(folder / "step_0000002.pt") for folder in (whole("sft"), tmp_path / "run"))
+    assert all(same(one[k], two[k]) for k in ("model", "step", "flops", "tokens")) and "train" not in two
+
+
+def test_the_evaluation_that_a_kill_prevented_is_made(whole, base, world, tmp_path, monkeypatch):
+    """Pretraining killed between a checkpoint and its evaluation: resumed, the same lines as without."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "bits_per_byte", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretrain.main(config("pretrain", tmp_path / "run", base, world))
+    pretrain.main(pretrain.Config(out=str(tmp_path / "run"), resume=True))
+    assert lines(whole("pretrain")) == lines(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_folder_without_a_checkpoint_is_new(name, whole, base, world, tmp_path, monkeypatch):
+    """Dead before its first checkpoint, a run starts again by the same command; nothing of the first start stays."""
+    out = tmp_path / "run"
+    die(name, out, base, world, monkeypatch, "save", 1)
+    assert (out / "metrics.jsonl").exists() and not (out / "last.pt").exists()
+    with pytest.raises(UserError, match="does not exist; start without --resume"):
+        STAGES[name][0].main(STAGES[name][0].Config(out=str(out), resume=True))
+    STAGES[name][0].main(config(name, out, base, world))
+    assert_same_run(whole(name), out)
+    assert lines(whole(name)) == lines(out)
+
+
+def test_flags_of_another_version_are_named(whole, tmp_path):
+    """A last.pt with a flag that is gone is not resumed with whatever took its place."""
+    last = runtime.load_checkpoint(whole("rl") / "last.pt")
+    (tmp_path / "run").mkdir()
+    runtime.save_checkpoint(tmp_path / "run/last.pt", {**last, "args": {**last["args"], "n": 4}})
+    with pytest.raises(UserError, match="flag --n that rl does not know"):
+        runtime.take_up(rl.Config(out=str(tmp_path / "run"), resume=True), "rl")
+
+
+@pytest.mark.parametrize("logger", [dict(wandb="project"), dict(tensorboard=True)])
+def test_a_logger_that_is_not_installed(logger, base, world, tmp_path, monkeypatch):
+    """It is looked for before anything is written."""
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="is not installed: pip install"):
+        sft.main(config("sft", tmp_path / "run", base, world, **logger))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(base, world, tmp_path, monkeypatch):
+    """Both starts open the same run of the project, and each step is logged once."""
+    opened, steps = [], []
+    log = types.SimpleNamespace(log=lambda values, step: steps.append(step), finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **kwargs: opened.append(kwargs) or log)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: True)
+    sft.main(config("sft", tmp_path / "run", base, world, steps=2, wandb="mine"))
+    sft.main(sft.Config(out=str(tmp_path / "run"), resume=True, steps=4))
+    assert [x["project"] for x in opened] == ["mine", "mine"] and opened[0]["id"] == opened[1]["id"]
+    assert steps == [1, 2, 3, 4]
