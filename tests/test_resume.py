@@ -52,7 +52,7 @@ def lines(folder) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.endswith(("_s", "seconds"))} for row in rows]
 
 
-def die(name, out, base, world, monkeypatch, place: str, at: int) -> None:
+def die(stage, flags, monkeypatch, place: str, at: int) -> None:
     """A run that dies as it enters Run.`place` after step `at`."""
     with monkeypatch.context() as patch:
         original = getattr(runtime.Run, place)
@@ -64,7 +64,7 @@ def die(name, out, base, world, monkeypatch, place: str, at: int) -> None:
 
         patch.setattr(runtime.Run, place, fatal)
         with pytest.raises(RuntimeError, match="died"):
-            STAGES[name][0].main(config(name, out, base, world))
+            stage.main(flags)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -72,21 +72,8 @@ def test_resume_needs_nothing_but_out(name, whole, base, world, tmp_path, monkey
     """Property 33: --resume --out RUN, twice, is the uninterrupted run: bits, kept checkpoints, lines, recorded flags."""
     stage = STAGES[name][0]
     out = tmp_path / "run"
-    die(name, out, base, world, monkeypatch, "log", 2)
-    die_again = stage.Config(out=str(out), resume=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime.Run, "should_stop", lambda run: run.start.progress.step == 3)
-        patch.setattr(runtime.Run, "close", lambda run: None)
-        original = runtime.Run.save
-
-        def stopped(run, *args, **kwargs):
-            if run.start.progress.step > 3:
-                raise RuntimeError("died")
-            return original(run, *args, **kwargs)
-
-        patch.setattr(runtime.Run, "save", stopped)
-        with pytest.raises(RuntimeError, match="died"):
-            stage.main(die_again)
+    die(stage, config(name, out, base, world), monkeypatch, "log", 2)
+    die(stage, stage.Config(out=str(out), resume=True), monkeypatch, "log", 3)
     stage.main(stage.Config(out=str(out), resume=True))
     assert_same_run(whole(name), out)
     assert lines(whole(name)) == lines(out)
@@ -178,7 +165,7 @@ def test_the_evaluation_that_a_kill_prevented_is_made(whole, base, world, tmp_pa
 def test_a_folder_without_a_checkpoint_is_new(name, whole, base, world, tmp_path, monkeypatch):
     """Dead before its first checkpoint, a run starts again by the same command; nothing of the first start stays."""
     out = tmp_path / "run"
-    die(name, out, base, world, monkeypatch, "save", 1)
+    die(STAGES[name][0], config(name, out, base, world), monkeypatch, "save", 1)
     assert (out / "metrics.jsonl").exists() and not (out / "last.pt").exists()
     with pytest.raises(UserError, match="does not exist; start without --resume"):
         STAGES[name][0].main(STAGES[name][0].Config(out=str(out), resume=True))
