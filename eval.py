@@ -841,7 +841,7 @@ def idle(config: Config) -> dict[str, str]:
     if not config.text:
         idle |= dict.fromkeys(("val_tokens", "seq_len"), "without --text")
     if config.shots == "0":
-        idle["examples"] = "with --shots 0"
+        idle |= dict.fromkeys(("examples", "prompt"), "with --shots 0")
     if config.temperature == 0:
         idle["top_p"] = "at --temperature 0"
     if not HUB_QUESTIONS.keys() & set(config.questions):

@@ -65,8 +65,10 @@ def test_flags_beside_a_preset_win_in_every_spelling(preset, flag):
     assert parse("rl", *preset, "--max-new-tokens=0").max_new_tokens == 0
 
 
-def test_steps_clear_epochs():
-    """--steps beside a preset of epochs makes so many steps; both given are refused."""
+def test_presets():
+    """--steps beside a preset of epochs makes so many steps; both given are refused. eval.py has its preset too."""
+    config = parse("eval", "--preset", "paper", "--samples", "4")
+    assert (config.samples, config.max_new_tokens, config.grader) == (4, 1024, "gsm8k")
     assert parse("rl", "--preset", "paper").epochs == 10
     config = parse("rl", "--preset", "paper", "--steps", "2")
     assert (config.steps, config.epochs) == (2, 0)
@@ -145,7 +147,8 @@ def outcome(stage: str, flags: dict, out: Path) -> dict:
 
     def reward(text, answer, finished, config):  # a tiny model gets no question right, and writes no box
         box = "0" if len(text) % 2 else answer
-        return reward_of(f"{text} \\boxed{{{box}}}", answer, finished or len(text) % 3 > 0, config)
+        shown = f" \\boxed{{{box}}}" if len(text) % 5 else f" The answer is {box}"
+        return reward_of(text + shown, answer, finished or len(text) % 3 > 0, config)
 
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -209,6 +212,9 @@ BASE = {
 SHOWN_ELSEWHERE = {
     "max_skipped": "test_runs.py::test_non_finite_steps_are_counted_and_stop_the_run",
     "overwrite": "test_runs.py::test_evaluation_record",
+    ("eval", "grader"): "test_runs.py, test_eval.py::test_a_right_answer_is_one_thing_in_reward_and_evaluation",
+    ("eval", "preset"): "test_presets",
+    ("eval", "truncated"): "test_eval.py::test_a_right_answer_is_one_thing_in_reward_and_evaluation",
 }
 
 FEW = dict(prompts=5, rollouts=2)  # some groups carry no signal
@@ -225,7 +231,8 @@ CHANGES = dict(
     aggregation=("sequence", dict(prompts=4, rollouts=4, max_new_tokens=16)), kl=0.1, entropy=0.1, temperature=0.7, top_p=0.5, max_new_tokens=6, format_score=0.5,
     zero_variance=("keep", FEW), resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json",
     band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, slots=2, kv_gib=1e-5, save_rollouts=1,
-    solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3,
+    solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3, save_minutes=1e-9, grader=("lenient", dict(prompts=4, rollouts=4)),
+    prompt="question_answer", sft_weight=(0.9, dict(mode="combined")),
     mode="combined", weight=0.9, weight_end=0.9, adapt="signal", sft_lr=1e-2, sft_beta1=0.5, sft_beta2=0.5,
     sft_weight_decay=0.5, sft_steps=(2, dict(mode="interleaved")), rl_steps=(2, dict(mode="interleaved", steps=3)),
     curriculum=(1, dict(mode="curriculum")),
@@ -254,7 +261,10 @@ OTHERWISE = {  # where a stage needs another change than the rest
 ONE_BASE: dict = {}  # outcomes of flags that several cases compare with
 
 
-@pytest.mark.parametrize(("stage", "flag"), [(s, f) for s in STAGES for f in flags_of(s) if f not in SHOWN_ELSEWHERE])
+CASES = [(s, f) for s in STAGES for f in flags_of(s) if not {f, (s, f)} & SHOWN_ELSEWHERE.keys()]
+
+
+@pytest.mark.parametrize(("stage", "flag"), CASES)
 def test_every_flag_acts_or_is_refused(stage, flag, place, world, tmp_path):
     """Another value of a flag changes files, messages or the work that is done, or is refused in one line."""
     change = OTHERWISE.get((stage, flag), CHANGES.get(flag))
