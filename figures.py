@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend t
 import numpy as np  # noqa: E402
 
 from findings import Claim, trajectory  # noqa: E402
-from plan_findings import Sharpening, models, stage_flops  # noqa: E402
+from plan_findings import models, stage_flops  # noqa: E402
 from records import STYLE, Entry, Grid, Questions, by_variant, combine, contrast, label, million  # noqa: E402
+from sharpening import Sharpening  # noqa: E402
 from stats import Estimate  # noqa: E402
 
 plt.rcParams.update({
@@ -263,47 +264,37 @@ def figure_entropy(g: Grid, tokens: int, kind: str):
     return figure
 
 
-def figure_sharpening(s: Sharpening, recipe: str, limits: tuple | None = None):
+def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
     """RL from one start at several rates; the paper's own setting ringed. None without any."""
-    tokens, m = s.tokens[0], s.measure
-    figure, ax = panel(f"{label(recipe)}, from {million(tokens)} tokens", f"{m.at(1).name}, %", (4.8, 4.2))
+    m = s.measure
+    figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.8, 4.2))
     drawn = 0
-    for i, rate in enumerate(s.rates):
-        points = path_points(s.grids[rate], recipe, tokens, m)
+    for i, rate in enumerate((*s.rates, 0.0)):
+        points = path_points(s.grids[rate], recipe, s.tokens, m)
         if len(points) < 2:
             continue
-        colour = RAMP[min(i, len(RAMP) - 1)]
-        paper = [e for e in s.grids[rate].models(recipe, tokens).values() if e.meta.get("paper")]
-        draw_path(ax, points, colour, MARKERS[i % len(MARKERS)], f"rate × {rate:.2g}")
-        if paper:
-            last = points[max(points)]
-            ax.plot(
-                100 * last[0].mean,
-                100 * last[1].mean,
-                "o",
-                ms=20,
-                mfc="none",
-                mec="#D55E00",
-                mew=2,
-                label="the paper's setting",
-            )
         drawn += 1
+        if rate == 0:
+            draw_path(ax, points, "#E69F00", "P", "seldom solved alone", ":", False)
+            continue
+        draw_path(ax, points, RAMP[min(i, len(RAMP) - 1)], MARKERS[i % len(MARKERS)], f"rate × {rate:.2g}")
+        if any(e.meta.get("paper") for e in s.grids[rate].models(recipe, s.tokens).values()):
+            last = points[max(points)]
+            ax.plot(100 * last[0].mean, 100 * last[1].mean, "o", ms=18, mfc="none", mec="#D55E00", mew=2)
+            ax.plot([], [], "o", ms=9, mfc="none", mec="#D55E00", mew=2, label="the paper's pair")
     if not drawn:
         plt.close(figure)
         return None
     ax.set_ylabel(f"{m.name}, %")
-    if limits:
-        ax.set_xlim(*limits[0])
-        ax.set_ylim(*limits[1])
+    ax.set_xlim(*limits[0])
+    ax.set_ylim(*limits[1])
     ax.legend(loc="best")
     return figure
 
 
 def sharpening_limits(s: Sharpening) -> tuple:
     """One range for all starts."""
-    found = [
-        p for r in s.recipes for rate in s.rates for p in path_points(s.grids[rate], r, s.tokens[0], s.measure).values()
-    ]
+    found = [p for r in s.recipes for g in s.grids.values() for p in path_points(g, r, s.tokens, s.measure).values()]
     limits = []
     for i in (0, 1):
         low, high = min(100 * p[i].mean for p in found), max(100 * p[i].mean for p in found)
@@ -377,7 +368,9 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
 
 def figure_rollouts(entries: list[Entry], band: str, against: str):
     """Validation pass@1 over steps or FLOPs, for few and many answers a question: mean over seeds."""
-    groups = {n: models(group).values() for (b, n), group in by_variant(entries, "band", "n").items() if b == band}
+    groups = {
+        n: models(group, end=True).values() for (b, n), group in by_variant(entries, "band", "n").items() if b == band
+    }
     figure, ax = panel(f"Trained on {band} questions: validation pass@1, %",
                        "training step" if against == "step" else "FLOPs of this stage", (5.6, 3.4))  # fmt: skip
     ends = []

@@ -210,26 +210,20 @@ class Contrasts:
         """(measure, does it count): process-right where it can be judged, with plain pass@k beside."""
         return [(self.process, True), (self.right, False)] if self.judged else [(self.right, True)]
 
-    def of(self, a: str, b: str, measure, tokens: int | None = None, step: int | None = None) -> Contrast | None:
-        """a − b at a checkpoint, or the mean over all checkpoints that have both."""
+    def of(self, a: str, b: str, measure, tokens: int | None = None, step=None, step_b=None) -> Contrast | None:
+        """a − b at a checkpoint, or the mean over all checkpoints that have both; each where its run is stopped, or at a step
+        or the "end"."""
         if tokens is None:
-            return mean_of([self.of(a, b, measure, t, step) for t in self.g.tokens])
-        return contrast([(1, self.g.models(a, tokens, step)), (-1, self.g.models(b, tokens))], measure)
+            return mean_of([self.of(a, b, measure, t, step, step_b) for t in self.g.tokens])
+        return contrast([(1, self.g.models(a, tokens, step)), (-1, self.g.models(b, tokens, step_b))], measure)
 
     def minus(
-        self, a: str, b: str, measure, what: str, wanted: str, margin: float = 0.0, at: int | None = None, **more
+        self, a: str, b: str, measure, what: str, wanted: str, margin=0.0, at=None, step=None, step_b=None, **more
     ) -> Claim:
         place = "" if at is None else f", {million(at)}"
         needs = f"{label(a)} and {label(b)} at one checkpoint with one seed"
-        return claim(
-            self.of(a, b, measure, at),
-            f"{what}: {label(a)} − {label(b)}{place}",
-            wanted,
-            margin,
-            at=at,
-            needs=needs,
-            **more,
-        )
+        c = self.of(a, b, measure, at, step, step_b)
+        return claim(c, f"{what}: {label(a)} − {label(b)}{place}", wanted, margin, at=at, needs=needs, **more)
 
     def each(self, a: str, b: str, measure, what: str, wanted: str, margin: float = 0.0, **more) -> list[Claim]:
         """The same at each checkpoint, beside the verdict."""
@@ -237,10 +231,10 @@ class Contrasts:
             return []
         return [self.minus(a, b, measure, what, wanted, margin, t, counts=False, **more) for t in self.g.tokens]
 
-    def dose(self, recipe: str, tokens: int | None = None, step: int | None = None) -> float:
-        """Smallest number of sampled answers per training question; nan if unknown."""
+    def dose(self, recipe: str, tokens: int | None = None) -> float:
+        """Smallest number of sampled answers per training question at the end of a run; nan if unknown."""
         places = self.g.tokens if tokens is None else [tokens]
-        found = [e.dose for t in places for e in self.g.models(recipe, t, step).values()]
+        found = [e.dose for t in places for e in self.g.models(recipe, t, "end").values()]
         return float(np.nanmin(found)) if found and not np.isnan(found).all() else float("nan")
 
     def dose_note(self, recipe: str, tokens: int | None = None) -> list[str]:
@@ -252,18 +246,17 @@ class Contrasts:
     # -----------------------------------------------------------------------------------------------------------------
 
     def early(self) -> int:
-        """The checkpoint of finding 1, by validation: the first whose base answers EARLY of the questions, 0-shot."""
+        """The checkpoint of finding 1, chosen on validation. A study marks its primary checkpoints, the early one first, by
+        pretraining runs of their own for each seed (--pretraining primary). Elsewhere: the first whose base answers EARLY of
+        the validation questions, 0-shot, before RL begins."""
+        runs = {t: len({e.keys[0][0] for e in self.g.models("rl", t).values()}) for t in self.g.tokens}
+        if len(set(runs.values())) > 1:
+            return next(t for t in self.g.tokens if runs[t] == max(runs.values()))
         for t in self.g.tokens:
-            for key in ("val_process@1", "val_pass@1"):
-                first = [
-                    e.curve(key)[0][1]
-                    for e in self.g.models("rl", t).values()
-                    if e.curve(key) and e.curve(key)[0][0] == 0
-                ]
-                if first:
-                    if np.mean(first) >= EARLY:
-                        return t
-                    break
+            curves = [e.curve("val_process@1") or e.curve("val_pass@1") for e in self.g.models("rl", t).values()]
+            first = [curve[0][1] for curve in curves if curve and curve[0][0] == 0]
+            if first and np.mean(first) >= EARLY:
+                return t
         return self.g.tokens[0]
 
     def times(self, base: str, tokens: int, measure: Questions, counts: bool) -> Claim:
@@ -351,7 +344,7 @@ class Contrasts:
         """RL after SFT at the paper's relative rate, against the very model that it started from."""
         marked = Grid([e for e in self.entries if e.meta.get("paper")], self.g.temperature)
         found = []
-        for (recipe, tokens), models in marked.at.items():
+        for (recipe, tokens), models in marked.end.items():
             start = self.g.models(STARTS.get(recipe, ""), tokens)
             if recipe.endswith("_rl") and start:
                 found.append(contrast([(1, models), (-1, start)], measure))
@@ -361,11 +354,13 @@ class Contrasts:
         g, claims = self.g, []
         notes = [note + BELOW for note in self.dose_note("sft_rl")]
         for m, counts in self.both():
-            claims.append(
-                self.minus("sft_rl", "sft", m, f"{m.name}, our rate", "below", counts=counts, settles=not notes)
-            )
-            claims.append(claim(self.paper_setting(m), f"{m.name}, the paper's rate: RL after SFT − its start", "below",
+            claims.append(self.minus("sft_rl", "sft", m, f"{m.name}, our rate, end of RL", "below", step="end", counts=counts,
+                                     settles=not notes))  # fmt: skip
+            claims.append(claim(self.paper_setting(m), f"{m.name}, the paper's rate, end of RL: RL after SFT − its start", "below",
                                 counts=counts, needs="the cell of plan sharpening that is marked as the paper's"))  # fmt: skip
+        claims.append(
+            self.minus("sft_rl", "sft", self.best, f"{self.best.name}, stopped on validation", "below", counts=False)
+        )
         claims.append(self.minus("sft_rl", "sft", self.best.at(1), self.best.at(1).name, "above", counts=False))
         claims += [
             self.minus("sft_converged_rl", "sft_converged", m, m.name, "below", counts=False) for m, _ in self.both()
@@ -426,7 +421,7 @@ class Contrasts:
     def five(self) -> Finding:
         g, claims, notes = self.g, [], [note + BELOW for note in self.dose_note("parallel")]
         settles = not notes
-        rivals, controls = ["sft", "rl", "sft_rl"], ["sft_dose", "rl_dose"]
+        rivals, controls = ["sft", "rl", "sft_rl"], ["sft_dose", "rl_dose", "sft_dose_rl"]
         for m, counts in self.both():
             claims += [self.minus("parallel", r, m, m.name, "above", counts=counts, settles=settles) for r in rivals]
             # alike with SFT alone as long and as hot as inside averaging: then it is the dose, not the averaging
@@ -435,6 +430,13 @@ class Contrasts:
                                          counts=counts and control == "sft_dose", settles=settles))  # fmt: skip
         claims += [self.minus("parallel", r, self.best, self.best.name, "above", counts=False)
                    for r in ("sft_converged", "soup", "combined", "interleaved") if g.has(r)]  # fmt: skip
+        for r in ("rl", "sft_rl", "sft_dose"):  # at the paper's dose exactly
+            claims.append(self.minus("parallel", r, self.best, f"{self.best.name}, ends of both", "above", counts=False, step="end",
+                                     step_b="end"))  # fmt: skip
+        claims += [
+            self.minus("parallel_paper", r, self.best, self.best.name, "above", counts=False)
+            for r in (*rivals, "parallel")
+        ]
         claims.append(
             self.minus("parallel", "rl", self.best.at(1), f"{self.best.at(1).name} (given up)", "below", counts=False)
         )

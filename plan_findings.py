@@ -1,30 +1,33 @@
-"""Findings 6 to 8, the question of the demonstrations, and what sharpens: from the named plans of excursion.py.
+"""Findings 6 to 8 and the question of the demonstrations, from the named plans of excursion.py (what sharpens: sharpening.py).
 
 Rules, verdicts and intervals are those of findings.py. What has no records is "not run", with the command that makes them.
 """
 
 import numpy as np
 
-from findings import ADVANTAGE, MATCH, Claim, Finding, at_equal_pass1, claim, grid_findings
+from findings import MATCH, Claim, Finding, claim, grid_findings
 from records import (
-    STARTS,
     Contrast,
     Entry,
-    Grid,
     Key,
     Questions,
     by_variant,
     contrast,
-    label,
     main_temperature,
     million,
+    stopped,
 )
+from sharpening import Sharpening, answer
 from stats import log_spread_ratio
 
 
-def models(entries: list[Entry]) -> dict[Key, Entry]:
-    """By replicate; of several steps the last."""
-    return {key: e for e in sorted(entries, key=lambda e: e.step) for key in e.keys}
+def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:
+    """By replicate: where the run is stopped, or its end."""
+    paths: dict[Key, dict[int, Entry]] = {}
+    for e in entries:
+        for key in e.keys:
+            paths.setdefault(key, {})[e.step] = e
+    return {key: path[max(path)] if end else stopped(path) for key, path in paths.items()}
 
 
 def per_seed(values: list[float]) -> Contrast | None:
@@ -149,7 +152,9 @@ def rollouts_finding(entries: list[Entry]) -> Finding:
     needs = "plan rollouts: RL from base with few and with many answers a question, same seeds"
     for band in dict.fromkeys(band for band, _ in groups) or ["easy"]:
         counts = sorted(n for b, n in groups if b == band)
-        few, many = (models(groups[band, n]) for n in (counts[0], counts[-1])) if len(counts) > 1 else ({}, {})
+        few, many = (
+            (models(groups[band, n], end=True) for n in (counts[0], counts[-1])) if len(counts) > 1 else ({}, {})
+        )
         what = (
             f"{band} training questions, {counts[0]} against {counts[-1]} answers"
             if len(counts) > 1
@@ -227,137 +232,6 @@ def demonstrations_answer(f: Finding) -> str:
     return ", ".join(parts) + "."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What sharpens: order, rate or dose?
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Sharpening:
-    """RL from several starts at several rates, judged at the same steps. Rates are factors of the grid's rate of RL; cells at
-    1 may be those of the grid."""
-
-    def __init__(self, entries: list[Entry]):
-        rl = [e for e in entries if e.recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")]
-        varied = [e for e in rl if "rate" in e.variant and set(e.variant) <= {"rate", "start"}]
-        places = {e.tokens for e in varied}
-        self.rates = sorted({float(e.variant["rate"]) for e in varied} | ({1.0} if varied else set()))
-        self.grids = {}
-        for rate in self.rates:
-            here = [e for e in varied if float(e.variant["rate"]) == rate]
-            known = {(e.recipe, e.tokens, e.step, e.temperature, *e.keys) for e in here}
-            if rate == 1.0:
-                here += [e for e in rl if not e.variant and e.tokens in places
-                         and (e.recipe, e.tokens, e.step, e.temperature, *e.keys) not in known]  # fmt: skip
-            self.grids[rate] = here
-        starts = [e for e in entries if not e.variant and e.tokens in places and e.recipe in {"base", *STARTS.values()}]
-        self.temperature = main_temperature(varied)
-        self.grids = {rate: Grid(here + starts, self.temperature) for rate, here in self.grids.items()}
-        self.tokens = sorted(places)
-        everything = [e for g in self.grids.values() for e in g.entries]
-        self.k = min((e.largest_k for e in everything), default=32)
-        process = Questions(self.k, "c_process")
-        self.judged = bool(everything) and all(process(e) is not None for e in everything)
-        self.measure = process if self.judged else Questions(self.k)
-        self.recipes = [
-            r for r in ("rl", "sft_rl", "sft_converged_rl", "gold_rl") if any(g.has(r) for g in self.grids.values())
-        ]
-
-    def steps(self, recipe: str, rate: float, tokens: int) -> list[int]:
-        return [s for s in self.grids[rate].steps(recipe, tokens) if s > 0]
-
-    def change(self, recipe: str, rate: float, tokens: int, measure, step: int = -1, since: int | None = None) -> list:
-        """Terms of a contrast: the model at a judged step (by place: 0 first, -1 last), minus that of `since`, or minus
-        the model that it started from."""
-        g, steps = self.grids.get(rate), []
-        if g is not None:
-            steps = self.steps(recipe, rate, tokens)
-        if not steps:
-            return [(1.0, {})]
-        end = g.models(recipe, tokens, steps[step])
-        before = g.models(STARTS[recipe], tokens) if since is None else g.models(recipe, tokens, steps[since])
-        return [(1.0, end), (-1.0, before if since is None or len(steps) > 1 else {})]
-
-    def compare(self, plus: list, minus: list, measure) -> Contrast | None:
-        return contrast([*plus, *((-weight, m) for weight, m in minus)], measure)
-
-    def finding(self) -> Finding:
-        m, one, claims = self.measure, self.measure.at(1), []
-        needs = "plan sharpening: RL from base and after SFT at several rates, with judged steps"
-        t = self.tokens[0] if self.tokens else 0
-        top = max(self.rates, default=3.0)
-        order = self.compare(self.change("sft_rl", 1.0, t, m), self.change("rl", 1.0, t, m), m)
-        rate = self.compare(self.change("sft_rl", top, t, m), self.change("sft_rl", 1.0, t, m), m) if top > 1 else None
-        doses = [contrast(self.change(r, 1.0, t, m, since=0), m) for r in ("rl", "sft_rl")]
-        dose = None
-        if all(d is not None for d in doses):
-            both = [self.change(r, 1.0, t, m, since=0) for r in ("rl", "sft_rl")]
-            dose = contrast([(weight / 2, e) for terms in both for weight, e in terms], m)
-        steps = self.steps("sft_rl", 1.0, t) if 1.0 in self.grids else []
-        span = f"steps {steps[0]} → {steps[-1]}" if len(steps) > 1 else "first → last step"
-        claims += [
-            claim(
-                order,
-                f"order: gain in {m.name} over its own start, after SFT − from base, rate ×1, last step",
-                "below",
-                needs=needs,
-            ),
-            claim(rate, f"rate: {m.name} after SFT, rate ×{top:g} − ×1, last step", "below", needs=needs),
-            claim(dose, f"dose: {m.name}, {span}, mean of from base and after SFT, rate ×1", "below", needs=needs),
-        ]
-        if self.tokens:
-            g = self.grids[1.0]
-            equal = at_equal_pass1(g, "rl", "sft_rl", t, m)
-            claims.append(claim(equal, f"order: {m.name} at equal {one.name}, from base − after SFT, rate ×1", "above", counts=False,
-                                small=ADVANTAGE))  # fmt: skip
-        for recipe in self.recipes:
-            for factor in self.rates:
-                for measure in (m, one):
-                    c = contrast(self.change(recipe, factor, t, measure), measure)
-                    text = f"{measure.name}: {label(recipe)}, rate ×{factor:g}, last step − its start"
-                    claims.append(claim(c, text, "below" if measure is m else "above", counts=False))
-                c = contrast(self.change(recipe, factor, t, m, since=0), m)
-                claims.append(
-                    claim(
-                        c,
-                        f"{m.name}: {label(recipe)}, rate ×{factor:g}, last − first judged step",
-                        "below",
-                        counts=False,
-                    )
-                )
-        paper = [e for g in self.grids.values() for e in g.entries if e.meta.get("paper")]
-        notes = [f"The paper's own setting, RL after SFT at a far higher rate than RL from base, is here: {label(e.recipe)}, rate "
-                 f"×{float(e.variant.get('rate', 1)):g}." for e in paper[:1]]  # fmt: skip
-        return Finding("sharpening", f"What lowers pass@{self.k}: the order, the rate or the dose of RL?", claims, any_of=True,
-                       notes=notes, needs=needs)  # fmt: skip
-
-    @staticmethod
-    def answer(f: Finding) -> str:
-        """One paragraph that says no more than the intervals."""
-        if all(c.x is None for c in f.primary):
-            return f"Not run: {f.needs}."
-        words, names = [], {"shown": [], "contradicted": [], "unclear": [], "not run": []}
-        for c in f.primary:
-            name = c.text.split(":")[0]
-            names[c.verdict].append(f"the {name}")
-            if c.x is not None:
-                words.append(
-                    f"The {name} ({c.text.split(': ', 1)[1]}) is worth {c.numbers} points ({c.verdict}; visible from {c.visible})."
-                )
-        said = [
-            f"{' and '.join(names['shown'])} lowered pass@k"
-            if names["shown"]
-            else "none of the three is shown to lower pass@k"
-        ]
-        if names["contradicted"]:
-            said.append(f"{' and '.join(names['contradicted'])} raised it")
-        if names["unclear"]:
-            said.append(f"the effect of {' and '.join(n.removeprefix('the ') for n in names['unclear'])} is unclear")
-        if names["not run"]:
-            said.append(f"{' and '.join(names['not run'])} is not run")
-        sentence = "; ".join(said)
-        return f"{sentence[0].upper()}{sentence[1:]}. {' '.join(words)}"
-
-
 def judged_alike(entries: list[Entry]) -> list[Entry]:
     """Those at the main temperature."""
     main = main_temperature(entries)
@@ -373,4 +247,4 @@ def all_findings(entries: list[Entry]) -> list[Finding]:
 def questions(entries: list[Entry]) -> list[tuple[Finding, str]]:
     """Beyond the paper's findings: (contrasts, the answer in words)."""
     sharpening, solutions = Sharpening(entries).finding(), demonstrations(judged_alike(entries))
-    return [(sharpening, Sharpening.answer(sharpening)), (solutions, demonstrations_answer(solutions))]
+    return [(sharpening, answer(sharpening)), (solutions, demonstrations_answer(solutions))]

@@ -33,12 +33,14 @@ STYLE = {
     "parallel": ("averaging", "#CC79A7", "*", "-", True),
     "combined": ("combined loss", "#7F7F7F", "P", "-", True),
     "interleaved": ("interleaved", "#7F7F7F", "X", "--", True),
+    "sft_dose_rl": ("RL after SFT, averaging's doses", "#D55E00", "d", ":", False),
+    "parallel_paper": ("averaging, the paper's ratio of rates", "#CC79A7", "*", "--", False),
     "soup": ("soup of RL and SFT", "#7F7F7F", "h", ":", True),
 }
 STARTS = {  # the model that a recipe's training began from, asked in the same way: without examples
     "rl": "base_0shot", "rl_dose": "base_0shot", "sft": "base_0shot", "gold": "base_0shot", "parallel": "base_0shot",
     "combined": "base_0shot", "interleaved": "base_0shot", "sft_dose": "base_0shot", "sft_rl": "sft",
-    "sft_converged_rl": "sft_converged", "gold_rl": "gold",
+    "sft_converged_rl": "sft_converged", "gold_rl": "gold", "sft_dose_rl": "sft_dose", "parallel_paper": "base_0shot",
 }  # fmt: skip
 
 Key = tuple[int, int]  # of a replicate: seed of its pretraining run, seed of everything after
@@ -73,7 +75,7 @@ class Entry:
     @property
     def keys(self) -> list[Key]:
         lineage = self.record.get("lineage") or [{}]
-        pretrained = lineage[0].get("args", {}).get("seed")
+        pretrained = self.meta.get("pretraining_seed", lineage[0].get("args", {}).get("seed"))
         return [(seed if pretrained is None else pretrained, seed) for seed in self.seeds]
 
     @property
@@ -270,6 +272,12 @@ def general_bits(e: Entry) -> Row | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def stopped(path: dict[int, Entry]) -> Entry:
+    """The model of a run that was judged at several steps: the one that is marked as best on validation, else the last."""
+    marked = [step for step, e in path.items() if e.meta.get("primary")]
+    return path[max(marked or path)]
+
+
 def main_temperature(entries: list[Entry]) -> float:
     """The paper's 0.6; where nothing was judged at it, the one that most were judged at."""
     counts = Counter(e.temperature for e in entries)
@@ -287,8 +295,8 @@ class Grid:
         for e in entries:
             for key in e.keys:
                 self.paths.setdefault((e.recipe, e.tokens), {}).setdefault(key, {})[e.step] = e
-        # where there are several steps, a recipe's model is the last one
-        self.at = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
+        self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
+        self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
         self.tokens = sorted({tokens for _, tokens in self.at})
         self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]
         self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
@@ -302,13 +310,13 @@ class Grid:
         paths = self.paths.get((recipe, tokens), {})
         return sorted(set.intersection(*(set(p) for p in paths.values()))) if paths else []
 
-    def models(self, recipe: str, tokens: int, step: int | None = None) -> dict[Key, Entry]:
-        """By replicate, the recipe's last model or that of a step."""
-        if step is None:
-            return self.at.get((recipe, tokens), {})
+    def models(self, recipe: str, tokens: int, step: int | str | None = None) -> dict[Key, Entry]:
+        """By replicate: where the run is stopped; at its "end"; or at a step."""
+        if step is None or step == "end":
+            return (self.end if step else self.at).get((recipe, tokens), {})
         return {key: path[step] for key, path in self.paths.get((recipe, tokens), {}).items() if step in path}
 
-    def level(self, recipe: str, tokens: int, measure, step: int | None = None) -> "Contrast | None":
+    def level(self, recipe: str, tokens: int, measure, step: int | str | None = None) -> "Contrast | None":
         """The measure itself, of a recipe's models."""
         return contrast([(1.0, self.models(recipe, tokens, step))], measure)
 
@@ -356,15 +364,19 @@ def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast |
 
 
 def mean_of(found: list[Contrast | None]) -> Contrast | None:
-    """Mean over checkpoints of contrasts, at the replicates that all have; those that are None are left out."""
+    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out. (At
+    some checkpoints each seed has a pretraining run of its own, at others all share one.)"""
     found = [c for c in found if c is not None]
     if not found or len({c.values.shape[1] for c in found}) > 1:
         return None
-    keys = sorted(set.intersection(*(set(c.keys) for c in found)))
-    if not keys:
+    by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
+    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
+    shared = sorted(set.intersection(*(set(n) for n in names)))
+    if not shared:
         return None
-    rows = [c.values[[c.keys.index(key) for key in keys]] for c in found]
-    return Contrast(np.mean(rows, axis=0), found[0].clusters, tuple(keys))
+    rows = [c.values[[n.index(key) for key in shared]] for c, n in zip(found, names, strict=True)]
+    keys = tuple((key, key) for key in shared) if by_seed else tuple(shared)
+    return Contrast(np.mean(rows, axis=0), found[0].clusters, keys)
 
 
 def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:

@@ -20,8 +20,9 @@ from eval import main_accuracy
 from figures import plt
 from files import write_text
 from findings import Contrasts, Finding, trajectory
-from plan_findings import Sharpening, all_findings, judged_alike, questions
+from plan_findings import all_findings, judged_alike, questions
 from records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
+from sharpening import Sharpening
 
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
@@ -264,8 +265,8 @@ def show_sharpening(doc: Document, entries: list[Entry]) -> None:
     found = [(f"sharpening_{r}", draw.figure_sharpening(s, r, limits),
               f"{s.measure.name} over {s.measure.at(1).name} of {label(r)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}")
              for r in s.recipes]  # fmt: skip
-    doc.panels(found, "A panel a start, a line a rate (of the grid's), steps as numbers; all panels have the same range. The ring marks "
-                      "the paper's own setting.")  # fmt: skip
+    doc.panels(found, "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark "
+                      "the paper's pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
 
 
 def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
@@ -371,7 +372,7 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
                 columns.append((f"{name}{word} {k} %", lambda e, n=name, kind=kind, k=k: cell(e, n, kind, k)))
         columns.append((f"{name} lenient@1 %", lambda e, n=name: cell(e, n, "lenient", "pass@1")))
         columns.append((f"{name} box %", lambda e, n=name: f"{100 * e.sets[n]['box']:.1f}" if n in e.sets else "–"))
-    columns.append(("bits/byte", lambda e: f"{e.bits:.4f}"))
+    columns.append(("bits/byte", lambda e: "–" if np.isnan(e.bits) else f"{e.bits:.4f}"))
     for name in tasks:
         columns.append(
             (

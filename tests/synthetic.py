@@ -115,7 +115,7 @@ def study(seeds=(1, 2, 3), tokens=(3_500_000, 4_400_000, 5_600_000, 7_000_000, 9
             for temperature, factor in ((0.6, 1.0), (1.0, 0.8)):
                 more = dict(temperature=temperature, points=STEPS)
                 rise = np.array([0.5, 1.2, 1.8, 2.1, 2.2])
-                entries += w.run("rl", t, seed, level + rise, factor * (0.9 + 0.12 * np.arange(5)), **more)
+                entries += w.run("rl", t, seed, level + rise, factor * (0.9 + 0.12 * np.arange(5)), paper=True, **more)
                 entries += w.run(
                     "sft_rl",
                     t,
@@ -132,7 +132,7 @@ def study(seeds=(1, 2, 3), tokens=(3_500_000, 4_400_000, 5_600_000, 7_000_000, 9
         for rate in (1 / 3, 3.0):
             for recipe, extra in (("rl", 0.0), ("sft_rl", 1.4), ("sft_converged_rl", 1.4), ("gold_rl", 2.0)):
                 rise = np.array([0.5, 1.2, 1.8, 2.1, 2.2]) * min(rate, 1.2) / (2.5 if extra else 1)
-                paper = {"paper": True} if recipe == "sft_rl" and rate == 3.0 else {}
+                paper = {"paper": recipe == "sft_rl" and rate == 3.0}
                 entries += w.run(
                     recipe,
                     t,

@@ -7,8 +7,9 @@ from synthetic import STEPS, World, make_entry, save, study
 import report
 from cli import UserError
 from findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim
-from plan_findings import Sharpening, all_findings, demonstrations, demonstrations_answer, questions
+from plan_findings import all_findings, demonstrations, demonstrations_answer, questions
 from records import Contrast, Grid, Questions, contrast, general_bits, load, mean_of, task_items
+from sharpening import Sharpening, answer
 from stats import Estimate
 
 PAPER = {  # recipe → right of 32 on the solved and how many tenths of the unsolved half of the questions, bits, share of items
@@ -174,6 +175,19 @@ def test_replicates_of_other_pretraining_runs_do_not_replace_each_other():
     assert [len(c.values) for c in found] == [2, 1] and mean_of(found).keys == ((1, 1),)
 
 
+def test_checkpoints_with_and_without_pretraining_runs_of_their_own_are_averaged_by_seed():
+    """Three seeds after three pretraining runs at one checkpoint, after one shared run at another: the mean has three rows;
+    and the checkpoint with runs of their own is the early one of finding 1."""
+    right = np.arange(1, 21)
+    entries = [make_entry(r, 2, s, right + s, pretrained=s) for r in ("rl", "base") for s in (1, 2, 3)]
+    entries += [make_entry("rl", t, s, right + s, pretrained=1) for t in (1, 3) for s in (1, 2, 3)]
+    entries += [make_entry("base", t, 1, right, pretrained=1, seeds=[1, 2, 3]) for t in (1, 3)]
+    g = Grid(entries)
+    c = mean_of([contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2, 3)])
+    assert np.allclose(c.values.mean(1) * 32, [2 / 3, 4 / 3, 2]) and [seed for _, seed in c.keys] == [1, 2, 3]
+    assert Contrasts(g, entries).early() == 2
+
+
 def test_what_old_records_lack_is_absent_not_zero():
     """No process, floor, entropy, step: None; and no contrast of them."""
     old = make_entry("rl", 1, 0, [1, 2])
@@ -237,13 +251,16 @@ def test_uncertainty_of_the_crossing_is_in_the_interval():
     assert np.allclose(c.values, 0)
 
 
-def test_the_last_step_is_the_model_and_others_are_points():
-    """A recipe's model is its last judged step; temperatures are kept apart."""
+def test_the_model_of_a_run_is_where_validation_stopped_it():
+    """The step that is marked, without a mark the last; the end beside it; temperatures are kept apart."""
     w = World(40)
     entries = w.run("rl", 1, 1, np.zeros(5), np.ones(5)) + w.run("rl", 1, 1, np.zeros(5), np.ones(5), temperature=1.0)
     g, hot = Grid(entries), Grid(entries, 1.0)
     assert g.models("rl", 1)[(1, 1)].step == 320 and g.steps("rl", 1) == list(STEPS)
     assert hot.models("rl", 1)[(1, 1)].temperature == 1.0 and g.temperature == 0.6
+    entries[2].meta["primary"] = True
+    g = Grid(entries)
+    assert g.models("rl", 1)[(1, 1)].step == STEPS[2] and g.models("rl", 1, "end")[(1, 1)].step == 320
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -314,7 +331,19 @@ def test_what_sharpens_is_told_apart(by):
     """Of order, rate and dose the one that sharpens is named, and no other."""
     f = Sharpening(sharpening_world(by)).finding()
     assert [c.text.split(":")[0] for c in f.primary if c.verdict == "shown"] == [by]
-    assert Sharpening.answer(f).startswith(f"The {by} lowered pass@k")
+    assert answer(f).startswith(f"The {by} lowered pass@k")
+
+
+def test_rates_are_compared_at_steps_that_both_have():
+    """The grid's rate was run twice as long, and sharpens after that: the contrast of rates does not see it."""
+    entries = sharpening_world("rate")
+    w = World(300)
+    for seed in (1, 2, 3):
+        entries += [w.entry(r, 1, seed, 0.3, 9.0, step=640) for r in ("rl", "sft_rl")]
+    s = Sharpening(entries)
+    assert s.steps(("rl", 1.0))[-1] == 640 and s.steps(("rl", 1.0), ("rl", 3.0)) == list(STEPS)
+    f = s.finding()
+    assert "step 320" in f.primary[1].text and f.primary[1].verdict == "shown" and "step 640" in f.primary[0].text
 
 
 # ---------------------------------------------------------------------------------------------------------------------

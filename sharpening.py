@@ -1,0 +1,153 @@
+"""What lowers pass@k: that RL comes after SFT (the order), its rate, or its dose? From --plan sharpening.
+
+RL from several starts (the base, SFT at its best and at its end, Gold) at several rates, judged at the same steps of training.
+Three contrasts are primary, named before the runs, and Holm's correction is over these three:
+
+    order   (RL after SFT - SFT) - (RL from base - base), both at the grid's rate, at the last step
+    rate    RL after SFT at the highest rate - at the grid's rate, at the last step that both were judged at
+    dose    last - first judged step, mean of RL from base and RL after SFT, at the grid's rate
+
+Each is in pass@k, process-right where that can be judged; "below 0" is sharpening. Beside them stand every start and rate; the
+order at equal pass@1; the paper's own comparison, which changes order and rate together; and RL on those questions alone that
+the start seldom answers (is it the dose per solved question?).
+"""
+
+import numpy as np
+
+from findings import ADVANTAGE, Finding, at_equal_pass1, claim
+from records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
+
+RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
+Terms = list[tuple[float, dict[Key, Entry]]]
+
+
+class Sharpening:
+    """Rates are factors of the grid's rate of RL, whose runs are those of the grid."""
+
+    def __init__(self, entries: list[Entry]):
+        rl = [e for e in entries if e.recipe in RECIPES]
+        varied = [e for e in rl if set(e.variant) == {"rate"}]
+        seldom = [e for e in rl if set(e.variant) == {"band"}]
+        self.tokens = max((e.tokens for e in varied), default=0)
+        self.rates = sorted({float(e.variant["rate"]) for e in varied} | ({1.0} if varied else set()))
+        here = [e for e in entries if not e.variant and e.tokens == self.tokens]
+        starts = [e for e in here if e.recipe in {"base", *STARTS.values()}]
+        temperature = main_temperature(varied)
+        self.grids: dict[float, Grid] = {}  # 0: seldom solved questions alone
+        for rate in (*self.rates, 0.0):
+            of_rate = seldom if rate == 0 else [e for e in varied if float(e.variant["rate"]) == rate]
+            if rate == 1:
+                of_rate += [e for e in here if e.recipe in RECIPES]
+            self.grids[rate] = Grid([e for e in of_rate if e.tokens == self.tokens] + starts, temperature)
+        everything = [e for g in self.grids.values() for e in g.entries]
+        self.k = min((e.largest_k for e in everything), default=32)
+        self.measure = Questions(self.k, "c_process")
+        if any(self.measure(e) is None for e in everything):
+            self.measure = Questions(self.k)
+        self.recipes = [r for r in RECIPES if any(g.has(r) for g in self.grids.values())]
+
+    def steps(self, *runs: tuple[str, float]) -> list[int]:
+        """Steps at which all of these (recipe, rate) were judged."""
+        found = [set(self.grids[rate].steps(r, self.tokens)) - {0} if rate in self.grids else set() for r, rate in runs]
+        return sorted(set.intersection(*found))
+
+    def at(self, recipe: str, rate: float, step: int | None) -> dict[Key, Entry]:
+        return self.grids[rate].models(recipe, self.tokens, step) if rate in self.grids and step else {}
+
+    def gain(self, recipe: str, rate: float, step: int | None, sign: float = 1.0) -> Terms:
+        """A model minus the one that it started from."""
+        grid = self.grids.get(rate)
+        start = grid.models(STARTS[recipe], self.tokens) if grid else {}
+        return [(sign, self.at(recipe, rate, step)), (-sign, start)]
+
+    def order(self, measure, rate: float = 1.0) -> Contrast | None:
+        last = max(self.steps(("sft_rl", 1.0), ("rl", 1.0), ("sft_rl", rate)), default=None)
+        return contrast(self.gain("sft_rl", rate, last) + self.gain("rl", 1.0, last, -1.0), measure)
+
+    def rate(self, recipe: str, rate: float, measure) -> Contrast | None:
+        last = max(self.steps((recipe, rate), (recipe, 1.0)), default=None)
+        return contrast([(1.0, self.at(recipe, rate, last)), (-1.0, self.at(recipe, 1.0, last))], measure)
+
+    def dose(self, recipes: tuple[str, ...], rate: float, measure) -> Contrast | None:
+        steps = self.steps(*((r, rate) for r in recipes))
+        if len(steps) < 2:
+            return None
+        terms = [
+            (sign / len(recipes), self.at(r, rate, step))
+            for r in recipes
+            for sign, step in ((1, steps[-1]), (-1, steps[0]))
+        ]
+        return contrast(terms, measure)
+
+    def finding(self) -> Finding:
+        m, one, top = self.measure, self.measure.at(1), max(self.rates, default=3.0)
+        needs = "plan sharpening: RL from base and after SFT at several rates, judged at two steps or more"
+        steps = self.steps(("rl", 1.0), ("sft_rl", 1.0))
+        span = f"steps {steps[0]} → {steps[-1]}" if steps else "first → last step"
+        end = f"step {steps[-1]}" if steps else "last step"
+        both = self.steps(("sft_rl", top), ("sft_rl", 1.0))
+        claims = [
+            claim(self.order(m), f"order: gain in {m.name}, after SFT − from base, rate ×1, {end}", "below", needs=needs),
+            claim(self.rate("sft_rl", top, m) if top > 1 else None,
+                  f"rate: {m.name} after SFT, ×{top:g} − ×1, {f'step {both[-1]}' if both else 'last step'}", "below", needs=needs),
+            claim(self.dose(("rl", "sft_rl"), 1.0, m), f"dose: {m.name}, {span}, mean of from base and after SFT, rate ×1", "below",
+                  needs=needs),
+        ]  # fmt: skip
+        if self.tokens:
+            equal = at_equal_pass1(self.grids[1.0], "rl", "sft_rl", self.tokens, m)
+            claims.append(claim(equal, f"order: {m.name} at equal {one.name}, from base − after SFT, rate ×1", "above", counts=False,
+                                small=ADVANTAGE))  # fmt: skip
+            if top > 1:
+                text = f"the paper's comparison, order and rate together: gain in {m.name}, after SFT ×{top:g} − from base ×1"
+                claims.append(claim(self.order(m, top), text, "below", counts=False))
+        for recipe in self.recipes:
+            for rate in self.rates:
+                last = max(self.steps((recipe, rate)), default=None)
+                what = f"{label(recipe)}, rate ×{rate:.2g}"
+                claims.append(claim(contrast(self.gain(recipe, rate, last), m), f"{m.name}: {what}, step {last} − its start", "below",
+                                    counts=False))  # fmt: skip
+                claims.append(claim(contrast(self.gain(recipe, rate, last), one), f"{one.name}: {what}, step {last} − its start",
+                                    "above", counts=False))  # fmt: skip
+                claims.append(
+                    claim(
+                        self.dose((recipe,), rate, m),
+                        f"{m.name}: {what}, last − first judged step",
+                        "below",
+                        counts=False,
+                    )
+                )
+                if rate != 1:
+                    claims.append(claim(self.rate(recipe, rate, m), f"{m.name}: {label(recipe)}, rate ×{rate:.2g} − ×1", "below",
+                                        counts=False))  # fmt: skip
+            for measure in (m, one):
+                text = f"{measure.name}: {label(recipe)}, on seldom solved questions alone − on all, last common step"
+                claims.append(claim(self.rate(recipe, 0.0, measure), text, "above", counts=False))
+        notes = [f"The paper's own setting is RL after SFT at ×{top:g} beside RL from base at ×1: it changes order and rate together. "
+                 "(There the ratio is 40; here the highest that does not break a model of this size.)"] if top > 1 and self.tokens else []  # fmt: skip
+        return Finding("sharpening", f"What lowers pass@{self.k}: the order, the rate or the dose of RL?", claims, any_of=True,
+                       notes=notes, needs=needs)  # fmt: skip
+
+
+def answer(f: Finding) -> str:
+    """One paragraph that says no more than the intervals."""
+    if all(c.x is None for c in f.primary):
+        return f"Not run: {f.needs}."
+    by = {
+        v: [c.text.split(":")[0] for c in f.primary if c.verdict == v]
+        for v in ("shown", "contradicted", "unclear", "not run")
+    }
+
+    def listed(names: list[str]) -> str:
+        return f"the {' and the '.join(names)}"
+
+    said = [f"{listed(by['shown'])} lowered pass@k" if by["shown"] else "none of the three is shown to lower pass@k"]
+    if by["contradicted"]:
+        said.append(f"{listed(by['contradicted'])} raised it")
+    if by["unclear"]:
+        said.append(f"for {listed(by['unclear'])} it is unclear")
+    if by["not run"]:
+        said.append(f"{listed(by['not run'])}: not run")
+    words = [f"{c.text[0].upper()}{c.text[1:]}: {c.numbers} points, {c.verdict}; {c.visible} would have been seen."
+             for c in f.primary if c.x is not None and np.isfinite(c.x.se)]  # fmt: skip
+    first = "; ".join(said)
+    return f"{first[0].upper()}{first[1:]}. {' '.join(words)}"
