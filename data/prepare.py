@@ -632,7 +632,8 @@ def main(config: Config) -> None:
         mix = parse_mix("dolmino50") if inputs.hub == "dolmino" and not config.subset else {}
         for name, source in inputs.sources.items():
             share = mix[name] / sum(mix.values()) if mix else 1
-            prepare_tokens(config, source, out / name, banned, int(config.max_tokens * share))
+            max_tokens = max(1, int(config.max_tokens * share)) if config.max_tokens else 0
+            prepare_tokens(config, source, out / name, banned, max_tokens)
 
 
 if __name__ == "__main__":

@@ -212,6 +212,9 @@ def test_dolmino(tmp_path, monkeypatch):
         tokens = json.loads((limited / name / "meta.json").read_text())["train"]["tokens"]
         share = 1000 * mix[name] / sum(mix.values())
         assert int(share) <= tokens < share + 120, name  # the run stops with the document that reaches the limit
+    least = run(tmp_path, "dolmino", local=copy, max_tokens=3.0, out=str(tmp_path / "least"), val_fraction=0)
+    counts = [json.loads((least / name / "meta.json").read_text())["train"]["documents"] for name in KINDS]
+    assert counts == [1] * 6  # a share below a token is not "all"
     asked = []
     monkeypatch.setattr(
         prepare, "stream_hub", lambda *args: asked.append(args) or iter([{"text": t} for t in texts(20)])
