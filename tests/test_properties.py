@@ -404,7 +404,7 @@ def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
 
 def test_23_sft_trains_on_solutions_only():
     """Property 23 in SFT: another loss on the prompt would give a gradient to other states than those."""
-    question = {"question": "Tom has 2 pears. How many?", "solutions": ["Two. \\boxed{2}"], "answer": "2"}
+    question = {"id": "1", "question": "Tom has 2 pears. How many?", "solutions": ["Two. \\boxed{2}"], "answer": "2"}
     policy, tokenizer = for_the_world(), load_tokenizer("world")
     stage = sft.SFT(sft.SFTConfig(rows=1), [question], tokenizer, CPU, 0, 256)
     ((_, solution),) = rows = stage.draw()
