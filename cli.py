@@ -8,6 +8,7 @@ import glob
 import re
 import sys
 from collections.abc import Callable
+from typing import Literal, get_args, get_origin
 
 import tyro
 from tqdm import tqdm
@@ -107,6 +108,14 @@ def given(config) -> frozenset[str]:
 
 def default_of(field: dataclasses.Field):
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def fits(field: dataclasses.Field, value) -> bool:
+    """Is it of the kind that this flag can have? (Of a value that comes from a file.)"""
+    if get_origin(field.type) is Literal:
+        return value in get_args(field.type)
+    default = default_of(field)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def apply_preset(config, presets: dict[str, dict]) -> None:

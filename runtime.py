@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import kernels
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
-from cli import UserError, given, reason, refuse_idle
+from cli import UserError, check_ranges, fits, given, reason, refuse_idle
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
@@ -418,6 +418,9 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
         raise UserError(
             f"{path} has a flag --{unknown[0]} that {stage} does not know: resume it with the version that made it"
         )
+    wrong = [f.name for f in fields(config) if f.name in args and not fits(f, args[f.name])]
+    if wrong or "schedule" not in args:
+        raise UserError(f"{path} has no --{[*wrong, 'schedule'][0]} that {stage} could have made; begin a new run")
     changed = {name for name in asked & args.keys() if getattr(config, name) != args[name]}
     scheduled = args["schedule"] != "constant" or args.get("weight_end", -1) >= 0
     for name in sorted(changed - FREE):
@@ -429,6 +432,7 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
     stays = changed | {"out"} | (LENGTH if changed & LENGTH else set())
     for name in args.keys() - stays:
         setattr(config, name, args[name])
+    check_ranges(config)
     return last
 
 

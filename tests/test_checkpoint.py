@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import same
+from test_files import command
 
+import pretrain
 import runtime
 from checkpoint import load_checkpoint, load_model, save_checkpoint
 from cli import UserError
@@ -266,6 +268,19 @@ def test_optimizer_states_that_do_not_fit(good):
     for wrong in broken:
         with pytest.raises(UserError, match="optimizer's state does not fit"):
             runtime.load_optimizer(optimizer, wrong)
+
+
+@pytest.mark.parametrize("args", [
+    {"lr": "fast"}, {"lr": float("inf")}, {"lr": -1.0}, {"steps": "x"}, {"seed": 1.5}, {"schedule": "x"}, {"resume": 1},
+    {"save_at": 3}, {"mix": None}, {"scale": "huge"}, {"attack": 1}, {"schedule": None},
+], ids=str)  # fmt: skip
+def test_flags_that_no_run_could_have_had(args, good, world, tmp_path, capsys):
+    """--resume takes its flags from last.pt: those of another kind, or out of range, are one line and exit code 2."""
+    flags = {k: v for k, v in (good["args"] | args).items() if v is not None or k == "mix"}
+    (tmp_path / "run").mkdir()
+    save_checkpoint(tmp_path / "run/last.pt", good | {"args": flags})
+    assert command(pretrain, "--resume", "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err.count("error: ") == 1
 
 
 def test_logits_that_are_not_finite_end_in_one_line(good):
