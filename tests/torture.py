@@ -14,6 +14,7 @@ What must hold, of every command:
     bits        one flipped bit in a checkpoint, a shard, meta.json or a question file: named in one line, exit code 2; or
                 without any effect
     ranks       of two ranks one is killed or stopped: the other says so in one line and exits; resumed, the same bits
+    exits       two ranks that nothing disturbs end with exit code 0, 300 times, on a busy machine
     malicious   checkpoints and Hugging Face folders that nobody wrote in good faith: no code of theirs runs; one line
     flags       every numeric flag of every stage (read from its Config) with 0, -1, nan, inf, huge values and nothing: it
                 works and all results are finite, or one line, exit code 2 and no file
@@ -39,7 +40,7 @@ from forked import load_stages  # noqa: E402 -- after the path
 from torture_inputs import part_bits, part_flags, part_malicious  # noqa: E402
 from torture_place import Row, Torture  # noqa: E402
 from torture_readers import part_readers  # noqa: E402
-from torture_stops import part_disk, part_excursion, part_kill, part_ranks  # noqa: E402
+from torture_stops import part_disk, part_excursion, part_exits, part_kill, part_ranks  # noqa: E402
 
 PARTS = {
     "kill": part_kill,
@@ -47,6 +48,7 @@ PARTS = {
     "disk": part_disk,
     "bits": part_bits,
     "ranks": part_ranks,
+    "exits": part_exits,
     "malicious": part_malicious,
     "flags": part_flags,
     "readers": part_readers,

@@ -282,6 +282,7 @@ def part_ranks(t: Torture) -> None:
     def ranks(what: str, flags: list[str], folder: Path) -> list:
         port = str(20000 + rng.randrange(20000))
         env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+        env["RANK_TIMEOUT"] = "20"  # seconds, for the one that is stopped
         more = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
         return [start(t.flags[what][0], flags, folder, prepare=varied_rewards, env=env | m) for m in more]
 
@@ -289,7 +290,7 @@ def part_ranks(t: Torture) -> None:
         s: t.row("ranks", f"one of two {name}") for s, name in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped"))
     }
     for what, signum in t.some(cases, 1, "ranks"):
-        row, flags = rows[signum], [*t.flags[what][1], *RANK_FLAGS]
+        row, flags = rows[signum], t.flags[what][1]
         if what not in wholes:
             wholes[what] = t.work / f"ranks_{what}"
             ends = [wait(running) for running in ranks(what, flags, wholes[what])]
@@ -326,4 +327,20 @@ def part_ranks(t: Torture) -> None:
                 row.equal += 1
 
 
-RANK_FLAGS: list[str] = []
+# ---------------------------------------------------------------------------------------------------------------------
+# exits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def part_exits(t: Torture) -> None:
+    """300 pairs of ranks that nothing disturbs must end with exit code 0 (ranks.py). None in the short form."""
+    row = t.row("exits", "two ranks end")
+    if t.short:
+        return
+    row.cases = 300
+    ended = subprocess.run([sys.executable, "tests/ranks.py", "100"], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    last = ended.stdout.strip().splitlines()[-1]
+    if ended.returncode:
+        row.fail("other", last)
+    else:
+        row.equal = 300
