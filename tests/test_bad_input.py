@@ -71,6 +71,7 @@ FLAGS = {
     "average": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4 --rows 2",
     "eval": "--checkpoint {G} --data {W} --limit 2 --samples 2 --k 1 --max_new_tokens 4",
 }
+ALONE = {"--mode soup": "--init {G}", "--ask": "--checkpoint {G}"}  # instead, beside these
 POST = ("sft", "rl", "average")
 CASES = [
     # checkpoints
@@ -138,9 +139,9 @@ CASES = [
     *[(s, "--difficulty {P}/none.json", "no evaluation record") for s in ("rl", "average")],
     ("rl", "--difficulty {P}/text.pt", "no evaluation record"),
     ("average", "--weight 2", "must lie in [0, 1]"),
-    ("average", "--mode parallel --minibatch 1", "leave out --minibatch"),
-    ("average", "--mode combined --inner_epochs 2", "leave out --minibatch"),
-    ("average", "--mode combined --adapt norm", "goes with --mode parallel"),
+    ("average", "--mode parallel --minibatch 1", "--minibatch has no effect with --mode parallel"),
+    ("average", "--mode combined --inner_epochs 2", "--inner_epochs has no effect"),
+    ("average", "--mode combined --adapt norm", "--adapt has no effect"),
     ("average", "--mode interleaved --sft_steps 0 --rl_steps 0", "both be 0"),
     ("average", "--mode soup", "--other"),
     ("average", "--mode soup --other {P}/none.pt", "no such checkpoint"),
@@ -175,7 +176,8 @@ def test_the_table_covers_every_stage():
 def test_one_line_and_exit_code_2(stage, flags, says, base, world, place, tmp_path, monkeypatch, capsys):
     """Every stage, by its command line: `error: ...` in one line at the end of stderr, exit code 2, no new file."""
     names = {"P": place, "W": world, "G": base / "last.pt", "OUT": tmp_path / "new"}
-    given = [] if flags in ("--checkpoint",) else FLAGS[stage].format(**names).split()
+    beside = next((ALONE[start] for start in ALONE if flags.startswith(start)), FLAGS[stage])
+    given = [] if flags in ("--checkpoint",) else beside.format(**names).split()
     flags = [] if flags == "--checkpoint" else flags.format(**names).split()
     out = [] if "--out" in flags else ["--out", str(tmp_path / "new")]
     before = sorted(place.rglob("*"))

@@ -212,6 +212,7 @@ BASE = {
 SHOWN_ELSEWHERE = {
     "max_skipped": "test_runs.py::test_non_finite_steps_are_counted_and_stop_the_run",
     "overwrite": "test_runs.py::test_evaluation_record",
+    "verify": "test_damage.py::test_pretraining_verifies_and_no_verify_does_not",
     ("eval", "grader"): "test_runs.py, test_eval.py::test_a_right_answer_is_one_thing_in_reward_and_evaluation",
     ("eval", "preset"): "test_presets",
     ("eval", "truncated"): "test_eval.py::test_a_right_answer_is_one_thing_in_reward_and_evaluation",
