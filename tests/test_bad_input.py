@@ -179,7 +179,7 @@ def test_one_line_and_exit_code_2(stage, flags, says, base, world, place, tmp_pa
     beside = next((ALONE[start] for start in ALONE if flags.startswith(start)), FLAGS[stage])
     given = [] if flags in ("--checkpoint",) else beside.format(**names).split()
     flags = [] if flags == "--checkpoint" else flags.format(**names).split()
-    out = [] if "--out" in flags else ["--out", str(tmp_path / "new")]
+    out = [] if {"--out", "--ask"} & set(flags) else ["--out", str(tmp_path / "new")]
     before = sorted(place.rglob("*"))
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *given, *out, *flags])
     with pytest.raises(SystemExit) as exit_:
