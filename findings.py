@@ -375,7 +375,7 @@ class Contrasts:
     def three_c(self) -> Finding:
         g, claims = self.g, []
         for m, counts in self.both():
-            found = {t: at_equal_pass1(g, "rl", "sft_rl", t, m) for t in g.tokens}
+            found = {t: at_equal_pass1(runs(g, "rl", t), runs(g, "sft_rl", t), m) for t in g.tokens}
             what = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}"
             claims.append(claim(mean_of(list(found.values())), what, "above", counts=counts, small=ADVANTAGE,
                                 needs="trajectories of RL from base and RL after SFT (two or more judged steps each) whose ranges "
@@ -482,13 +482,18 @@ def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
     return None
 
 
-def at_equal_pass1(g: Grid, a: str, b: str, tokens: int, m: Questions) -> Contrast | None:
-    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through."""
+def runs(g: Grid, recipe: str, tokens: int) -> dict[Key, list[Entry]]:
+    """The trajectories of a recipe by replicate."""
+    return {key: list(trajectory(g, recipe, tokens, key).values()) for key in g.paths.get((recipe, tokens), {})}
+
+
+def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> Contrast | None:
+    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs of
+    fewer than three models, or without two points of pass@1 in common, do not count."""
     rows = {}
-    for key in sorted(set(g.paths.get((a, tokens), {})) & set(g.paths.get((b, tokens), {}))):
-        runs = [list(trajectory(g, recipe, tokens, key).values()) for recipe in (a, b)]
-        ones = [[m.at(1)(e) for e in run] for run in runs]
-        if min(map(len, runs)) < 3 or any(row is None for run in ones for row in run):
+    for key in sorted(set(a) & set(b)):
+        ones = [[m.at(1)(e) for e in run] for run in (a[key], b[key])]
+        if min(map(len, ones)) < 3 or any(row is None for run in ones for row in run):
             continue
         means = [[row.values.mean() for row in run] for run in ones]
         low, high = max(v[0] for v in means), min(max(v) for v in means)
@@ -496,7 +501,7 @@ def at_equal_pass1(g: Grid, a: str, b: str, tokens: int, m: Questions) -> Contra
             continue
         terms = []
         for level in low + (high - low) * np.array([0.25, 0.5, 0.75]):
-            terms += [(1 / 3, at_pass1(runs[0], level, m)), (-1 / 3, at_pass1(runs[1], level, m))]
+            terms += [(1 / 3, at_pass1(a[key], level, m)), (-1 / 3, at_pass1(b[key], level, m))]
         rows[key] = terms
     return combine(rows)
 

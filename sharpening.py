@@ -1,20 +1,20 @@
 """What lowers pass@k: that RL comes after SFT (the order), its rate, or its dose? From --plan sharpening.
 
 RL from several starts (the base, SFT at its best and at its end, Gold) at several rates, judged at the same steps of training.
-Three contrasts are primary, named before the runs, and Holm's correction is over these three:
+Three contrasts are primary, named before the runs (docs/PROTOCOL.md); Holm's correction is over these three:
 
-    order   (RL after SFT - SFT) - (RL from base - base), both at the grid's rate, at the last step
-    rate    RL after SFT at the highest rate - at the grid's rate, at the last step that both were judged at
-    dose    last - first judged step, mean of RL from base and RL after SFT, at the grid's rate
+    order   at equal pass@1: RL after SFT - RL from base, both at the grid's rate
+    rate    at equal pass@1: RL after SFT at the highest rate - at the grid's rate
+    dose    last step - the step that is best on validation, mean of RL from base and RL after SFT, at the grid's rate
 
-Each is in pass@k, process-right where that can be judged; "below 0" is sharpening. Beside them stand every start and rate; the
-order at equal pass@1; the paper's own comparison, which changes order and rate together; and RL on those questions alone that
+Each is in pass@k, process-right where that can be judged; below 0 is sharpening. Beside them stand every start and rate; the
+gains over each start; the paper's own comparison, which changes order and rate together; and RL on those questions alone that
 the start seldom answers (is it the dose per solved question?).
 """
 
 import numpy as np
 
-from findings import ADVANTAGE, Finding, at_equal_pass1, claim
+from findings import Finding, at_equal_pass1, claim, runs
 from records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
 
 RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
@@ -69,35 +69,41 @@ class Sharpening:
         return contrast([(1.0, self.at(recipe, rate, last)), (-1.0, self.at(recipe, 1.0, last))], measure)
 
     def dose(self, recipes: tuple[str, ...], rate: float, measure) -> Contrast | None:
-        steps = self.steps(*((r, rate) for r in recipes))
-        if len(steps) < 2:
-            return None
-        terms = [
-            (sign / len(recipes), self.at(r, rate, step))
-            for r in recipes
-            for sign, step in ((1, steps[-1]), (-1, steps[0]))
-        ]
+        """Last step − the one that is best on validation (where none is marked, the first judged one)."""
+        g, terms = self.grids.get(rate), []
+        for r in recipes:
+            last = max(self.steps((r, rate)), default=None)
+            best = {}
+            for key, path in g.paths.get((r, self.tokens), {}).items() if g else ():
+                marked = [step for step, e in path.items() if e.meta.get("primary")]
+                best[key] = path[max(marked) if marked else min(path)]
+            terms += [(1 / len(recipes), self.at(r, rate, last)), (-1 / len(recipes), best)]
         return contrast(terms, measure)
+
+    def equal(self, a: tuple[str, float], b: tuple[str, float], measure) -> Contrast | None:
+        """a − b, each (recipe, rate), at equal pass@1."""
+        sides = [runs(self.grids[rate], recipe, self.tokens) if rate in self.grids else {} for recipe, rate in (a, b)]
+        return at_equal_pass1(*sides, measure)
 
     def finding(self) -> Finding:
         m, one, top = self.measure, self.measure.at(1), max(self.rates, default=3.0)
-        needs = "plan sharpening: RL from base and after SFT at several rates, judged at two steps or more"
-        steps = self.steps(("rl", 1.0), ("sft_rl", 1.0))
-        span = f"steps {steps[0]} → {steps[-1]}" if steps else "first → last step"
-        end = f"step {steps[-1]}" if steps else "last step"
-        both = self.steps(("sft_rl", top), ("sft_rl", 1.0))
+        needs = "plan sharpening: RL from base and after SFT at several rates, judged at two steps or more that share some pass@1"
+        equal = f"{m.name} at equal {one.name}"
         claims = [
-            claim(self.order(m), f"order: gain in {m.name}, after SFT − from base, rate ×1, {end}", "below", needs=needs),
-            claim(self.rate("sft_rl", top, m) if top > 1 else None,
-                  f"rate: {m.name} after SFT, ×{top:g} − ×1, {f'step {both[-1]}' if both else 'last step'}", "below", needs=needs),
-            claim(self.dose(("rl", "sft_rl"), 1.0, m), f"dose: {m.name}, {span}, mean of from base and after SFT, rate ×1", "below",
-                  needs=needs),
+            claim(self.equal(("sft_rl", 1.0), ("rl", 1.0), m), f"order: {equal}, RL after SFT − from base, rate ×1", "below", needs=needs),
+            claim(self.equal(("sft_rl", top), ("sft_rl", 1.0), m) if top > 1 else None,
+                  f"rate: {equal}, RL after SFT, ×{top:g} − ×1", "below", needs=needs),
+            claim(self.dose(("rl", "sft_rl"), 1.0, m), f"dose: {m.name}, last step − best on validation, mean of RL from base and after "
+                  "SFT, rate ×1", "below", needs=needs),
         ]  # fmt: skip
         if self.tokens:
-            equal = at_equal_pass1(self.grids[1.0], "rl", "sft_rl", self.tokens, m)
-            claims.append(claim(equal, f"order: {m.name} at equal {one.name}, from base − after SFT, rate ×1", "above", counts=False,
-                                small=ADVANTAGE))  # fmt: skip
+            last = max(self.steps(("sft_rl", 1.0), ("rl", 1.0)), default=None)
+            claims.append(claim(self.order(m), f"order: gain in {m.name} over its start, after SFT − from base, rate ×1, step {last}",
+                                "below", counts=False))  # fmt: skip
             if top > 1:
+                last = max(self.steps(("sft_rl", top), ("sft_rl", 1.0)), default=None)
+                claims.append(claim(self.rate("sft_rl", top, m), f"rate: {m.name} after SFT, ×{top:g} − ×1, step {last}", "below",
+                                    counts=False))  # fmt: skip
                 text = f"the paper's comparison, order and rate together: gain in {m.name}, after SFT ×{top:g} − from base ×1"
                 claims.append(claim(self.order(m, top), text, "below", counts=False))
         for recipe in self.recipes:
@@ -111,7 +117,7 @@ class Sharpening:
                 claims.append(
                     claim(
                         self.dose((recipe,), rate, m),
-                        f"{m.name}: {what}, last − first judged step",
+                        f"{m.name}: {what}, last step − best on validation",
                         "below",
                         counts=False,
                     )

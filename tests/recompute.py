@@ -1,0 +1,147 @@
+"""The numbers that README quotes, computed again from the committed records by other code than the report's.
+
+    python tests/recompute.py [--readme README.md] [--records results/study]
+
+Only the standard library: no stats.py, records.py or findings.py. The records are those of the first `report --records` in the
+README. Each sentence of QUOTES is filled in with what comes out here and must stand in the README word for word.
+"""
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+from statistics import mean, variance
+
+ROOT = Path(__file__).parent.parent
+BITS = "bits"  # beside k of pass@k
+
+# Sentences of the README. {a-b:k@tokens} is the change of pass@k in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
+# ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first: a checkpoint.
+QUOTES = """
+RL takes pass@1 to {rl:1@last}%, from {base:1@last}% for the base with worked examples and {base_0shot:1@last}% without ({rl/base:1@last} and {rl/base_0shot:1@last} times as much).
+({rl-base:32@last} against the base with examples)
+not at the earlier checkpoint ({rl-base:32@first})
+RL after SFT is not seen to lower pass@32 at this dose ({sft_rl-sft:32}).
+SFT alone at its dose ({parallel-sft_dose:32})
+costs {sft_converged~base:bits} bits a byte of general text, RL {rl~base:bits};
+"""  # noqa: E501
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def student_t(df: float, p: float = 0.975) -> float:
+    """Quantile of Student's t: P(T < t) by Simpson's rule over t = √df tan(a), then bisection."""
+
+    def density(a: float) -> float:
+        return math.cos(a) ** (df - 1)
+
+    def area(high: float, n: int = 4000) -> float:
+        h = high / n
+        return h / 3 * sum((1 if i in (0, n) else 4 if i % 2 else 2) * density(i * h) for i in range(n + 1))
+
+    whole, low, high = area(math.pi / 2), 0.0, math.pi / 2
+    for _ in range(40):
+        a = (low + high) / 2
+        low, high = (a, high) if 0.5 + 0.5 * area(a) / whole < p else (low, a)
+    return math.sqrt(df) * math.tan(low)
+
+
+def interval(rows: list[list[float]], clusters: list[str]) -> tuple[float, float, float]:
+    """Mean of seeds × questions with the interval of the two-way random model (docs/PROTOCOL.md, Statistics)."""
+    s, q = len(rows), len(rows[0])
+    total = mean(map(mean, rows))
+    names = sorted(set(clusters))
+    sums: dict[str, float] = dict.fromkeys(names, 0.0)
+    rest: dict[tuple[int, str], float] = {}
+    for j in range(q):
+        here = mean(row[j] for row in rows)
+        sums[clusters[j]] += here - total
+        for i in range(s):
+            rest[i, clusters[j]] = rest.get((i, clusters[j]), 0.0) + rows[i][j] - mean(rows[i]) - here + total
+    c = len(names)
+    va = variance([mean(row) for row in rows]) / s if s > 1 else 0.0
+    vb = sum(x * x for x in sums.values()) / q**2 * c / (c - 1) if c > 1 else 0.0
+    ve = sum(x * x for x in rest.values()) / (s * q) ** 2 * s / (s - 1) * c / (c - 1) if s > 1 and c > 1 else 0.0
+    v = max(va + vb - ve, va, vb)
+    parts = [(va, s - 1), (vb, c - 1), (ve, (s - 1) * (c - 1))]
+    df = v * v / sum(x * x / d for x, d in parts if d)
+    half = student_t(df) * math.sqrt(v)
+    return total, total - half, total + half
+
+
+class Records:
+    def __init__(self, folder: Path):
+        self.found: dict[
+            tuple, dict
+        ] = {}  # (recipe, tokens, seed) → record, of runs of the grid at T = 0.6, where they were stopped
+        for path in sorted(folder.glob("*.cell.json")):
+            meta = json.loads(path.read_text())
+            if meta.get("variant") or meta.get("temperature", 0.6) != 0.6 or not meta.get("primary", True):
+                continue
+            record = json.loads((folder / f"{meta['name']}.json").read_text())
+            for seed in meta.get("seeds") or [meta["seed"]]:
+                self.found[meta["recipe"], meta["tokens"], seed] = record
+        self.tokens = sorted({t for _, t, _ in self.found})
+
+    def values(self, record: dict, what: str) -> list[float]:
+        if what == BITS:
+            return [mean(v["bits_per_byte"] for name, v in record["text"].items() if name != "math")]
+        key, k = ("c_process", int(what[:-1])) if what.endswith("p") else ("c", int(what))
+        return [pass_at_k(q["n"], q[key], k) for s in record["questions"].values() for q in s["questions"]]
+
+    def clusters(self, record: dict, what: str) -> list[str]:
+        if what == BITS:
+            return [""]
+        rows = [(name, q) for name, s in record["questions"].items() for q in s["questions"]]
+        return [q["facts"][0] if q.get("facts") else f"{name}/{q['id']}" for name, q in rows]
+
+    def seeds(self, recipes: list[str], tokens: int) -> list[int]:
+        have = [{s for r, t, s in self.found if (r, t) == (recipe, tokens)} for recipe in recipes]
+        return sorted(set.intersection(*have))
+
+    def level(self, recipe: str, what: str, tokens: int) -> float:
+        return mean(mean(self.values(self.found[recipe, tokens, s], what)) for s in self.seeds([recipe], tokens))
+
+    def change(self, a: str, b: str, what: str, places: list[int]) -> tuple[float, float, float]:
+        places = [t for t in places if self.seeds([a, b], t)]
+        seeds = sorted(set.intersection(*(set(self.seeds([a, b], t)) for t in places)))
+        rows = []
+        for s in seeds:
+            pairs = [(self.values(self.found[a, t, s], what), self.values(self.found[b, t, s], what)) for t in places]
+            rows.append([mean(x[j] - y[j] for x, y in pairs) for j in range(len(pairs[0][0]))])
+        return interval(rows, self.clusters(self.found[a, places[0], seeds[0]], what))
+
+    def fill(self, quote: str) -> str:
+        """What stands between the braces of a quote, computed."""
+        names, _, at = quote.partition("@")
+        names, what = names.split(":")
+        places = {"": self.tokens, "first": self.tokens[:1], "last": self.tokens[-1:]}[at]
+        if "-" in names:
+            x = [100 * v for v in self.change(*names.split("-"), what, places)]
+            return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*x).replace("-", "−")
+        if "~" in names:  # of bits: the mean alone, three digits without the zero before
+            return f"{self.change(*names.split('~'), what, places)[0]:.3f}".lstrip("0")
+        if "/" in names:
+            a, b = names.split("/")
+            return f"{self.level(a, what, places[0]) / self.level(b, what, places[0]):.1f}"
+        return f"{100 * self.level(names, what, places[0]):.1f}"
+
+
+def main(readme: Path, folder: Path | None = None) -> list[tuple[str, bool]]:
+    """(sentence with its numbers, is it in the README)."""
+    text = " ".join(readme.read_text().split())
+    records = Records(folder or ROOT / re.search(r"report --records (\S+)", text)[1])
+    sentences = [re.sub(r"\{([^}]+)\}", lambda m: records.fill(m[1]), line) for line in QUOTES.strip().splitlines()]
+    return [(sentence, " ".join(sentence.split()) in text) for sentence in sentences]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--records", type=Path)
+    args = parser.parse_args()
+    for sentence, there in main(args.readme, args.records):
+        print("ok " if there else "NOT", sentence)
