@@ -37,7 +37,6 @@ from runtime import (
     begin,
     clip_gradients,
     load_checkpoint,
-    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -205,10 +204,7 @@ def main(config: Config) -> None:
         model, config.sft_lr, config.sft_weight_decay, sft_betas, config.decay
     )  # parallel alone uses it
     streams = TwoStreams(model, optimizer, second)
-    if start.train:
-        load_optimizer(optimizer, start.train["optimizer"])
-        load_optimizer(second, start.train["sft_optimizer"])
-        grpo.order.position, sft.order.position = start.train["grpo"], start.train["sft"]
+    start.restore({"optimizer": optimizer, "sft_optimizer": second}, {"grpo": grpo.order, "sft": sft.order})
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)
     log = RolloutLog(run, tokenizer, 4, config.show)

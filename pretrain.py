@@ -38,7 +38,6 @@ from runtime import (
     RunConfig,
     Start,
     begin,
-    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -242,8 +241,7 @@ def main(config: Config) -> None:
         start = Start(model, tokenizer, Progress(), lineage=[], train=None)
     progress = start.progress
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    if start.train:
-        load_optimizer(optimizer, start.train["optimizer"])
+    start.restore({"optimizer": optimizer}, {})
     run.open(start)
     trained = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)

@@ -53,7 +53,6 @@ from runtime import (
     begin,
     load_checkpoint,
     load_model,
-    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -587,9 +586,7 @@ def main(config: Config) -> None:
     grpo = make_grpo(config, start, process)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    if start.train:
-        load_optimizer(optimizer, start.train["optimizer"])
-        grpo.order.position = start.train["grpo"]
+    start.restore({"optimizer": optimizer}, {"grpo": grpo.order})
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)
     log = RolloutLog(run, tokenizer, config.save_rollouts, config.show)

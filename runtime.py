@@ -288,10 +288,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     if optimizer.param_groups[0]["params"][0].device.type == "cpu":
         state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
     try:
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if optimizer.state and len(optimizer.state) < len(parameters):
+            raise ValueError("a parameter has no state")
         for p, values in optimizer.state.items():
-            if any(values[name].shape != p.shape for name in ("exp_avg", "exp_avg_sq")):
-                raise ValueError("shape")
+            for moment in (values["exp_avg"], values["exp_avg_sq"]):
+                if moment.shape != p.shape or not moment.isfinite().all():
+                    raise ValueError("a moment has another shape, or is not finite")
+            if not values["step"] > 0:
+                raise ValueError("its step is not positive")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0][:120]
         raise UserError(f"last.pt: its optimizer's state does not fit the model ({reason}); start a new run") from None
@@ -362,6 +368,17 @@ class Start:
     progress: Progress
     lineage: list  # of the checkpoint behind this stage
     train: dict | None  # what --resume goes on from; None: a fresh run
+
+    def restore(self, optimizers: dict[str, torch.optim.Optimizer], cursors: dict[str, "Cursor"]) -> None:
+        """Where last.pt stopped, the states of these, by their names in it; nothing in a fresh run. UserError."""
+        if self.train is None:
+            return
+        for name, optimizer in optimizers.items():
+            load_optimizer(optimizer, self.train.get(name))
+        for name, cursor in cursors.items():
+            cursor.position = self.train.get(name)
+            if type(cursor.position) is not int or not 0 <= cursor.position < 2**63:
+                raise UserError(f"last.pt: {name}, its position in the data, is {cursor.position!r}; start a new run")
 
 
 # Flags that a resumed run may change: where and how it runs, logs and saves; what is evaluated

@@ -37,7 +37,6 @@ from runtime import (
     Run,
     Start,
     begin,
-    load_optimizer,
     make_optimizer,
     open_checkpoint,
     optimizer_step,
@@ -196,9 +195,7 @@ def main(config: Config) -> None:
     sft = make_sft(config, start, process)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    if start.train:
-        load_optimizer(optimizer, start.train["optimizer"])
-        sft.order.position = start.train["sft"]
+    start.restore({"optimizer": optimizer}, {"sft": sft.order})
     evaluate = held_out(config, config.data, model, tokenizer, process)
     run.open(start)
     if process.main:

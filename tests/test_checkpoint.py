@@ -1,6 +1,7 @@
 """checkpoint.py: a damaged or hostile file is one line, runs no code and takes no memory; a good one is read exactly."""
 
 import collections
+import math
 import os
 import pickle
 import random
@@ -261,7 +262,9 @@ def test_optimizer_states_that_do_not_fit(good):
     broken = [
         {},
         [],
-        state | {"param_groups": []},
+        state | {"state": {0: state["state"][0]}},
+        state
+        | {"state": state["state"] | {0: state["state"][0] | {"exp_avg": state["state"][0]["exp_avg"] * math.nan}}},
         state | {"state": {0: {"step": torch.ones(())}}},
         state | {"state": {0: state["state"][0] | {"exp_avg": torch.ones(3)}}},
     ]
@@ -281,6 +284,14 @@ def test_flags_that_no_run_could_have_had(args, good, world, tmp_path, capsys):
     save_checkpoint(tmp_path / "run/last.pt", good | {"args": flags})
     assert command(pretrain, "--resume", "--out", tmp_path / "run") == 2
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+@pytest.mark.parametrize("position", [None, -1, 0.5, "1", True, 10**30])
+def test_positions_in_the_data_that_are_none(good, position):
+    """A cursor is a count: anything else is one line."""
+    start = runtime.Start(None, None, None, [], good["train"] | {"sft": position})
+    with pytest.raises(UserError, match="sft, its position in the data"):
+        start.restore({}, {"sft": runtime.Cursor(5, 0)})
 
 
 def test_logits_that_are_not_finite_end_in_one_line(good):
