@@ -337,7 +337,8 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
     chunk, size = [], 0
     for record in records:
         chunk.append(record)
-        size += len(record.content) if isinstance(record.content, bytes) else 0
+        parts = record.content.values() if isinstance(record.content, dict) else (record.content,)
+        size += sum(len(part) for part in parts if isinstance(part, str | bytes))
         if len(chunk) == 64 or size >= MAX_RECORD:
             yield chunk
             chunk, size = [], 0

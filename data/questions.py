@@ -372,8 +372,9 @@ def stream_hub(
         reason = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
             f"cannot stream {repository} ({config}, {split}) from the hub: {type(error).__name__}: {reason}; "
-            f"without network, get it elsewhere (hf download {repository} --repo-type dataset --local-dir DIR) and give "
-            "the path of a local file of it, or to data.prepare --local DIR"
+            "without network, or where its files do not fit one schema, download it elsewhere "
+            f"(hf download {repository} --repo-type dataset --local-dir DIR) and give the path of a local file of it, or to "
+            "data.prepare --local DIR"
         ) from None
 
 

@@ -20,7 +20,7 @@ from cli import UserError
 from data import prepare, world
 from data.loader import Loader, locate, parse_mix
 from data.prepare import Config, build_world, main, shard_dtype
-from data.questions import BannedQuestions, format_prompt, load_questions, normalise, stream_hub
+from data.questions import BannedQuestions, Record, format_prompt, load_questions, normalise, stream_hub
 from data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -321,6 +321,16 @@ def test_workers_change_nothing(tmp_path):
     one = run(tmp_path, path, out=str(tmp_path / "one"), shard_tokens=9000)
     three = run(tmp_path, path, out=str(tmp_path / "three"), shard_tokens=9000, workers=3)
     assert files_of(one) == files_of(three) and len(files_of(one)) > 5
+
+
+def test_chunks_are_bounded(monkeypatch):
+    """The chunks that workers are sent hold 64 records, or fewer where those are long, in either form; nothing is lost."""
+    monkeypatch.setattr(prepare, "MAX_RECORD", 1000)
+    for content in (lambda n: b"x" * n, lambda n: {"text": "x" * n, "n": 1}):
+        records = [Record(str(i), content(n), 0) for i, n in enumerate([1] * 100 + [400] * 10 + [2000, 1])]
+        chunks = list(prepare._chunks(iter(records)))
+        assert [record for chunk in chunks for record in chunk] == records
+        assert [len(chunk) for chunk in chunks] == [64, 39, 3, 3, 2, 1]
 
 
 def test_held_out_documents(tmp_path):
