@@ -58,7 +58,12 @@ def test_a_rank_without_rows_contributes_nothing(world):
     tokenizer = load_tokenizer("world")
     model = GPT(config_of("smoke", tokenizer.padded_vocab_size)).init_weights(0, std=0.1)
     loader = Loader(world, None, 2, 64, seed=0)
-    question = {"question": "Tom has 2 pears. How many?", "answer": "2", "solutions": ["Two. \\boxed{2}", "\\boxed{2}"]}
+    question = {
+        "id": "0",
+        "question": "Tom has 2 pears. How many?",
+        "answer": "2",
+        "solutions": ["Two. \\boxed{2}", "\\boxed{2}"],
+    }
     questions = [question, question | {"question": "Tom has 3 pears. How many?"}]
     answers, scores = [[9, 8, 7], [6, 5]], np.array([0.7, -0.7], np.float32)
     groups = [
