@@ -29,6 +29,7 @@ RANGES = {
     "format_score": "[-1, 1]",
     "inner_epochs": "[1, 1000]",
     "k": "[1, 65536]",
+    "jobs": "[0, 1024]",
     "kv_gib": "(0, 1e6]",
     "lr": "[0, 100]",
     "max_tokens": "[0, 1e18]",
@@ -53,6 +54,7 @@ RANGES = {
     "weight": "[0, 1]",
     "weight_decay": "[0, 100]",
     "weight_end": "[0, 1]",
+    "workers": "[0, 1024]",
 }
 
 

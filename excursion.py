@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -68,6 +68,8 @@ EARLY = 0.03  # validation pass@1 of the base with worked examples at which RL b
 @dataclass
 class Config:
     """Flags of excursion.py. Zero or empty: the budget's own value (BUDGETS in excursion.py)."""
+
+    RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]"}
 
     # plan: print the commands; run: execute what is missing, then report; report: tables and figures of what is there;
     # choose: (a cell of a plan) link the kept checkpoint of OUT/run that is best on validation to OUT/best.pt
