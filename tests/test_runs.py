@@ -130,7 +130,12 @@ def test_choice_of_rows(world):
     tokenizer, one = load_tokenizer("world"), runtime.Process(0, 1, torch.device("cpu"), torch.float32)
     words = ["It is", "So it is", "We see that it is", "Clearly it is"]
     questions = [
-        {"question": f"{i} pears?", "answer": f"{i}", "solutions": [f"{w} \\boxed{{{i}}}." for w in words]}
+        {
+            "id": str(i),
+            "question": f"{i} pears?",
+            "answer": f"{i}",
+            "solutions": [f"{w} \\boxed{{{i}}}." for w in words],
+        }
         for i in range(30)
     ]
 
@@ -168,7 +173,7 @@ def test_combined_weights(base, world, tmp_path, monkeypatch):
         (line,) = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         norms[name] = line["grad_norm"]
     assert norms["ones"] == pytest.approx(2 * norms["half"], rel=1e-4) and norms["rl"] != norms["ones"]
-    refused("--sft_weight 1.0 goes with --mode combined", average.main, average.Config(sft_weight=1.0, **common))
+    refused("--sft_weight has no effect with --mode parallel", average.main, average.Config(sft_weight=1.0, **common))
 
 
 def test_evaluation_in_the_authors_form(base, world, tmp_path):
