@@ -12,6 +12,7 @@ A checkpoint may come from anywhere: it is read without running code, and what i
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
             )
         if not all(map(math.isfinite, torch.stack(tensor.aminmax()).tolist())):
             raise ValueError(f"{name} holds infinite numbers or NaN")
+
+
+def weights_digest(model: GPT) -> str:
+    """CRC-32 of all weights, in hexadecimal: two models of one digest are one model."""
+    digest = 0
+    for tensor in model.state_dict().values():
+        digest = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), digest)
+    return f"{digest:08x}"
 
 
 def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:

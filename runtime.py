@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import kernels
-from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint
+from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
 from cli import UserError, check_ranges, fits, given, reason, refuse_idle
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
@@ -604,6 +604,8 @@ class Run:
             return path
         args = asdict(self.config)
         args.pop("resume")  # a resumed run's checkpoints and records are those of an uninterrupted one
+        entry = {"stage": self.stage, "step": progress.step, "flops": progress.flops, "args": args}
+        entry["weights"] = weights_digest(model)  # says later from exactly which model another was made
         checkpoint = {
             "format": FORMAT,
             "stage": self.stage,
@@ -614,10 +616,7 @@ class Run:
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": progress.flops,
-            "lineage": [
-                *self.start.lineage,
-                {"stage": self.stage, "step": progress.step, "flops": progress.flops, "args": args},
-            ],
+            "lineage": [*self.start.lineage, entry],
             "args": args,
             "metrics": {"skipped": progress.skipped},
         }

@@ -17,7 +17,8 @@ from test_files import command
 
 import pretrain
 import runtime
-from checkpoint import load_checkpoint, load_model, save_checkpoint
+import sft
+from checkpoint import load_checkpoint, load_model, save_checkpoint, weights_digest
 from cli import UserError
 from data import tokenizer as tokenizers
 from files import TRAILER, check_trailer
@@ -302,3 +303,20 @@ def test_logits_that_are_not_finite_end_in_one_line(good):
         for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.9)):
             with pytest.raises(UserError, match="logits are not finite"):
                 sample(model, [[1, 2, 3]], 2, stop=0, max_new_tokens=3, temperature=temperature, top_p=top_p)
+
+
+def test_lineage_names_the_weights(base, world, tmp_path):
+    """The digest in a lineage is that of the weights, and a run that starts from them carries it on."""
+    checkpoint = load_checkpoint(base / "last.pt")
+    model = load_model(checkpoint)
+    digest = checkpoint["lineage"][-1]["weights"]
+    assert digest == weights_digest(model)
+    with torch.no_grad():
+        model.head.weight[0, 0] += 2**-20
+    assert weights_digest(model) != digest
+    flags = dict(data=str(world), init=str(base / "last.pt"), steps=1, rows=2, limit=4, eval_every=0)
+    sft.main(sft.Config(out=str(tmp_path / "run"), **flags))
+    lineage = load_checkpoint(tmp_path / "run/last.pt")["lineage"]
+    assert [x["stage"] for x in lineage] == ["pretrain", "sft"] and lineage[0]["weights"] == digest != lineage[1][
+        "weights"
+    ]
