@@ -859,9 +859,11 @@ def write_checkpoints(config: Config, cells: list[Cell]) -> None:
 
 CURVE = ("reward", "length", "entropy", "val_pass@1", "val_pass@8", "val_process@1", "sft_loss", "flops")
 SHOWN = 3  # questions of each test set whose samples go into the record, 4 samples each
+# Of each question: what pass@k, process, entropies and their intervals are computed from. The rest has its means
+PER_QUESTION = ("id", "facts", "n", "c", "c_lenient", "c_process", "h_answers", "h_paths")
 
 
-def thin_curve(lines: Iterable[dict], points: int = 100) -> dict[str, list]:
+def thin_curve(lines: Iterable[dict], points: int = 50) -> dict[str, list]:
     """{metric: [[step, value], ...]} of a metrics.jsonl: at most so many points of each, the last one always."""
     curve: dict[str, list] = {}
     for line in lines:
@@ -875,7 +877,7 @@ def thin_curve(lines: Iterable[dict], points: int = 100) -> dict[str, list]:
 
 
 def collect(config: Config, cells: list[Cell]) -> Path:
-    """Copy what the report needs of every evaluated cell to OUT/records."""
+    """Copy what the report needs of every evaluated cell to OUT/records: small enough to be committed."""
     folder = Path(config.out) / "records"
     folder.mkdir(parents=True, exist_ok=True)
     for cell in cells:
@@ -907,7 +909,9 @@ def collect(config: Config, cells: list[Cell]) -> Path:
             "samples": samples,
         }
         meta |= {"seconds": {"evaluation": seconds[0], "training": seconds[1]}}
-        write_text(folder / f"{name}.json", cell.result.read_text())
+        for asked in record["questions"].values():
+            asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
+        write_text(folder / f"{name}.json", json.dumps(record) + "\n")
         write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")
     return folder
 
