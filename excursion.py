@@ -485,8 +485,8 @@ class Builder:
 
 
 def count_name(tokens: float) -> str:
-    """3999744 → "4.00M", always with one unit, so that names sort."""
-    return f"{tokens / 1e6:.2f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
+    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; names sort by tokens up to a billion."""
+    return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
 
 
 def grid_of(n: int, early: int) -> list[int]:

@@ -49,17 +49,17 @@ def records(out) -> dict[str, str]:
 
 def test_the_whole_experiment(grid):
     """Every recipe has a record, the report names it, and the figures are there; run again, nothing is computed."""
-    names = {f"seed0-0.03M-{recipe}" for recipe in ("base", "rl", "sft", "parallel")}
+    names = {f"seed0-0.030M-{recipe}" for recipe in ("base", "rl", "sft", "parallel")}
     assert {path.name.split(".json")[0] for path in (grid / "records").glob("*M-*.json")} >= names
     text, page = (grid / "report.md").read_text(), (grid / "report.html").read_text()
     assert "averaging" in text and " 1. RL works early" in text
     assert page.count("data:image/png") == len(list((grid / "figures").glob("*.png"))) >= 4 and "class=reader" in page
-    meta = json.loads((grid / "records/seed0-0.03M-rl.cell.json").read_text())
+    meta = json.loads((grid / "records/seed0-0.030M-rl.cell.json").read_text())
     assert meta["recipe"] == "rl" and meta["curve"]["reward"] and meta["samples"][0]["samples"] and meta["seconds"]
-    named = json.loads((grid / "records/seed0-0.03M-rl@1.cell.json").read_text())
+    named = json.loads((grid / "records/seed0-0.030M-rl@1.cell.json").read_text())
     assert (named["step"], meta["step"], meta["points"], meta["temperature"]) == (1, 2, [1, 2], 0.6)
     assert meta["primary"] + named["primary"] == 1 and meta["best_step"] == named["best_step"] == 1 + meta["primary"]
-    hot = json.loads((grid / "records/seed0-0.03M-rl-T1.json").read_text())
+    hot = json.loads((grid / "records/seed0-0.030M-rl-T1.json").read_text())
     assert set(hot["questions"]["test_easy"]["questions"][0]) >= {"id", "n", "c", "c_process", "h_answers", "h_paths"}
     assert "floor" in hot["questions"]["test_easy"] and "floor" not in hot["questions"]["test_easy"]["questions"][0]
     assert hot["questions"]["test_easy"]["temperature"] == 1 and hot["tasks"] == hot["text"] == {}
@@ -144,6 +144,14 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
 
 def make_config(tmp_path, **flags) -> excursion.Config:
     return excursion.resolve(excursion.Config(command="plan", out=str(tmp_path / "out"), **flags))
+
+
+@pytest.mark.parametrize("plan", excursion.PLANS)
+def test_plans_of_the_smallest_scale(tmp_path, plan):
+    """Checkpoints a few thousand tokens apart have folders of their own."""
+    config = make_config(tmp_path, plan=plan, scale="smoke")
+    folders = {c.name.split("/")[1] for c in excursion.make_plan(config) if c.kind == "rl"}
+    assert plan != "grid" or len(folders) > 2
 
 
 @pytest.mark.parametrize("plan", excursion.PLANS)
