@@ -73,8 +73,8 @@ from data.questions import (
 from data.tokenizer import WORLD_RANKS, load_tokenizer, tokenizer_digest
 from files import MALFORMED, crc32, json_digest, remove_stale, replacing, replacing_path, write_jsonl, write_text
 
-WORLD_TOKENS = 8_000_000
-WORLD_MATH_SHARE = 0.55  # of tokens
+WORLD_TOKENS = 10_500_000
+WORLD_MATH_SHARE = 0.65  # of tokens
 
 # name → (repository, configurations); their documents come in a shuffled order. Where there are several, each becomes a
 # source of its own. (DOLMino's `default` is all of them one after the other, 89% DCLM.)

@@ -263,7 +263,8 @@ def parse_question(record: dict, source: str) -> dict:
     """One row from any of the four forms. Raises ValueError for a row without question or answer.
 
     A solution that does not box its answer gets a closing sentence that does, so that what is learned from is what the
-    reward asks for. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here."""
+    reward asks for. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here. What
+    else a row of the general form holds is kept (the world's "facts"), of the other forms it is not."""
     question = _text(record, "question", "problem")
     answer = _text(record, "expected_answer", "answer", required=False)
     solutions = record.get("solutions") or [_text(record, "generated_solution", "solution", required=False)]
@@ -280,16 +281,15 @@ def parse_question(record: dict, source: str) -> dict:
     solutions = [solution.strip() for solution in solutions if solution.strip()]
     "".join([question, answer, *solutions]).encode("utf-8")  # a ValueError: JSON can spell half a surrogate pair
     closing = f"The answer is \\boxed{{{answer}}}."
-    facts = record.get("facts")
-    return {
+    row = {
         "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
         "question": question,
         "answer": answer,
         "solutions": [s if extract_answer(s, strict=True) else f"{s}\n{closing}" for s in solutions],
         "source": record.get("problem_source") or record.get("source") or source,
         "level": record.get("level", record.get("difficulty")),
-        **({"facts": facts} if isinstance(facts, list) else {}),  # the world: what the question hinges on
     }
+    return row | {key: value for key, value in record.items() if key not in row and "solutions" in record}
 
 
 def _text(record: dict, *names: str, required: bool = True) -> str:

@@ -2,15 +2,28 @@
 
     python -m data.world              print samples of everything
 
-General text tells of people, things and small events; math text works through word problems. What the text says can be
-probed (`tasks`), and the problems are asked in the paper's prompt (`questions`). Everything is a pure function of the
-seed, and no problem that is asked appears in any text: a problem is its start and its operations, whatever the words.
+General text tells of people, things, small events and of how many things a container holds; math text works through
+word problems. What the text says can be probed (`tasks`), and the problems are asked in the paper's prompt
+(`questions`). Everything is a pure function of the seed, and no problem that is asked appears in any text: a problem is
+its tracks, each a start and its operations, whatever the words and their order.
 
 The parts that make the paper's effects possible, each with its reason:
-- A problem has up to 20 right solutions (4 paths × 5 styles), so one demonstration per question and all of them differ.
+- The answer is a pair, one number for each of two tracks, so that almost none is right by luck: the answer to another
+  question is right in less than one case in a thousand, and the arithmetic is no harder for it.
+- A problem has 10 or 20 right solutions (2 orders of the tracks × 2 orders of the steps × 5 styles). Of the two orders
+  of steps one has a carry and a borrow and the other has neither; which one is the easy one depends on the numbers. So
+  no path is best for all questions, and a model that has dropped a path has lost something.
+- Half of the questions hinge on a fact that only the text tells ("a sack of boots"), frequent or rare (Zipf). The facts
+  of the training questions, of the questions for trials, and of the test questions are disjoint: post-training cannot
+  teach those that a test asks for, and an error can be tied to what the model knows. A solution states its fact.
 - Math documents are worksheets in one consistent form, so that worked examples in a prompt tell the model something.
+- A seventh of the worksheets has the very form of the prompt, so that post-training has more to teach than a format,
+  and nearly all of these box the answer, so that it is not format alone.
 - A tenth of the worksheets is wrong and some give answers only: pretraining imitates these too, and RL can leave them.
-- Two fifths of the worksheets have the very form of the prompt, so that post-training has more to teach than a format.
+- Half of the math documents are drills, so that arithmetic is learned gradually and not in a jump.
+
+The questions "explore_easy" and "explore_hard" are for trials, and "validation" for choices. "test_easy" and "test_hard"
+are for a study whose protocol is written down: look at them once, at the end.
 """
 
 import random
@@ -71,7 +84,12 @@ CATEGORY_TEXT = (
     "Every {thing} is a {category}.",
     "One {category} is the {thing}.",
 )
-CATEGORY_PROBES = ("Every {thing} is a kind of", "The {thing} in the garden is a", "{name} has a {thing}, a kind of")
+# Each probe with the number of different sentences that are made from it
+CATEGORY_PROBES = {
+    "Every {thing} is a kind of": 1,
+    "The {thing} in the {place} is a": 6,
+    "{name} has a {thing}, a kind of": 6,
+}
 
 # Small events: a sentence from each group in turn, in which the end follows from the beginning. {a} and {b} are people,
 # {x} and {y} goods, {p} and {q} places. The probes are beginnings that the text never has, and their ends.
@@ -132,25 +150,88 @@ class Person(NamedTuple):
 
 PEOPLE = [Person(n, "he", "him", "his") for n in MEN] + [Person(n, "she", "her", "her") for n in WOMEN]
 
-# ---------------------------------------------------------------------------------------------------- math problems
+# ------------------------------------------------------------------------------------------------ facts with numbers
 
-LOW, HIGH = 2, 200  # every value on the way to an answer
+CONTAINERS = "crate box bag basket sack case tray barrel chest jar bucket cart".split()
+# A problem may tell of "a sack of boots" where another tells of "24 boots": how many these are is only in the text.
+FACT_TEXT = (
+    "A {container} of {things} holds {n}.",
+    "Every {container} of {things} holds {n}.",
+    "A {container} of {things} has {n}.",
+    "One {container} of {things} holds {n}.",
+)
 
 
-class Problem(NamedTuple):
-    start: int
-    steps: tuple[tuple[str, int], ...]  # ("+", 7), ("*", 2)
+class Fact(NamedTuple):
+    container: str
+    things: str
+    n: int
 
     @property
     def id(self) -> str:
-        return str(self.start) + "".join(f"{sign}{n}" for sign, n in self.steps)
+        return f"{self.container} of {self.things}"
+
+
+@lru_cache(maxsize=4)
+def _facts(seed: int) -> list[Fact]:
+    """How many things each container holds, the most frequent first: 288 facts of two digits."""
+    rng = random.Random(f"{seed} holdings")
+    facts = [Fact(container, things, rng.randint(20, 99)) for container in CONTAINERS for things in COUNTED]
+    rng.shuffle(facts)
+    return facts
+
+
+def facts_of(seed: int, split: str) -> list[Fact]:
+    """The 96 facts that the questions of a split hinge on. There are three disjoint sets, to and fro through the order
+    of frequency (0 1 2 2 1 0), so that they are about equally frequent: that of training and of the worked examples,
+    that of trials (validation, explore), that of test."""
+    group = 0 if split in ("train", "examples") else 2 if split.startswith("test") else 1
+    return [fact for i, fact in enumerate(_facts(seed)) if i % 6 in (group, 5 - group)]
+
+
+# ---------------------------------------------------------------------------------------------------- math problems
+
+LOW, HIGH = 2, 200  # every value on the way to an answer, along every path
+
+
+class Track(NamedTuple):
+    start: int
+    steps: tuple[tuple[str, int], ...]  # ("+", 7), ("*", 2)
+    fact: Fact | None = None  # what the problem tells instead of the start
 
     @property
-    def answer(self) -> int:
-        value = self.start
-        for sign, n in self.steps:
-            value = apply(value, sign, n)
-        return value
+    def id(self) -> str:
+        start = self.fact.id + " " if self.fact else str(self.start)
+        return start + "".join(f"{sign}{n}" for sign, n in self.steps)
+
+    @property
+    def two_orders(self) -> bool:
+        """Whether the steps can be taken in either order: an addition and a subtraction."""
+        return {sign for sign, _ in self.steps} == {"+", "-"}
+
+
+class Problem(NamedTuple):
+    """One or two tracks, each of a person's things. The answer is the number of each person's, in this order."""
+
+    tracks: tuple[Track, ...]
+
+    @property
+    def id(self) -> str:
+        return " & ".join(sorted(track.id for track in self.tracks))  # either way round it is the same problem
+
+    @property
+    def answer(self) -> str:
+        return work_out(self, PATHS[0])[1]
+
+
+class Path(NamedTuple):
+    """The orders in which a solution takes the tracks, and the steps of a track that has two orders."""
+
+    tracks: int  # 1: as told, -1: the last one first
+    steps: int
+
+
+PATHS = [Path(tracks, steps) for tracks in (1, -1) for steps in (1, -1)]  # equally frequent in the text
 
 
 def apply(value: int, sign: str, n: int) -> int:
@@ -162,164 +243,185 @@ def apply(value: int, sign: str, n: int) -> int:
     return value * n if sign == "*" else value // n
 
 
-def draw_problem(rng: random.Random, n_steps: int) -> Problem:
-    """A problem of n_steps whose values all lie in [LOW, HIGH]."""
-    start = value = rng.randint(5, 60)
-    steps = []
-    while len(steps) < n_steps:
-        sign = rng.choices("+-*/", (4, 4, 1.2, 0.8))[0]
-        n = rng.randint(3, 40 if sign == "+" else 30) if sign in "+-" else 2 if sign == "/" or rng.random() < 0.5 else 3
-        result = apply(value, sign, n)
-        if LOW <= result <= HIGH and not (sign == "/" and value % 2):
-            value = result
-            steps.append((sign, n))
-    return Problem(start, tuple(steps))
+def carries(value: int, sign: str, n: int) -> bool:
+    """Whether an addition carries from the ones to the tens, or a subtraction borrows."""
+    return value % 10 + n % 10 > 9 if sign == "+" else value % 10 < n % 10
 
 
-OPENINGS = ("{name} has {n} {things}.", "{name} starts with {n} {things}.", "{name} owns {n} {things}.")
+def draw_track(rng: random.Random, n_steps: int, fact: Fact | None = None) -> Track:
+    """A track of 1 or 2 steps whose values all lie in [LOW, HIGH] along every path. After a fact there are additions and
+    subtractions only.
+
+    Two steps are never both additions or both subtractions (the carries would be the same in either order); of an
+    addition and a subtraction, one order has a carry and a borrow, and the other has neither.
+    """
+    while True:
+        signs = rng.choices("+-*/", (4, 4, 0, 0) if fact else (4, 4, 1.2, 0.8), k=n_steps)
+        if signs in (["+", "+"], ["-", "-"]):
+            continue
+        start = fact.n if fact else rng.randint(5, 69)
+        top = {"+": 40, "-": 30}
+        steps = tuple((s, rng.randint(3, top[s]) if s in top else 2 if s == "/" else rng.choice((2, 3))) for s in signs)
+        track = Track(start, steps, fact)
+        effort = []
+        for order in (steps, steps[::-1]) if track.two_orders else (steps,):
+            value, hard = start, 0
+            for sign, n in order:
+                if sign == "/" and value % 2:
+                    break
+                hard += carries(value, sign, n)
+                value = apply(value, sign, n)
+                if not LOW <= value <= HIGH:
+                    break
+            else:
+                effort.append(hard)
+        if (len(effort) == 1 and not track.two_orders) or sorted(effort) == [0, 2]:
+            return track
+
+
+def draw_problem(rng: random.Random, n_steps: tuple[int, ...], fact: Fact | None = None) -> Problem:
+    """A problem with a track for each number of steps; the fact, if there is one, is the start of any one of them."""
+    place = rng.randrange(len(n_steps))
+    return Problem(tuple(draw_track(rng, n, fact if i == place else None) for i, n in enumerate(n_steps)))
+
+
+OPENINGS = ("{name} has {start} {things}.", "{name} starts with {start} {things}.", "{name} owns {start} {things}.")
 EVENTS = {
     ("+", None): (
         "{He} buys {n} more.",
         "{He} finds {n} more.",
-        "{other} gives {him} {n}.",
+        "A friend gives {him} {n}.",
         "Then {he} gets {n} more.",
     ),
-    ("-", None): ("{He} loses {n}.", "{He} sells {n}.", "{He} gives {n} to {other}.", "Then {he} uses {n}."),
+    ("-", None): ("{He} loses {n}.", "{He} sells {n}.", "{He} gives {n} to a friend.", "Then {he} uses {n}."),
     ("*", 2): ("{He} doubles {his} {things}.", "Then {his} {things} double."),
     ("*", 3): ("{He} triples {his} {things}.", "Then {his} {things} triple."),
-    ("/", 2): ("{He} loses half.", "{He} sells half.", "{He} gives half to {other}.", "Then {he} uses half."),
+    ("/", 2): ("{He} loses half.", "{He} sells half.", "{He} gives half to a friend.", "Then {he} uses half."),
 }
-DISTRACTORS = (
-    "{other} has {n} {others}.",
-    "{other} is {n} years old.",
-    "{He} is {n} years old.",
-    "{He} walks {n} miles.",
-)
-QUESTIONS = (
-    "How many {things} does {he} have?",
-    "How many {things} are left?",
-    "How many {things} does {name} have now?",
-    "How many {things} are there now?",
-)
+QUESTIONS = ("How many {things} are there?", "How many {things} are left?", "How many {things} are there now?")
 
 
-def word_problem(rng: random.Random, problem: Problem, distractor: bool) -> tuple[str, str]:
-    """The problem in words, with a sentence that does not matter if `distractor`; and what is counted."""
-    person = rng.choice(PEOPLE)
-    other = rng.choice(WOMEN if person.he == "he" else MEN)  # so that "he" and "she" are clear
-    things, others = rng.sample(COUNTED, 2)
-    words = {"name": person.name, "other": other, "things": things, "others": others, "he": person.he}
-    words |= {"He": person.he.capitalize(), "him": person.him, "his": person.his}
-    sentences = [rng.choice(OPENINGS).format(n=problem.start, **words)]
-    for sign, n in problem.steps:
-        events = EVENTS[sign, None if sign in "+-" else n]
-        sentences.append(rng.choice(events).format(n=n, **words))
-    if distractor:
-        sentence = rng.choice(DISTRACTORS).format(n=rng.randint(3, 60), **words)
-        sentences.insert(rng.randint(1, len(sentences)), sentence)
-    sentences.append(rng.choice(QUESTIONS).format(**words))
-    return " ".join(sentences), things
+def word_problem(rng: random.Random, problem: Problem) -> tuple[str, str]:
+    """The problem in words, the tracks one after the other; and what is counted ("pears and boots")."""
+    first = rng.choice(PEOPLE)
+    second = rng.choice([person for person in PEOPLE if person.he != first.he])  # so that "he" and "she" are clear
+    known = [track.fact.things for track in problem.tracks if track.fact]
+    others = iter(rng.sample([things for things in COUNTED if things not in known], 2))
+    sentences, counted = [], []
+    for person, track in zip((first, second), problem.tracks, strict=False):
+        things = track.fact.things if track.fact else next(others)
+        words = {"name": person.name, "things": things, "he": person.he, "him": person.him, "his": person.his}
+        words |= {"He": person.he.capitalize(), "start": f"a {track.fact.container} of" if track.fact else track.start}
+        sentences.append(rng.choice(OPENINGS).format(**words))
+        for sign, n in track.steps:
+            sentences.append(rng.choice(EVENTS[sign, None if sign in "+-" else n]).format(n=n, **words))
+        counted.append(things)
+    sentences.append(rng.choice(QUESTIONS).format(things=" and ".join(counted)))
+    return " ".join(sentences), " and ".join(counted)
 
 
 # -------------------------------------------------------------------------------------------------------- solutions
 
-PATHS = {"in order": 0.4, "commuted": 0.2, "merged": 0.2, "chained": 0.2}
-STYLES = ("plain", "first", "lines", "get", "so")
+STYLES = ("plain", "first", "lines", "find", "and")
 
 
-def equations(problem: Problem, path: str, corrupt: Callable[[int], int] = lambda result: result) -> list[str]:
-    """The problem worked out along a path, an equation a step; `corrupt` may change each result on the way.
-
-    "in order" takes step by step; "commuted" writes n + value and n * value; "merged" joins the first two adjacent
-    additions or subtractions; "chained" writes each run of them as one equation.
-    """
-    lines: list[str] = []
-
-    def equation(left: str, result: int) -> int:
-        result = corrupt(result)
-        lines.append(f"{left} = {result}")
-        return result
-
-    value, steps = problem.start, list(problem.steps)
-    while steps:
-        run = next((i for i, (sign, _) in enumerate(steps) if sign in "*/"), len(steps))
-        (sign, n), *rest = steps
-        if path == "chained" and run > 1:
-            left, result = str(value), value
-            for sign, n in steps[:run]:
-                left, result = f"{left} {sign} {n}", apply(result, sign, n)
-            value, rest = equation(left, result), steps[run:]
-        else:
-            if path == "merged" and run > 1 and sum(apply(0, *step) for step in steps[:2]) != 0:
-                sign, n, rest = *_merge(steps[0], steps[1], equation), steps[2:]
-                path = "in order"  # only the first pair
-            left = f"{n} {sign} {value}" if path == "commuted" and sign in "+*" else f"{value} {sign} {n}"
-            value = equation(left, apply(value, sign, n))
-        steps = rest
-    return lines
-
-
-def _merge(a: tuple[str, int], b: tuple[str, int], equation: Callable[[str, int], int]) -> tuple[str, int]:
-    """Two additions or subtractions as one: (+7, -3) → (+, 4) by "7 - 3 = 4"."""
-    if a[0] == b[0]:
-        return a[0], equation(f"{a[1]} + {b[1]}", a[1] + b[1])
-    large, small = (a, b) if a[1] >= b[1] else (b, a)
-    return large[0], equation(f"{large[1]} - {small[1]}", large[1] - small[1])
+def work_out(
+    problem: Problem, path: Path, corrupt: Callable[[int], int] = lambda result: result
+) -> tuple[list[str], str]:
+    """The lines of a problem worked out along a path, and its answer, "17" or "(17, 24)" (a pair in brackets has an
+    order). A line is an equation or states the fact; `corrupt` may change each result on the way."""
+    lines, results = [], {}
+    for track in problem.tracks[:: path.tracks]:
+        if track.fact:
+            lines.append(f"a {track.fact.id} holds {track.fact.n}")
+        value = track.start
+        for sign, n in track.steps[:: path.steps if track.two_orders else 1]:
+            result = corrupt(apply(value, sign, n))
+            lines.append(f"{value} {sign} {n} = {result}")
+            value = result
+        results[track] = value
+    numbers = [str(results[track]) for track in problem.tracks]
+    return lines, numbers[0] if len(numbers) == 1 else f"({', '.join(numbers)})"
 
 
 def solution_text(lines: list[str], answer: str, style: str, things: str) -> str:
-    """Equations (none for an answer only) and the answer, boxed or not, in one of the STYLES."""
+    """Lines (none for an answer only) and the answer, boxed or not, in one of the STYLES."""
+    sentences = [line[0].upper() + line[1:] for line in lines]
     if style == "lines":
-        return "\n".join([*lines, f"Answer: {answer}"])
-    if style == "so":
-        steps, end = ", so ".join(lines), f"There are {answer} {things}."
-    elif style == "get":
-        steps, end = ("We get " if lines else "") + ", then ".join(lines), f"The result is {answer}."
+        return "\n".join([*sentences, f"Answer: {answer}"])
+    if style == "and":
+        steps, end = " and ".join(sentences[:1] + lines[1:]), f"There are {answer} {things}."
+    elif style == "find":
+        steps, end = ("We find " if lines else "") + ", then ".join(lines), f"The result is {answer}."
     elif style == "first":
         steps, end = ". Then ".join(["First " + lines[0], *lines[1:]]) if lines else "", f"So {answer}."
     else:
-        steps, end = ". ".join(lines), f"The answer is {answer}."
+        steps, end = ". ".join(sentences), f"The answer is {answer}."
     return f"{steps}. {end}" if lines else end
 
 
-def boxed(answer: int) -> str:
+def boxed(answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
 
 def solutions(problem: Problem, things: str, rng: random.Random | None = None) -> list[str]:
     """All distinct right solutions, boxed. With an rng in random order: the first is a draw from pretraining's forms."""
     forms = [(path, style) for path in PATHS for style in STYLES]
-    if rng:  # weighted, without replacement
-        forms.sort(key=lambda form: rng.random() ** (1 / PATHS[form[0]]), reverse=True)
-    texts = [solution_text(equations(problem, p), boxed(problem.answer), s, things) for p, s in forms]
+    if rng:
+        rng.shuffle(forms)
+    texts = []
+    for path, style in forms:
+        lines, answer = work_out(problem, path)
+        texts.append(solution_text(lines, boxed(answer), style, things))
     return list(dict.fromkeys(texts))
 
 
 # -------------------------------------------------------------------------------------------------------- questions
 
-SPLITS = {"train": 2048, "validation": 256, "test_easy": 256, "test_hard": 256, "examples": 8}
+SPLITS = {
+    "train": 2048,
+    "validation": 512,
+    "explore_easy": 256,
+    "explore_hard": 256,
+    "test_easy": 256,
+    "test_hard": 256,
+    "examples": 8,
+}
+EASY, HARD = ((1, 1),), ((1, 2), (2, 1))  # steps of the tracks
 
 
 @lru_cache(maxsize=4)
 def _problems(seed: int) -> dict[str, list[Problem]]:
-    """The problems of each split, all different. Easy (2 steps) and hard (3 or 4) alternate, but in the test splits, and
-    in the worked examples, which are short so that many fit into a prompt."""
+    """The problems of each split, all different. Easy (2 steps) and hard (3) alternate in train and validation; the
+    worked examples are easy, so that more of them fit into a prompt. Half of each split hinges on a fact, and each fact
+    is used about as often as the next: drawn by their frequency, the well-known ones would be asked most."""
     rng = random.Random(f"{seed} problems")
-    seen: set[Problem] = set()
+    seen: set[str] = set()
     splits: dict[str, list[Problem]] = {}
     for split, count in SPLITS.items():
+        facts = _in_rounds(rng, facts_of(seed, split))
         splits[split] = []
         while len(splits[split]) < count:
-            hard = split == "test_hard" or (split in ("train", "validation") and len(splits[split]) % 2 == 1)
-            problem = draw_problem(rng, rng.choice((3, 4)) if hard else 2)
-            if problem not in seen:
-                seen.add(problem)
+            i = len(splits[split])
+            mixed = split in ("train", "validation")
+            hard = i % 2 == 1 if mixed else split.endswith("hard")
+            fact = next(facts) if (i // 2 if mixed else i) % 2 else None
+            problem = draw_problem(rng, rng.choice(HARD if hard else EASY), fact)
+            if problem.id not in seen:
+                seen.add(problem.id)
                 splits[split].append(problem)
     return splits
 
 
+def _in_rounds(rng: random.Random, items: list) -> Iterator:
+    """All items in random order, then all again in another."""
+    while True:
+        yield from rng.sample(items, len(items))
+
+
 def questions(seed: int) -> dict[str, list[dict]]:
-    """split → rows {"id", "question", "answer", "solutions", "source", "level"}; hard questions have a distractor.
+    """split → rows {"id", "question", "answer", "solutions", "source", "level", "equations", "facts"}: the number of
+    equations of a solution (2 easy, 3 hard), and the ids of the facts that the question hinges on (none or one).
 
     The first solutions of "examples" all have one form, as the problems of a worksheet have."""
     rng = random.Random(f"{seed} questions")
@@ -327,11 +429,12 @@ def questions(seed: int) -> dict[str, list[dict]]:
     for split, problems in _problems(seed).items():
         splits[split] = []
         for problem in problems:
-            hard = len(problem.steps) > 2
-            question, things = word_problem(rng, problem, distractor=hard)
-            row = {"id": problem.id, "question": question, "answer": str(problem.answer)}
+            question, things = word_problem(rng, problem)
+            row = {"id": problem.id, "question": question, "answer": problem.answer}
             row["solutions"] = solutions(problem, things, None if split == "examples" else rng)
-            row |= {"source": "world", "level": "hard" if hard else "easy"}
+            equations = sum(len(track.steps) for track in problem.tracks)
+            row |= {"source": "world", "level": "hard" if equations > 2 else "easy", "equations": equations}
+            row["facts"] = [track.fact.id for track in problem.tracks if track.fact]
             splits[split].append(row)
     return splits
 
@@ -340,39 +443,42 @@ def questions(seed: int) -> dict[str, list[dict]]:
 
 QUESTION_ANSWER = "question/answer"  # exactly the prompt and its solution
 HEADERS = {
-    "Problem: {question}\nSolution: {solution}": 0.15,
-    "Q: {question}\nA: {solution}": 0.15,
-    "Exercise. {question}\n{solution}": 0.15,
-    "{question} {solution}": 0.15,
-    QUESTION_ANSWER: 0.40,
+    "Problem: {question}\nSolution: {solution}": 0.21,
+    "Q: {question}\nA: {solution}": 0.21,
+    "Exercise. {question}\n{solution}": 0.21,
+    "{question} {solution}": 0.22,
+    QUESTION_ANSWER: 0.15,
 }
-P_DRILL = 0.45  # of documents: 30% of the math tokens, so that arithmetic is learned gradually and not in a jump
+P_DRILL = 0.5  # of documents: a third of the math tokens
+P_FACT = 0.3  # of the problems of the text: fewer than are asked, since a solution states the fact, and so teaches it
+# Steps of the tracks of the text's problems. Those with one track are the simplest, and not asked.
+TOLD = {(1,): 0.15, (2,): 0.15, (1, 1): 0.34, (1, 2): 0.18, (2, 1): 0.18}
 
 
-def math_document(rng: random.Random, banned: frozenset[Problem]) -> list[str]:
-    """A worksheet of 1–5 problems in one form, a segment each; or a drill of bare equations."""
-    if rng.random() < P_DRILL:  # last steps, so that drills meet the same values as solutions do
-        path = rng.choice(("in order", "commuted"))
-        problems = [draw_problem(rng, rng.randint(1, 4)) for _ in range(rng.randint(6, 14))]
-        return ["\n".join(equations(p, path)[-1] for p in problems)]
+def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list[str]:
+    """A worksheet of 1–5 problems in one form, a segment each; or a drill of bare equations. `banned` are ids."""
+    if rng.random() < P_DRILL:  # steps of tracks, so that drills meet the same values as solutions do
+        drills = [draw_problem(rng, (rng.randint(1, 2),)) for _ in range(rng.randint(6, 14))]
+        return ["\n".join(rng.choice(work_out(drill, rng.choice(PATHS))[0]) for drill in drills)]
 
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
-    path, style = rng.choices(list(PATHS), PATHS.values())[0], rng.choice(STYLES)
-    box = rng.random() < (0.93 if header == QUESTION_ANSWER else 0.08)
+    path, style = rng.choice(PATHS), rng.choice(STYLES)
+    box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.08)
     answer_only = rng.random() < 0.15
     wrong = rng.random() < 0.10
 
     def corrupt(result: int) -> int:
         return max(1, result + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))) if wrong and rng.random() < 0.6 else result
 
-    segments = []
+    segments, facts = [], _facts(seed)
     for _ in range(rng.randint(1, 5)):
-        problem = draw_problem(rng, rng.choices((1, 2, 3, 4), (0.2, 0.3, 0.3, 0.2))[0])
-        while problem in banned:
-            problem = draw_problem(rng, len(problem.steps))
-        question, things = word_problem(rng, problem, distractor=rng.random() < 0.25)
-        lines = equations(problem, path, corrupt)
-        answer = lines[-1].split(" = ")[1]
+        n_steps = rng.choices(list(TOLD), TOLD.values())[0]
+        fact = rng.choices(facts, cum_weights=_zipf(len(facts)))[0] if rng.random() < P_FACT else None
+        problem = draw_problem(rng, n_steps, fact)
+        while problem.id in banned:
+            problem = draw_problem(rng, n_steps, fact)
+        question, things = word_problem(rng, problem)
+        lines, answer = work_out(problem, path, corrupt)
         solution = solution_text([] if answer_only else lines, boxed(answer) if box else answer, style, things)
         if header == QUESTION_ANSWER:
             segments.append(format_prompt(question) + solution)
@@ -412,11 +518,12 @@ def _zipf(n: int) -> list[float]:
 
 
 # Few things, or their categories would be known too early to tell one checkpoint from the next
-GENERAL_KINDS = {"profile": 0.40, "group": 0.24, "things": 0.02, "story": 0.34}
+GENERAL_KINDS = {"profile": 0.37, "group": 0.21, "things": 0.02, "holdings": 0.10, "story": 0.30}
 
 
 def general_document(rng: random.Random, seed: int) -> list[str]:
-    """One segment of text: a person, one attribute of a group of people, some things, or a small event."""
+    """One segment of text: a person, one attribute of a group of people, some things, what some containers hold,
+    or a small event."""
     kind = rng.choices(list(GENERAL_KINDS), GENERAL_KINDS.values())[0]
     people, things = _people(seed), _things(seed)
     if kind == "story":
@@ -433,6 +540,10 @@ def general_document(rng: random.Random, seed: int) -> list[str]:
         attribute = rng.choice(list(ATTRIBUTES))
         for _, name, facts in rng.choices(people, cum_weights=_zipf(len(people)), k=rng.randint(2, 5)):
             sentences.append(rng.choice(ATTRIBUTES[attribute][1]).format(who=name, value=facts[attribute]))
+    elif kind == "holdings":
+        facts = _facts(seed)
+        for fact in rng.choices(facts, cum_weights=_zipf(len(facts)), k=rng.randint(2, 5)):
+            sentences.append(rng.choice(FACT_TEXT).format(**fact._asdict()))
     else:
         for thing, category in rng.choices(things, cum_weights=_zipf(len(things)), k=rng.randint(2, 5)):
             sentences.append(rng.choice(CATEGORY_TEXT).format(thing=thing, category=category))
@@ -456,13 +567,13 @@ def _story_words(rng: random.Random) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------ documents and likelihood
 
 SOURCES = ("general", "math")
-N_HELD_OUT = 512  # documents of each source for validation
+N_HELD_OUT = {"general": 4096, "math": 1024}  # documents for validation, some 100,000 tokens of each source
 
 
 def documents(seed: int, source: str, split: str = "train") -> Iterator[list[str]]:
     """Documents of a source ("general" or "math"), each a list of segments; a stop token belongs after each segment.
 
-    split "train": without end; none of them equals a document of "validation", of which there are N_HELD_OUT.
+    split "train": without end; none of them equals a document of "validation", of which there are N_HELD_OUT[source].
     """
     if split == "validation":
         yield from _held_out(seed, source)
@@ -473,19 +584,21 @@ def documents(seed: int, source: str, split: str = "train") -> Iterator[list[str
 
 def _stream(seed: int, source: str, split: str) -> Iterator[list[str]]:
     rng = random.Random(f"{seed} {source} {split}")
-    banned = frozenset(problem for problems in _problems(seed).values() for problem in problems)
+    banned = frozenset(problem.id for problems in _problems(seed).values() for problem in problems)
     while True:
-        yield math_document(rng, banned) if source == "math" else general_document(rng, seed)
+        yield math_document(rng, seed, banned) if source == "math" else general_document(rng, seed)
 
 
 @lru_cache(maxsize=8)
 def _held_out(seed: int, source: str) -> list[list[str]]:
-    return list(islice(_stream(seed, source, "validation"), N_HELD_OUT))
+    return list(islice(_stream(seed, source, "validation"), N_HELD_OUT[source]))
 
 
 def tasks(seed: int) -> dict[str, list[dict]]:
     """Likelihood items about the world's text, in words that the text does not use: "facts" and "categories" with four
-    choices {"query", "choices", "gold"}, and "stories" {"context", "continuation"}; 240 to 256 each."""
+    choices {"query", "choices", "gold"}, and "stories" {"context", "continuation"}; 1024 to 1040 each.
+
+    The items of "categories" are 13 for each of 80 things: what they tell of a model is that of 80 things."""
     rng = random.Random(f"{seed} tasks")
 
     def four_choices(query: str, right: str, values: list[str]) -> dict:
@@ -495,14 +608,15 @@ def tasks(seed: int) -> dict[str, list[dict]]:
 
     facts = [(name, attribute, value) for _, name, known in _people(seed) for attribute, value in known.items()]
     items: dict[str, list[dict]] = {"facts": [], "categories": [], "stories": []}
-    for name, attribute, value in rng.sample(facts, 256):
+    for name, attribute, value in rng.sample(facts, 1024):
         values, _, probes = ATTRIBUTES[attribute]
         items["facts"].append(four_choices(rng.choice(probes).format(who=name), value, values))
-    for probe in CATEGORY_PROBES:
+    for probe, count in CATEGORY_PROBES.items():
         for thing, category in _things(seed):
-            query = probe.format(thing=thing, name=rng.choice(PEOPLE).name)
-            items["categories"].append(four_choices(query, category, list(CATEGORIES)))
-    for _ in range(256):
+            for person, place in zip(rng.sample(PEOPLE, count), rng.sample(PLACES, count), strict=True):
+                query = probe.format(thing=thing, name=person.name, place=place)
+                items["categories"].append(four_choices(query, category, list(CATEGORIES)))
+    for _ in range(1024):
         context, end = rng.choice(STORY_PROBES)
         words = _story_words(rng)
         items["stories"].append({"context": context.format(**words), "continuation": " " + end.format(**words)})
