@@ -1,7 +1,7 @@
 """Evaluation: pass@k and majority vote on questions, likelihood tasks, bits per byte; or ask a checkpoint something.
 
     python eval.py --checkpoint out/pretrain/step_*.pt                     # the world's questions, tasks and text
-    python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears does he have?"
+    python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears are there?"
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
     python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate

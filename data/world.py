@@ -209,6 +209,16 @@ class Track(NamedTuple):
         """Whether the steps can be taken in either order: an addition and a subtraction."""
         return {sign for sign, _ in self.steps} == {"+", "-"}
 
+    def equations(self, order: int = 1, corrupt: Callable[[int], int] = lambda result: result) -> tuple[list[str], int]:
+        """An equation a step, and the last result; order -1 takes the last step first, where that is possible.
+        `corrupt` may change each result on the way."""
+        lines, value = [], self.start
+        for sign, n in self.steps[:: order if self.two_orders else 1]:
+            result = corrupt(apply(value, sign, n))
+            lines.append(f"{value} {sign} {n} = {result}")
+            value = result
+        return lines, value
+
 
 class Problem(NamedTuple):
     """One or two tracks, each of a person's things. The answer is the number of each person's, in this order."""
@@ -221,7 +231,12 @@ class Problem(NamedTuple):
 
     @property
     def answer(self) -> str:
-        return work_out(self, PATHS[0])[1]
+        return answer_text([track.equations()[1] for track in self.tracks])
+
+
+def answer_text(numbers: list[int]) -> str:
+    """ "17" or "(17, 24)": a pair in brackets has an order."""
+    return str(numbers[0]) if len(numbers) == 1 else f"({', '.join(map(str, numbers))})"
 
 
 class Path(NamedTuple):
@@ -301,8 +316,9 @@ EVENTS = {
 QUESTIONS = ("How many {things} are there?", "How many {things} are left?", "How many {things} are there now?")
 
 
-def word_problem(rng: random.Random, problem: Problem) -> tuple[str, str]:
-    """The problem in words, the tracks one after the other; and what is counted ("pears and boots")."""
+def word_problem(rng: random.Random, problem: Problem) -> tuple[str, list[str], str]:
+    """The problem in words, the tracks one after the other; the name of each track's person; and what is counted ("pears
+    and boots")."""
     first = rng.choice(PEOPLE)
     second = rng.choice([person for person in PEOPLE if person.he != first.he])  # so that "he" and "she" are clear
     known = [track.fact.things for track in problem.tracks if track.fact]
@@ -317,46 +333,42 @@ def word_problem(rng: random.Random, problem: Problem) -> tuple[str, str]:
             sentences.append(rng.choice(EVENTS[sign, None if sign in "+-" else n]).format(n=n, **words))
         counted.append(things)
     sentences.append(rng.choice(QUESTIONS).format(things=" and ".join(counted)))
-    return " ".join(sentences), " and ".join(counted)
+    return " ".join(sentences), [first.name, second.name], " and ".join(counted)
 
 
 # -------------------------------------------------------------------------------------------------------- solutions
 
-STYLES = ("plain", "first", "lines", "find", "and")
+STYLES = ("lines", "plain", "first", "find", "and")
 
 
 def work_out(
-    problem: Problem, path: Path, corrupt: Callable[[int], int] = lambda result: result
+    problem: Problem, names: list[str], path: Path, corrupt: Callable[[int], int] = lambda result: result
 ) -> tuple[list[str], str]:
-    """The lines of a problem worked out along a path, and its answer, "17" or "(17, 24)" (a pair in brackets has an
-    order). A line is an equation or states the fact; `corrupt` may change each result on the way."""
-    lines, results = [], {}
-    for track in problem.tracks[:: path.tracks]:
+    """The lines of a problem worked out along a path, and its answer. Each track begins with the name of its person, who
+    ties the operations to the right track: "Tom has 12 + 5 = 17", or "Tom's sack of boots holds 43" before "43 + 5 = 48".
+    """
+    worked = [track.equations(path.steps, corrupt) for track in problem.tracks]
+    lines = []
+    for track, name, (equations, _) in list(zip(problem.tracks, names, worked, strict=False))[:: path.tracks]:
         if track.fact:
-            lines.append(f"a {track.fact.id} holds {track.fact.n}")
-        value = track.start
-        for sign, n in track.steps[:: path.steps if track.two_orders else 1]:
-            result = corrupt(apply(value, sign, n))
-            lines.append(f"{value} {sign} {n} = {result}")
-            value = result
-        results[track] = value
-    numbers = [str(results[track]) for track in problem.tracks]
-    return lines, numbers[0] if len(numbers) == 1 else f"({', '.join(numbers)})"
+            lines += [f"{name}'s {track.fact.id} holds {track.fact.n}", *equations]
+        else:
+            lines += [f"{name} has {equations[0]}", *equations[1:]]
+    return lines, answer_text([result for _, result in worked])
 
 
 def solution_text(lines: list[str], answer: str, style: str, things: str) -> str:
     """Lines (none for an answer only) and the answer, boxed or not, in one of the STYLES."""
-    sentences = [line[0].upper() + line[1:] for line in lines]
     if style == "lines":
-        return "\n".join([*sentences, f"Answer: {answer}"])
+        return "\n".join([*lines, f"Answer: {answer}"])
     if style == "and":
-        steps, end = " and ".join(sentences[:1] + lines[1:]), f"There are {answer} {things}."
+        steps, end = " and ".join(lines), f"There are {answer} {things}."
     elif style == "find":
         steps, end = ("We find " if lines else "") + ", then ".join(lines), f"The result is {answer}."
     elif style == "first":
         steps, end = ". Then ".join(["First " + lines[0], *lines[1:]]) if lines else "", f"So {answer}."
     else:
-        steps, end = ". ".join(sentences), f"The answer is {answer}."
+        steps, end = ". ".join(lines), f"The answer is {answer}."
     return f"{steps}. {end}" if lines else end
 
 
@@ -364,14 +376,14 @@ def boxed(answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
 
-def solutions(problem: Problem, things: str, rng: random.Random | None = None) -> list[str]:
+def solutions(problem: Problem, names: list[str], things: str, rng: random.Random | None = None) -> list[str]:
     """All distinct right solutions, boxed. With an rng in random order: the first is a draw from pretraining's forms."""
     forms = [(path, style) for path in PATHS for style in STYLES]
     if rng:
         rng.shuffle(forms)
     texts = []
     for path, style in forms:
-        lines, answer = work_out(problem, path)
+        lines, answer = work_out(problem, names, path)
         texts.append(solution_text(lines, boxed(answer), style, things))
     return list(dict.fromkeys(texts))
 
@@ -429,9 +441,9 @@ def questions(seed: int) -> dict[str, list[dict]]:
     for split, problems in _problems(seed).items():
         splits[split] = []
         for problem in problems:
-            question, things = word_problem(rng, problem)
+            question, names, things = word_problem(rng, problem)
             row = {"id": problem.id, "question": question, "answer": problem.answer}
-            row["solutions"] = solutions(problem, things, None if split == "examples" else rng)
+            row["solutions"] = solutions(problem, names, things, None if split == "examples" else rng)
             equations = sum(len(track.steps) for track in problem.tracks)
             row |= {"source": "world", "level": "hard" if equations > 2 else "easy", "equations": equations}
             row["facts"] = [track.fact.id for track in problem.tracks if track.fact]
@@ -449,7 +461,7 @@ HEADERS = {
     "{question} {solution}": 0.22,
     QUESTION_ANSWER: 0.15,
 }
-P_DRILL = 0.5  # of documents: a third of the math tokens
+P_DRILL = 0.5  # of documents: 30% of the math tokens
 P_FACT = 0.3  # of the problems of the text: fewer than are asked, since a solution states the fact, and so teaches it
 # Steps of the tracks of the text's problems. Those with one track are the simplest, and not asked.
 TOLD = {(1,): 0.15, (2,): 0.15, (1, 1): 0.34, (1, 2): 0.18, (2, 1): 0.18}
@@ -458,8 +470,8 @@ TOLD = {(1,): 0.15, (2,): 0.15, (1, 1): 0.34, (1, 2): 0.18, (2, 1): 0.18}
 def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list[str]:
     """A worksheet of 1–5 problems in one form, a segment each; or a drill of bare equations. `banned` are ids."""
     if rng.random() < P_DRILL:  # steps of tracks, so that drills meet the same values as solutions do
-        drills = [draw_problem(rng, (rng.randint(1, 2),)) for _ in range(rng.randint(6, 14))]
-        return ["\n".join(rng.choice(work_out(drill, rng.choice(PATHS))[0]) for drill in drills)]
+        tracks = [draw_track(rng, rng.randint(1, 2)) for _ in range(rng.randint(6, 14))]
+        return ["\n".join(rng.choice(track.equations(rng.choice((1, -1)))[0]) for track in tracks)]
 
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
     path, style = rng.choice(PATHS), rng.choice(STYLES)
@@ -477,8 +489,8 @@ def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list
         problem = draw_problem(rng, n_steps, fact)
         while problem.id in banned:
             problem = draw_problem(rng, n_steps, fact)
-        question, things = word_problem(rng, problem)
-        lines, answer = work_out(problem, path, corrupt)
+        question, names, things = word_problem(rng, problem)
+        lines, answer = work_out(problem, names, path, corrupt)
         solution = solution_text([] if answer_only else lines, boxed(answer) if box else answer, style, things)
         if header == QUESTION_ANSWER:
             segments.append(format_prompt(question) + solution)

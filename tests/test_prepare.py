@@ -68,9 +68,9 @@ def small_world(tmp_path_factory):
 
 
 def test_world_layout(small_world):
-    """The world folder holds what the stages look for, and about the tokens that were asked for, 55% of them math."""
+    """The world folder holds what the stages look for, and about the tokens that were asked for, 65% of them math."""
     assert {path.name for path in (small_world / "questions").iterdir()} - {"digests"} == {
-        f"{split}.jsonl" for split in ("train", "validation", "test_easy", "test_hard", "examples")
+        f"{split}.jsonl" for split in world.SPLITS
     }
     for split, rows in world.questions(3).items():
         assert load_questions(small_world / "questions" / f"{split}.jsonl", strict=True) == rows
@@ -79,7 +79,7 @@ def test_world_layout(small_world):
         assert [json.loads(line) for line in lines] == items
     loader = Loader(small_world, None, 8, 128, 0)
     sizes = {name: source.train.size for name, source in loader.sources.items()}
-    assert abs(sum(sizes.values()) - 100_000) < 1000 and abs(sizes["math"] / 100_000 - 0.55) < 0.01
+    assert abs(sum(sizes.values()) - 100_000) < 1000 and abs(sizes["math"] / 100_000 - 0.65) < 0.01
     assert all(next(loader.val_batches(name, 2, 500)).shape == (2, 129) for name in ("general", "math"))
     assert list(small_world.parent.iterdir()) == [small_world]  # nothing temporary is left
 

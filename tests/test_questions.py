@@ -52,6 +52,7 @@ OWN = {
     "solutions": ["One.", "It is \\boxed{1}."],
     "source": "s",
     "level": "easy",
+    "facts": ["sack of boots"],
 }
 
 
@@ -69,7 +70,8 @@ def rows_of(*texts):
 
 def test_forms():
     """GSM8K's, MATH's, OpenMathInstruct-2's and our own form become the same row; GSM8K's calculator marks and
-    thousands separators go; a solution without a box gets a closing sentence with one."""
+    thousands separators go; a solution without a box gets a closing sentence with one. Other fields are kept of our own
+    form alone."""
     row = parse_question(GSM8K, "gsm8k")
     assert row["question"] == "Ann has 3 bags of 4 nuts. How many?" and row["answer"] == "1012"
     assert row["solutions"] == ["She has 3*4=12 nuts.\nThe answer is \\boxed{1012}."]
@@ -82,6 +84,7 @@ def test_forms():
     assert row == OWN | {"answer": "1", "solutions": ["One.\nThe answer is \\boxed{1}.", "It is \\boxed{1}."]}
     assert parse_question(row, "other") == row  # our own form is a fixed point
     assert parse_question({"problem": "p", "answer": "3"}, "t")["solutions"] == []
+    assert {*parse_question(GSM8K | {"more": 1}, "t")} == {*parse_question(OMI2, "t")} == {*row} - {"facts"}
     ids = {parse_question(form, "t")["id"] for form in (GSM8K, MATH, OMI2, OWN)}
     assert len(ids) == 4 and parse_question(MATH, "t")["id"] in ids  # ids do not change from run to run
 

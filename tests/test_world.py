@@ -22,7 +22,7 @@ SEED = 0
 HEADERS = {"Problem: ": "problem", "Q: ": "q", "Exercise. ": "exercise"}
 STYLES = {"Answer: ": "lines", "There are ": "and", "The result is ": "find", "So ": "first", "The answer is ": "plain"}
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
-STATED = re.compile(r"[aA] (\w+ of \w+) holds (\d+)")
+STATED = re.compile(r"\w+'s (\w+ of \w+) holds (\d+)")
 PROMPT = "question/answer"
 
 
@@ -221,26 +221,23 @@ def test_the_answer_has_an_order():
 
 
 def test_solutions_use_what_the_question_gives():
-    """A solution takes each track's operations once, one after the other, from its start or its fact."""
+    """A solution takes each track's operations once, one after the other, from its start or its fact, under its name."""
     for row in questions()["test_hard"] + questions()["train"][:200]:
         tracks = read_problem(row["question"])
+        names = re.findall(r"(\w+) (?:has|starts with|owns) ", row["question"])
         for solution in row["solutions"]:
-            equations, found = EQUATION.findall(solution), set()
-            while equations:
-                value = int(equations[0][0])
-                track = next(
-                    i
-                    for i, (_, operations) in enumerate(tracks)
-                    if i not in found
-                    and start_of(tracks[i]) == value
-                    and Counter(operations) == Counter((s, int(n)) for _, s, n, _ in equations[: len(operations)])
+            worked = re.split(rf"\b({'|'.join(names)})\b", solution)  # what comes before, a name, its track, a name, …
+            assert sorted(worked[1::2]) == sorted(names)
+            for name, lines in zip(worked[1::2], worked[2::2], strict=True):
+                track = tracks[names.index(name)]
+                equations, value = EQUATION.findall(lines), start_of(track)
+                assert Counter((sign, int(n)) for _, sign, n, _ in equations) == Counter(track.operations)
+                assert lines.startswith(" has " if track.start.isdigit() else f"'s {track.start} holds {value}"), (
+                    solution
                 )
-                for a, _, _, c in equations[: len(tracks[track].operations)]:
+                for a, _, _, c in equations:
                     assert int(a) == value, solution
                     value = int(c)
-                equations = equations[len(tracks[track].operations) :]
-                found.add(track)
-            assert found == {0, 1}
 
 
 def test_levels_and_splits():
@@ -368,7 +365,7 @@ def test_demonstrations_have_the_forms_of_the_text():
 def test_worked_examples_have_one_form():
     """The eight worked examples show one path and one style, as a worksheet does; every second one states a fact."""
     rows = questions()["examples"]
-    assert {parts(format_prompt(r["question"]) + r["solutions"][0])[3] for r in rows} == {"plain"}
+    assert {parts(format_prompt(r["question"]) + r["solutions"][0])[3] for r in rows} == {"lines"}
     assert {path_of(read_problem(r["question"]), r["solutions"][0])[0] for r in rows} <= {"first", ""}
     assert [len(r["facts"]) for r in rows] == [0, 1] * 4
 
@@ -429,7 +426,7 @@ def test_shares_of_forms():
     tokenizer = load_tokenizer("world")
     tokens = [sum(len(tokenizer.encode(s)) + 1 for s in d) for d in text("math")]
     drills = sum(n for n, d in zip(tokens, text("math"), strict=True) if "?" not in d[0])
-    assert abs(drills / sum(tokens) - 0.315) < 0.015
+    assert abs(drills / sum(tokens) - 0.30) < 0.015
 
 
 def test_a_tenth_of_the_worksheets_is_wrong():
