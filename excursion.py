@@ -1,6 +1,6 @@
 """The whole experiment: every recipe from every kept checkpoint, evaluated, tabled, drawn.
 
-    python excursion.py --scale micro                        # run and report: half an hour on 2 cores
+    python excursion.py --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
     python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
     python excursion.py run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
     python excursion.py run --plan sweep --budget study          # checkpoints, at which rates (both on validation
@@ -137,7 +137,7 @@ BUDGETS = {
         controls="none", control_recipes=CONTROLS, pool=16, points=(1, 2), prompts=2, rollouts=4, sft_points=(2, 4), gold_points=(2, 4), rows=4,
         average_rows=4, val_limit=4, questions=TEST, limit=4, samples=8, val_tokens=2000, side_steps=2,
     ),
-    # 30 minutes on 2 idle cores at most: 0.6 core-hours by the estimate, some 20 minutes if both cores were always busy
+    # Of 7 M tokens, 30 minutes on 2 idle cores at most: 0.6 core-hours, 22 minutes on 2 cores, by the estimate of SECONDS
     "short": dict(
         seeds=(0,), pretraining="each", kept=1, recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"),
         controls="none", control_recipes=CONTROLS, pool=256, points=(16, 40), prompts=16, rollouts=16,
@@ -325,7 +325,7 @@ class Builder:
             places = grid_of(len(kept), len(kept) // 3)
             counts, primary = [kept[i] for i in places], [kept[i] for i in places[1:3]]
         else:
-            counts = [total * 2 ** (i / 4 - 1) for i in range(5)]
+            counts = [total * 0.55 ** (1 - i / 4) for i in range(5)]
             primary = counts[2:3]
         if c.primary:
             primary = [pretrain.parse_count(part.strip()) for part in c.primary.split(",")]

@@ -237,7 +237,7 @@ def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
 def test_the_grid_is_controlled(tmp_path):
     """Recipes differ in what they learn from, not in questions, rollouts, KL, length, steps or RL's rate; the dose controls
     of averaging have half of its rates, and direct RL is the one of its RL side; the paper's averaging has its ratios."""
-    at = "seed0/4.95M"
+    at = "seed0/5.19M"
     recipes = (
         "rl",
         "sft",
@@ -250,7 +250,7 @@ def test_the_grid_is_controlled(tmp_path):
         "parallel_paper",
         "sft_dose_rl",
     )
-    cells = plan_of(tmp_path, recipes=recipes, questions=("test_hard",))
+    cells = plan_of(tmp_path, tokens="7M", recipes=recipes, questions=("test_hard",))
     cell = {recipe: cells[f"{at}/{recipe}/train"] for recipe in recipes}
     sampled = ("rl", "parallel", "sft_rl", "gold_rl", "rl_dose", "parallel_paper", "sft_dose_rl")
     for name, alike in {
@@ -276,7 +276,7 @@ def test_the_grid_is_controlled(tmp_path):
     judged = [c for c in cells.values() if c.kind == "eval"]
     assert all(flag(c, "questions") == "test_hard" for c in judged)
     first = [name.split("/")[1:3] for name, c in cells.items() if c.kind in ("rl", "sft", "average")][:3]
-    assert first == [["4.95M", "rl"], ["4.95M", "sft"], ["4.95M", "gold"]]
+    assert first == [["5.19M", "rl"], ["5.19M", "sft"], ["5.19M", "gold"]]
 
 
 def test_rates_and_checkpoints_that_were_chosen_are_used(tmp_path):
@@ -459,7 +459,7 @@ def test_failures_are_kept_and_not_retried(tmp_path, capsys):
 def test_bad_input_is_one_line(tmp_path):
     for flags, match in [
         (dict(recipes=("grpo",)), "--recipes grpo"),
-        (dict(checkpoints="9M"), "beyond"),
+        (dict(checkpoints="900M"), "beyond"),
         (dict(checkpoints="many"), "not a count"),
         (dict(seeds=(1, 1)), "--seeds"),
         (dict(pool=-1), "--pool"),
