@@ -620,6 +620,8 @@ def main(config: Config) -> None:
         build_world(out, config.seed, int(config.max_tokens) or WORLD_TOKENS, config.tokenizer or "world")
         return
     inputs = Inputs(config)
+    if config.questions != "only":
+        load_tokenizer(config.tokenizer or "cl100k")  # a wrong name must stop this before the questions are written
     banned = [row["question"] for name in config.ban for row in load_questions(name, "test", config.strict)]
     if config.questions != "no":
         if inputs.hub and inputs.hub not in HUB_QUESTIONS:

@@ -595,3 +595,12 @@ def test_command_line(tmp_path):
     )
     assert shown.returncode == 0 and "goes on after its last complete shard" in shown.stdout
     assert all(f"--{name.replace('_', '-')}" in shown.stdout or f"--{name}" in shown.stdout for name in vars(Config()))
+
+
+def test_an_unknown_tokenizer_is_refused_before_questions_are_written(tmp_path):
+    source = write(
+        tmp_path / "q.jsonl", [{"question": f"{i} pears?", "answer": f"{i}", "solutions": ["x"]} for i in range(9)]
+    )
+    with pytest.raises(UserError, match="unknown tokenizer"):
+        run(tmp_path, source, questions="also", validation_questions=2, tokenizer="none")
+    assert not (tmp_path / "out").exists()

@@ -260,7 +260,7 @@ def part_malicious(t: Torture) -> None:
         write(path)
         for stage in rng.sample(list(stages), 1 if t.short else 2):
             shutil.rmtree(folder)
-            ended = fork(stage, stages[stage].format(P=path).split(), folder, limit=20)
+            ended = fork(stage, stages[stage].format(P=path).split(), folder)
             judge(
                 rows[stage], ended, folder, f"a checkpoint that {name}" if name[:2] == "is" else f"a checkpoint: {name}"
             )
@@ -273,7 +273,7 @@ def part_malicious(t: Torture) -> None:
         copy_tree(stopped, folder / "run")
         torch.save(checkpoint, folder / "run/last.pt")
         before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-        ended = fork("rl", [*t.flags["rl"][1], "--resume"], folder, limit=20, prepare=varied_rewards)
+        ended = fork("rl", [*t.flags["rl"][1], "--resume"], folder, prepare=varied_rewards)
         judge(row, ended, folder, name, before)
     row = t.row("malicious", "Hugging Face folder")
     for name, write in t.some(list(hf_folders(t)), 6, "hf"):
@@ -282,7 +282,7 @@ def part_malicious(t: Torture) -> None:
         place.mkdir()
         write(place)
         folder = t.folder()
-        ended = fork("hf", f"--weights {place} --tokenizer world --out new.pt".split(), folder, limit=20)
+        ended = fork("hf", f"--weights {place} --tokenizer world --out new.pt".split(), folder)
         judge(row, ended, folder, f"a Hugging Face folder: {name}")
 
 
@@ -404,13 +404,14 @@ def part_flags(t: Torture) -> None:
             for value in {"": [], "str": TEXTS}.get(kind, NUMBERS):
                 cases.append((field.name, kind, value))
         row = t.row("flags", command)
+        t.made(stage, " ".join([*mode, *flags]), t.folder())
         if stage == "average" and mode and mode[-1] != "soup":  # most flags do there what they do in parallel
             cases = t.random("flags", command).sample(cases, 120)
         for name, kind, value in t.some(cases, 5, "flags", command):
             several = typing.get_origin(kinds[name]) is tuple
             given = [f"--{name}", value] if several else [f"--{name}={value}"]
             folder = t.folder()
-            ended = fork(stage, [*mode, *flags, *given], folder, limit=10)
+            ended = fork(stage, [*mode, *flags, *given], folder)
             what = f"{command} --{name}={value[:40]!r}"
             bad = kind == "float" and value in REFUSED and ended.code == 0
             if bad:

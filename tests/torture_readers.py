@@ -193,8 +193,9 @@ def reader_checkpoint(t, st):
     from model import GPT, GPTConfig
     from runtime import load_checkpoint, load_model, save_checkpoint
 
-    model = GPT(GPTConfig(8, d_model=4, n_layers=1, n_heads=1, d_ff=4, context=8)).init_weights(0)
-    content = torch.load(t.base, weights_only=True) | {"config": asdict(model.config), "model": model.state_dict()}
+    good = torch.load(t.base, weights_only=True)
+    model = GPT(GPTConfig(good["config"]["vocab_size"], d_model=2, n_layers=1, n_heads=1, d_ff=2, context=8))
+    content = good | {"config": asdict(model.config), "model": model.state_dict()}
     save_checkpoint(Path("small.pt"), content)
     read = file_reader("x.pt", lambda path: load_model(load_checkpoint(path)))
     return [Path("small.pt").read_bytes()], read, changed_bytes(st)
@@ -416,8 +417,8 @@ def reader_safetensors(t, st):
 
 
 def reader_metrics(t, st):
-    """metrics.jsonl and rollouts of a run that goes on."""
-    from runtime import Process, Run, RunConfig
+    """metrics.jsonl of a run that goes on."""
+    from runtime import Process, Progress, Run, RunConfig, Start
 
     one = Process(0, 1, torch.device("cpu"), torch.float32)
     Path("m").mkdir()
@@ -425,10 +426,8 @@ def reader_metrics(t, st):
 
     def read(path):
         run = Run(RunConfig(out="m", resume=True), "pretrain", one)
-        run.open(4)
-        run._metrics.close()
-        with contextlib.suppress(AttributeError):
-            run._lock.close()
+        run.open(Start(None, None, Progress(step=4), [], None))
+        run.close()
 
     return [(t.base.parent / "metrics.jsonl").read_bytes()], file_reader("m/metrics.jsonl", read), changed_json(st)
 
