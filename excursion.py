@@ -53,6 +53,7 @@ from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
+import known
 import pretrain
 import report
 from cli import UserError, cli
@@ -84,7 +85,8 @@ class Config:
     out: str = "out/excursion"  # folder of everything; another command for a cell that is there already is refused
     data: str = pretrain.WORLD  # folder of data/prepare.py; the default is the embedded world, built if absent
     format: Literal["list", "make", "slurm"] = "list"  # of `plan`: make -f -j 8, or a script of sbatch commands
-    records: str = ""  # of `report`: this folder of records instead of OUT/records
+    # of `report`: this folder of records instead of OUT/records; of `run`: what lies there is not made again (known.py)
+    records: str = ""
     retry: bool = False  # run failed cells again
     jobs: int = 0  # cells side by side; 0: as many as there are cores, divided by --threads
     threads: int = 1  # of each cell (OMP_NUM_THREADS); another number adds up in another order
@@ -673,8 +675,9 @@ def make_plan(config: Config) -> list[Cell]:
 
     def chosen(name: str, plan: str, read: Callable):
         """What an earlier plan wrote to OUT/NAME.json; {} if it was not run."""
-        path = Path(config.out) / f"{name}.json"
-        if not path.exists() or config.plan == plan:
+        places = [Path(folder) / f"{name}.json" for folder in (config.out, config.records) if folder]
+        path = next((place for place in places if place.exists()), None)
+        if path is None or config.plan == plan:
             return {}
         try:
             return read(json.loads(path.read_text()))
@@ -936,12 +939,22 @@ def main(config: Config) -> None:
         if hasattr(signal, "SIGPIPE"):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
         return print_plan(config, cells)
-    missing = Runner(cells, config.out, config.jobs, config.threads, config.retry)() if config.command == "run" else 0
+
+    def run(cells: list[Cell]) -> bool:
+        return not Runner(cells, config.out, config.jobs, config.threads, config.retry)()
+
+    whole, stand = cells, set()
+    if config.records and any(cell.meta for cell in cells):
+        commands = {cell.name: training_command(cell, cells) for cell in cells}
+        cells, stand = known.left(cells, record_name, lambda cell: commands[cell.name], Path(config.records), run)
+    missing = config.command == "run" and not run(cells)
     if config.plan in ("sweep", "checkpoints"):
         if not missing:
             (write_rates if config.plan == "sweep" else write_checkpoints)(config, cells)
     else:
-        report.write_report(collect(config, cells), Path(config.out))
+        folder = collect(config, cells)
+        known.copy(Path(config.records), folder, [record_name(cell) for cell in whole if cell.name in stand])
+        report.write_report(folder, Path(config.out))
     if missing:
         sys.exit(1)
 
