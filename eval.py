@@ -165,7 +165,7 @@ def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray
         counts = {a: c for a, c in Counter(attempts).items() if a in wanted}
         others = np.array([wanted[a] - (a == gold[i]) for a in counts])
         if counts:
-            floor[i] = others @ pass_at_k(len(given), np.array(list(counts.values())), k) / (len(gold) - 1)
+            floor[i] = others @ pass_at_k(len(attempts), np.array(list(counts.values())), k) / (len(gold) - 1)
     return floor.round(6)  # what a record keeps of them has the record's mean
 
 
