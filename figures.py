@@ -220,9 +220,7 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     paths = {r: p for r, p in paths.items() if len(p) > 1}
     if not paths:
         return None
-    process = " (process-right)" if measure.key == "c_process" else ""
-    title = f"From {million(tokens)} tokens, T = {g.temperature:g}: pass@{measure.k}{process} over pass@1, %"
-    figure, ax = panel(title, f"pass@1{process}, %", (5.8, 4.4))
+    figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (5.8, 4.4))
     for recipe, points in paths.items():
         name, colour, marker, line, filled = STYLE[recipe]
         draw_path(ax, points, colour, marker, name, line, filled)
@@ -230,8 +228,9 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     if base is not None:
         one = g.level("base", tokens, measure.at(1)).estimate()
         ax.plot(100 * one.mean, 100 * base.values.mean(), "x", color="black", ms=8, mew=2, label="base with examples")
-    ax.set_ylabel(f"pass@{measure.k}{process}, %")
+    ax.set_ylabel(f"{measure.name}, %")
     ax.margins(0.08)
+    ax.set_ylim(top=min(ax.get_ylim()[1], 101))
     ax.legend(loc="best")
     return figure
 

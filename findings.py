@@ -104,7 +104,8 @@ class Claim:
     def number(self, value: float, sign: str = "+") -> str:
         if self.unit == "log":
             return f"×{np.exp(value):.2f}"
-        return f"{100 * value:{sign}.1f}" if self.unit == "points" else f"{value:{sign}.4f}"
+        text = f"{100 * value:{sign}.1f}" if self.unit == "points" else f"{value:{sign}.4f}"
+        return text.replace("-", "−")
 
     @property
     def numbers(self) -> str:
@@ -144,6 +145,8 @@ class Claim:
     def expected(self) -> str:
         if self.wish:
             return self.wish
+        if self.unit == "log":
+            return "above ×1" if self.wanted == "above" else "below ×1"
         margin = f"{100 * self.margin:g}" if self.unit == "points" else f"{self.margin:g}"
         return f"within ± {margin}" if self.wanted == "alike" else f"{'>' if self.wanted == 'above' else '<'} {margin}"
 
@@ -192,6 +195,11 @@ def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **mor
     if c is None:
         return Claim(text, None, wanted, margin, **more)
     return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), **more)
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(names[:-1]), *names[-1:]][len(names) < 2 :])
 
 
 class Contrasts:

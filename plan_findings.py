@@ -5,7 +5,7 @@ Rules, verdicts and intervals are those of findings.py. What has no records is "
 
 import numpy as np
 
-from findings import MATCH, Claim, Finding, claim, grid_findings
+from findings import MATCH, Claim, Finding, claim, grid_findings, listed
 from records import (
     Contrast,
     Entry,
@@ -213,23 +213,14 @@ def demonstrations(entries: list[Entry]) -> Finding:
 
 
 def demonstrations_answer(f: Finding) -> str:
-    """What the intervals say, in two sentences."""
-    if f.verdict == "not run" and not any(c.x for c in f.primary):
-        return "Not run: plan demonstrations."
-    by = {
-        v: [c.text.split("SFT on ")[1].split(" ")[0] for c in f.primary if c.verdict == v]
-        for v in ("shown", "contradicted", "unclear")
-    }
-    parts = [
-        f"RL is above SFT on {' and '.join(by['shown'])} solutions"
-        if by["shown"]
-        else "RL is not shown to be above SFT at any count"
-    ]
-    if by["contradicted"]:
-        parts.append(f"below SFT on {' and '.join(by['contradicted'])}")
-    if by["unclear"]:
-        parts.append(f"and not told apart from SFT on {' and '.join(by['unclear'])}")
-    return ", ".join(parts) + "."
+    """What the intervals say, in a sentence."""
+    words = []
+    for verdict, word in (("shown", "above"), ("contradicted", "below"), ("unclear", "not told apart from")):
+        counts = [
+            c.text.split("SFT on ")[1].split(" ")[0] for c in f.primary if c.x is not None and c.verdict == verdict
+        ]
+        words += [f"{word} SFT on {listed(counts)} solutions"] if counts else []
+    return f"RL is {listed(words)}." if words else "Not run: plan demonstrations."
 
 
 def judged_alike(entries: list[Entry]) -> list[Entry]:

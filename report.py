@@ -19,15 +19,15 @@ import figures as draw
 from eval import main_accuracy
 from figures import plt
 from files import write_text
-from findings import Contrasts, Finding, trajectory
+from findings import Contrasts, Finding, listed, trajectory
 from plan_findings import all_findings, judged_alike, questions
 from records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
 from sharpening import Sharpening
 
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
-NAMES = {"1": "RL works early", "2": "late, RL beats SFT", "3a": "expansion by RL", "3b": "sharpening by RL after SFT",
-         "3c": "the order decides", "4": "SFT costs general capability (tasks)", "4 by text": "the same by text",
+NAMES = {"1": "RL works early", "2": "RL beats SFT late", "3a": "expansion by RL", "3b": "sharpening by RL after SFT",
+         "3c": "the order decides", "4": "SFT costs general capability, by tasks", "4 by text": "the same cost by text",
          "5": "averaging is best", "6": "mixture over scale", "7": "early seeds are brittle",
          "8": "few or many rollouts"}  # fmt: skip
 
@@ -118,10 +118,6 @@ class Document:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 def design(entries: list[Entry]) -> str:
     """What was run, in one sentence."""
     keys = {key for e in entries for key in e.keys}
@@ -156,9 +152,9 @@ def summary(entries: list[Entry], found: list[Finding], answers: list[tuple[Find
 
 
 def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
-    name = f"{MARK[f.verdict]} {f.number}. {f.title}: {f.verdict}" if len(f.number) < 10 else f.title
+    name = f.title if answer else f"{MARK[f.verdict]} {f.number}. {f.title}: {f.verdict}"
     doc.markdown += [f"### {name}", ""]
-    doc.page.append(f'<h3 class="v-{f.verdict.split()[0]}">{html.escape(name)}</h3>')
+    doc.page.append(f'<h3 class="v-{"" if answer else f.verdict.split()[0]}">{html.escape(name)}</h3>')
     if answer:
         doc.text(answer)
     for note in f.notes + ([f"Needs {f.needs}."] if f.verdict == "not run" and f.needs else []):
@@ -167,14 +163,16 @@ def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
     header = ["", "contrast", "value [95%]", "expected", "visible", "seeds × questions", "bootstrap", "verdict"]
 
     def row(c) -> list[str]:
-        text = c.text if c.x is not None or not c.needs else f"{c.text} (needs {c.needs})"
+        own = c.x is None and c.needs and f.verdict != "not run"  # else what the finding needs is said above
+        text = f"{c.text} (needs {c.needs})" if own else c.text
         return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.verdict]
 
     doc.markdown += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    doc.markdown += [f"| {' | '.join(row(c)).replace('|', '|')} |" for c in f.primary] + [""]
+    doc.markdown += [f"| {' | '.join(row(c))} |" for c in f.primary] + [""]
     for c in f.primary:
         mark, text, numbers, expected, visible, n, boot, verdict = (html.escape(cell) for cell in row(c))
-        detail = f"expected {expected}; visible from {visible}; n {n}; bootstrap {boot}" if c.x is not None else ""
+        detail = f"expected {expected}; visible from {visible}; n {n}" if c.x is not None else ""
+        detail += f"; bootstrap {boot}" if c.boot else ""
         doc.page.append(f'<div class=claim><span class="mark v-{verdict.split()[0]}">{mark}</span>'
                         f"<span>{text} <b>{numbers}</b> <small>{detail}</small></span></div>")  # fmt: skip
     if f.beside:
@@ -204,7 +202,8 @@ def words(name: str) -> str:
     return f"{name.removeprefix('test_').replace('_', ' ').capitalize()} questions"
 
 
-def show_hero(doc: Document, g: Grid, c: Contrasts) -> None:
+def show_hero(doc: Document, g: Grid, c: Contrasts) -> float:
+    """Returns the largest difference of process-right from plain pass@k in it."""
     recipes = [r for r in HERO if g.has(r)]
     doc.heading("Pass@k over pretraining")
     far = 0.0
@@ -222,18 +221,19 @@ def show_hero(doc: Document, g: Grid, c: Contrasts) -> None:
               draw.describe_lines(g, recipes, Questions(k))) for k in dict.fromkeys((1, g.k))]  # fmt: skip
     doc.panels(found, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what answers "
                       f"to other questions score.{more}")  # fmt: skip
+    return far
 
 
-def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts) -> None:
+def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, far: float) -> None:
+    """far: how much process-right and plain pass@k differ; where they do, both are drawn."""
     plain = [e for e in entries if not e.variant]
     grids = [Grid(plain, t) for t in sorted({e.temperature for e in plain})]
     found, tall = [], []
     for g in sorted(grids, key=lambda g: g.temperature != c.g.temperature):
         for t in longest(g):
-            measures = [Questions(g.k)] + ([Questions(g.k, "c_process")] if c.judged and g is grids[0] else [])
-            for m in measures:
+            for m in (c.best, c.right) if c.judged and far >= 0.02 else (c.best,):
                 name = (
-                    f"trajectory_{million(t).replace(' ', '')}_T{g.temperature:g}{'_process' if m.key != 'c' else ''}"
+                    f"trajectory_{million(t).replace(' ', '')}_T{g.temperature:g}{'_plain' if m is not c.best else ''}"
                 )
                 found.append((name, draw.figure_trajectory(g, t, m), draw.describe_path(g, t, m)))
             for kind in ("answers", "paths") if g.temperature == c.g.temperature else ():
@@ -443,8 +443,8 @@ def write_report(records: Path, out: Path) -> Path:
     show_findings(doc, found, answers)
     if plain:
         c = Contrasts(Grid(plain), entries)
-        show_hero(doc, c.g, c)
-        show_trajectories(doc, entries, c)
+        far = show_hero(doc, c.g, c)
+        show_trajectories(doc, entries, c, far)
         show_sharpening(doc, entries)
         show_forests(doc, found, c)
         show_dynamics(doc, c.g)

@@ -14,7 +14,7 @@ the start seldom answers (is it the dose per solved question?).
 
 import numpy as np
 
-from findings import Finding, at_equal_pass1, claim, runs
+from findings import Finding, at_equal_pass1, claim, listed, runs
 from records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
 
 RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
@@ -142,9 +142,6 @@ def answer(f: Finding) -> str:
         v: [c.text.split(":")[0] for c in f.primary if c.verdict == v]
         for v in ("shown", "contradicted", "unclear", "not run")
     }
-
-    def listed(names: list[str]) -> str:
-        return f"the {' and the '.join(names)}"
 
     said = [f"{listed(by['shown'])} lowered pass@k" if by["shown"] else "none of the three is shown to lower pass@k"]
     if by["contradicted"]:

@@ -7,6 +7,7 @@ import pytest
 import recompute
 from synthetic import STEPS, World, make_entry, save, study
 
+import excursion
 import report
 from cli import UserError
 from findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim, runs
@@ -316,7 +317,7 @@ def test_demonstrations_are_answered_by_count():
         entries += [make_entry("rl", 1, s, right + 12, variant={"solved": count}) for s in (0, 1)]
     f = demonstrations(entries)
     assert [c.verdict for c in f.primary] == ["shown", "shown", "contradicted"]
-    assert demonstrations_answer(f) == "RL is above SFT on 64 and 256 solutions, below SFT on 1000."
+    assert demonstrations_answer(f) == "RL is above SFT on 64 and 256 solutions and below SFT on 1000 solutions."
     assert demonstrations_answer(demonstrations([])) == "Not run: plan demonstrations."
 
 
@@ -354,6 +355,42 @@ def test_rates_are_compared_at_steps_that_both_have():
     assert s.steps(("rl", 1.0))[-1] == 640 and s.steps(("rl", 1.0), ("rl", 3.0)) == list(STEPS)
     rate = next(c for c in s.finding().beside if c.text.startswith("rate: "))
     assert "step 320" in rate.text and rate.verdict == "shown"
+
+
+def records_of_the_plans(tmp_path) -> list:
+    """What excursion.py would leave of the study's plans: their cells' own .cell.json, with answers made up here."""
+    w, found = World(40), {}
+    for plan in ("grid", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"):
+        config = excursion.Config(command="plan", plan=plan, scale="micro", budget="study", out=str(tmp_path / "out"))
+        for cell in excursion.make_plan(excursion.resolve(config)):
+            if not cell.meta or excursion.record_name(cell) in found:
+                continue
+            meta = dict(cell.meta)
+            recipe, tokens, seed, points = meta.pop("recipe"), meta.pop("tokens"), meta.pop("seed"), meta["points"]
+            meta["step"] = meta["step"] or (points[-1] if points else 0)
+            meta["primary"] = excursion.RECIPES[recipe].judged != "points" or meta["step"] == (points or [0])[-2:][0]
+            curve = {"val_pass@1": [[0, 0.02], *([s, 0.1 + 0.3 * s / max(points)] for s in points)],
+                     "reward": [[s, 0.1 + 1e-4 * (s + seed)] for s in range(1, 400, 4)],
+                     "flops": [[1, 1e10], [max(points or [2]), 1e13]]}  # fmt: skip
+            args = {"prompts": 16, "rollouts": 32, "limit": 1024}
+            ability = -3.0 + (meta["step"] / 320 if recipe.endswith("rl") or recipe == "parallel" else 0.5)
+            ability += 0.8 * recipe.startswith(("sft", "gold"))
+            entry = w.entry(recipe, tokens, seed, ability, curve=curve if points else {}, args=args, **meta)
+            found[excursion.record_name(cell)] = entry
+    return list(found.values())
+
+
+def test_the_plans_of_the_study_answer_every_finding(tmp_path):
+    """The plans, rates, steps, seeds and marks that excursion.py writes are those that the findings read: run as planned, no
+    finding is "not run", no primary contrast lacks a record, and the dose is the paper's."""
+    entries = records_of_the_plans(tmp_path)
+    found = [*all_findings(entries), *(f for f, _ in questions(entries))]
+    assert [(f.number, c.text) for f in found for c in f.primary if c.x is None] == []
+    assert "not run" not in [f.verdict for f in found] and not any("Dose" in note for f in found for note in f.notes)
+    n = {f.number: {c.x.seeds for c in f.primary} for f in found}
+    assert n["5"] == n["3c"] == n["1"] == {3} and n["7"] == {10}
+    s = Sharpening(entries)
+    assert len(s.rates) == 4 and len(s.recipes) == 4 and s.grids[0.0].has("rl", "sft_rl")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
