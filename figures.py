@@ -321,6 +321,8 @@ def figure_forest(claims: list[Claim], title: str, xlabel: str):
     names = [c.text.split(": ", 1)[-1] for c in claims]
     common = os.path.commonprefix(names)
     names = [n[len(common) :] for n in names] if common.endswith("− ") else names  # averaging − each of its rivals
+    kinds = [c.text.split(": ", 1)[0].partition(", ")[2] for c in claims]  # "ends of both"
+    names = [f"{n} ({kind})" if kind else n for n, kind in zip(names, kinds, strict=True)]
     ax.set_yticks(range(len(claims)), names, fontsize=9)
     ax.set_ylim(len(claims) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)

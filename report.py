@@ -179,12 +179,24 @@ def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
         doc.table(header, [row(c) for c in f.beside], fold=f"beside {f.number}: {len(f.beside)} more contrasts")
 
 
-def show_findings(doc: Document, found: list[Finding], answers: list[tuple[Finding, str]]) -> None:
+def guess_floor(entries: list[Entry]) -> str:
+    """The largest of all models, in a sentence; empty where records have none."""
+    ks = (1, min(e.largest_k for e in entries))
+    floors = {k: [f for f in (e.floor(k) for e in entries) if f is not None] for k in ks}
+    if not all(floors.values()):
+        return ""
+    parts = [f"pass@{k} {100 * max(floors[k]):.1f}%" for k in floors]
+    return f" Guess floor, what answers to other questions score, at most: {', '.join(parts)}."
+
+
+def show_findings(
+    doc: Document, entries: list[Entry], found: list[Finding], answers: list[tuple[Finding, str]]
+) -> None:
     doc.heading("The paper's findings here")
     doc.text("Differences are in points of %, paired by question and seed, mean over checkpoints where none is named. In brackets the "
              "95% small-sample interval, by which verdicts are (Holm's correction over the contrasts of a finding); beside it the crossed "
              "bootstrap's. Visible: the smallest true effect that four of five such studies would see. ✓ shown, ✗ contradicted, ? unclear, "
-             "– not run.")  # fmt: skip
+             "– not run." + guess_floor(entries))  # fmt: skip
     for f in found:
         show_finding(doc, f)
     doc.heading("Beyond the paper")
@@ -440,7 +452,7 @@ def write_report(records: Path, out: Path) -> Path:
     plain = [e for e in entries if not e.variant]
     found, answers = all_findings(entries), questions(entries)
     doc.text(" ".join(summary(entries, found, answers)))
-    show_findings(doc, found, answers)
+    show_findings(doc, entries, found, answers)
     if plain:
         c = Contrasts(Grid(plain), entries)
         far = show_hero(doc, c.g, c)

@@ -139,10 +139,9 @@ def answer(f: Finding) -> str:
     if all(c.x is None for c in f.primary):
         return f"Not run: {f.needs}."
     by = {
-        v: [c.text.split(":")[0] for c in f.primary if c.verdict == v]
+        v: [f"the {c.text.split(':')[0]}" for c in f.primary if c.verdict == v]
         for v in ("shown", "contradicted", "unclear", "not run")
     }
-
     said = [f"{listed(by['shown'])} lowered pass@k" if by["shown"] else "none of the three is shown to lower pass@k"]
     if by["contradicted"]:
         said.append(f"{listed(by['contradicted'])} raised it")
