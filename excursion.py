@@ -132,18 +132,19 @@ class Config:
 # The most telling first. "sft" is judged at its best named step, "sft_converged" at its end.
 MAIN = ("base", "base_0shot", "rl", "sft", "sft_rl", "parallel", "sft_dose", "sft_converged", "gold", "soup")
 CONTROLS = ("gold_rl", "parallel_paper", "sft_converged_rl", "sft_dose_rl")
-TEST = ("test_easy", "test_hard")
+TEST = ("test_easy", "test_hard")  # of the study alone
+TRIAL = ("explore_easy", "explore_hard")  # of everything else
 BUDGETS = {
     "smoke": dict(
         tokens="40k", seeds=(0,), pretraining="each", kept=1, recipes=("base", "base_0shot", "rl", "sft", "parallel"),
         controls="none", control_recipes=CONTROLS, pool=16, points=(1, 2), prompts=2, rollouts=4, sft_points=(2, 4), gold_points=(2, 4), rows=4,
-        average_rows=4, val_limit=4, questions=TEST, limit=4, samples=8, val_tokens=2000, side_steps=2,
+        average_rows=4, val_limit=4, questions=TRIAL, limit=4, samples=8, val_tokens=2000, side_steps=2,
     ),
     # Of 7 M tokens, 30 minutes on 2 idle cores at most: 0.6 core-hours, 22 minutes on 2 cores, by the estimate of SECONDS
     "short": dict(
         seeds=(0,), pretraining="each", kept=1, recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"),
         controls="none", control_recipes=CONTROLS, pool=256, points=(16, 40), prompts=16, rollouts=16,
-        sft_points=(20, 40, 80), gold_points=(40, 80, 160), rows=32, average_rows=16, val_limit=48, questions=TEST, limit=48, samples=32,
+        sft_points=(20, 40, 80), gold_points=(40, 80, 160), rows=32, average_rows=16, val_limit=48, questions=TRIAL, limit=48, samples=32,
         val_tokens=20_000, side_steps=40,
     ),
     # 640 steps of 16 x 32 answers on 1,024 questions are the paper's 320 answers per question

@@ -60,9 +60,18 @@ def test_the_whole_experiment(grid):
     assert (named["step"], meta["step"], meta["points"], meta["temperature"]) == (1, 2, [1, 2], 0.6)
     assert meta["primary"] + named["primary"] == 1 and meta["best_step"] == named["best_step"] == 1 + meta["primary"]
     hot = json.loads((grid / "records/seed0-0.030M-rl-T1.json").read_text())
-    assert set(hot["questions"]["test_easy"]["questions"][0]) >= {"id", "n", "c", "c_process", "h_answers", "h_paths"}
-    assert "floor" in hot["questions"]["test_easy"] and "floor" not in hot["questions"]["test_easy"]["questions"][0]
-    assert hot["questions"]["test_easy"]["temperature"] == 1 and hot["tasks"] == hot["text"] == {}
+    assert set(hot["questions"]["explore_easy"]["questions"][0]) >= {
+        "id",
+        "n",
+        "c",
+        "c_process",
+        "h_answers",
+        "h_paths",
+    }
+    assert (
+        "floor" in hot["questions"]["explore_easy"] and "floor" not in hot["questions"]["explore_easy"]["questions"][0]
+    )
+    assert hot["questions"]["explore_easy"]["temperature"] == 1 and hot["tasks"] == hot["text"] == {}
     report.write_report(grid / "records", grid / "again")
     assert (grid / "again/report.md").read_text() == text  # from records alone
 
