@@ -288,7 +288,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     if optimizer.param_groups[0]["params"][0].device.type == "cpu":
         state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
     try:
-        optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+        # settings are those of the flags, but for the rate of the last step, so that what is saved again has the same bits
+        pairs = zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
+        groups = [{**ours, "lr": float(theirs["lr"])} for ours, theirs in pairs]
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if optimizer.state and len(optimizer.state) < len(parameters):
             raise ValueError("a parameter has no state")

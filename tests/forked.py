@@ -151,6 +151,8 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     start.count += 1
     files = tuple(folder.parent / f".{folder.name}.{start.count}.{name}" for name in ("out", "err"))
+    for path in files:  # here: the fork may be killed before it does anything
+        path.touch()
     counter = mmap.mmap(-1, 8)
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()

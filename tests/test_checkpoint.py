@@ -256,6 +256,13 @@ def test_a_loaded_checkpoint_is_dropped(base, tmp_path):
     assert "dropped.pt" not in Path("/proc/self/maps").read_text()
 
 
+def test_a_loaded_state_is_saved_with_the_same_bits(good):
+    """A resume that only writes the kept checkpoint again, which a kill has cost, changes nothing: no rate, no moment."""
+    optimizer = runtime.make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95))
+    runtime.load_optimizer(optimizer, good["train"]["optimizer"])
+    assert same(optimizer.state_dict(), good["train"]["optimizer"])
+
+
 def test_optimizer_states_that_do_not_fit(good):
     """Of other shapes, with a part missing, or no state at all: one line."""
     optimizer = runtime.make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95))
@@ -263,6 +270,7 @@ def test_optimizer_states_that_do_not_fit(good):
     broken = [
         {},
         [],
+        state | {"param_groups": []},
         state | {"state": {0: state["state"][0]}},
         state
         | {"state": state["state"] | {0: state["state"][0] | {"exp_avg": state["state"][0]["exp_avg"] * math.nan}}},

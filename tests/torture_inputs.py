@@ -51,7 +51,7 @@ def part_bits(t: Torture) -> None:
         row, rng = t.row("bits", what), t.random("bits", what)
         root, pattern = (run if pattern[0] == "B" else world), pattern[2:]
         files = sorted(root.glob(pattern))
-        for i in range(2 if t.short else 60):
+        for i in range(1 if t.short else 30):
             file, (stage, flags) = rng.choice(files), rng.choice(commands)
             if (stage, flags) not in wholes:
                 ended, folder = command(stage, flags)
@@ -250,7 +250,7 @@ def part_malicious(t: Torture) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kinds of tensors that are new or old
         malicious = list(checkpoints(t, canary))
-    for name, write in t.some(malicious, 8, "malicious"):
+    for name, write in t.some(malicious, 6, 1000, "malicious"):
         folder = t.folder()
         folder.mkdir()
         path = folder.parent / "malicious.pt"
@@ -258,7 +258,7 @@ def part_malicious(t: Torture) -> None:
             path.rmdir()
         path.unlink(missing_ok=True)
         write(path)
-        for stage in rng.sample(list(stages), 1 if t.short else 2):
+        for stage in [rng.choice(list(stages))]:
             shutil.rmtree(folder)
             ended = fork(stage, stages[stage].format(P=path).split(), folder)
             judge(
@@ -268,7 +268,7 @@ def part_malicious(t: Torture) -> None:
                 rows[stage].fail("other", f"{name}: its code ran in {stage}")
                 canary.unlink()
     row, stopped = t.row("malicious", "last.pt to resume"), t.work / "stopped/run"
-    for name, checkpoint in t.some(list(states(t)), 4, "states"):
+    for name, checkpoint in t.some(list(states(t)), 3, 150, "states"):
         folder = t.folder()
         copy_tree(stopped, folder / "run")
         torch.save(checkpoint, folder / "run/last.pt")
@@ -276,7 +276,7 @@ def part_malicious(t: Torture) -> None:
         ended = fork("rl", [*t.flags["rl"][1], "--resume"], folder, prepare=varied_rewards)
         judge(row, ended, folder, name, before)
     row = t.row("malicious", "Hugging Face folder")
-    for name, write in t.some(list(hf_folders(t)), 6, "hf"):
+    for name, write in t.some(list(hf_folders(t)), 4, 1000, "hf"):
         place = t.work / "hf"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -405,9 +405,8 @@ def part_flags(t: Torture) -> None:
                 cases.append((field.name, kind, value))
         row = t.row("flags", command)
         t.made(stage, " ".join([*mode, *flags]), t.folder())
-        if stage == "average" and mode and mode[-1] != "soup":  # most flags do there what they do in parallel
-            cases = t.random("flags", command).sample(cases, 120)
-        for name, kind, value in t.some(cases, 5, "flags", command):
+        many = 100 if stage == "average" and mode else 1000  # most flags do there what they do in parallel
+        for name, kind, value in t.some(cases, 3, many, "flags", command):
             several = typing.get_origin(kinds[name]) is tuple
             given = [f"--{name}", value] if several else [f"--{name}={value}"]
             folder = t.folder()

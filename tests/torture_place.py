@@ -77,9 +77,9 @@ class Torture:
     def random(self, *what) -> random.Random:
         return random.Random(repr((self.seed, *what)))
 
-    def some(self, things: list, n: int, *what) -> list:
-        """All of them, in the short form n, chosen by the seed."""
-        return self.random(*what).sample(things, min(n, len(things))) if self.short else things
+    def some(self, things: list, short: int, long: int, *what) -> list:
+        """So many of them, chosen by the seed, in the short and in the long form."""
+        return self.random(*what).sample(things, min(short if self.short else long, len(things)))
 
 
 PRETRAIN = "--scale smoke --batch 4 --seq_len 64 --steps 8 --save_at 3,6 --save_every 2 --eval_every 3 --val_tokens 500"

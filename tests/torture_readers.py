@@ -32,7 +32,7 @@ def part_readers(t: Torture) -> None:
         row = t.row("readers", name)
         folder = t.folder()
         folder.mkdir()
-        limit = 20 if t.short else 300
+        limit = 300
         ended = fork_reader(t, name, folder, limit)
         report = json.loads((folder / "report.json").read_text()) if (folder / "report.json").exists() else {}
         row.cases, row.injected = 1, report.get("examples", 0)
@@ -81,7 +81,7 @@ def try_reader(t: Torture, name: str, folder: Path) -> None:
     signal.signal(signal.SIGALRM, hang)
 
     @hypothesis.seed(t.seed)
-    @hypothesis.settings(max_examples=15 if t.short else 300, deadline=None, database=None, derandomize=False,
+    @hypothesis.settings(max_examples=8 if t.short else 200, deadline=None, database=None, derandomize=False,
                          suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=True,
                          phases=[hypothesis.Phase.generate] + ([] if t.short else [hypothesis.Phase.shrink]))  # fmt: skip
     @hypothesis.given(st.sampled_from(seeds).flatmap(lambda seed: mutations(seed) | st.just(seed)))

@@ -74,9 +74,9 @@ def part_kill(t: Torture) -> None:
         row, rng = t.row("kill", what), t.random("kill", what)
         whole, ended = undisturbed(t, what)
         cases = []
-        for at in t.some(range(1, ended.writes + 1), 2, "kill at", what):  # before each write
+        for at in t.some(range(1, ended.writes + 1), 1, 20, "kill at", what):  # before each write
             cases.append([injured(stage, f"kill at write {at}", Injury("kill", at))])
-        for at in t.some(range(1, ended.writes + 1, 3), 1, "torn", what):
+        for at in t.some(range(1, ended.writes + 1), 0, 5, "torn", what):
             cases.append([injured(stage, f"torn from write {at}", Injury("torn", at))])
         for _ in range(1 if t.short else 10):  # at moments, up to three times
             moments = [rng.uniform(0.01, ended.seconds) for _ in range(rng.randint(1, 3))]
@@ -84,7 +84,7 @@ def part_kill(t: Torture) -> None:
         for case in cases:
             endure(t, row, what, whole, case, "killed")
     row = t.row("kill", "two at once")
-    for what in t.some(["pretrain", "sft", "rl", "average", "prepare text"], 1, "two"):
+    for what in t.some(["pretrain", "sft", "rl", "average", "prepare text"], 1, 5, "two"):
         two_at_once(t, row, what)
 
 
@@ -174,10 +174,10 @@ def part_disk(t: Torture) -> None:
     for what, (stage, flags) in t.flags.items():
         row, rng = t.row("disk", what), t.random("disk", what)
         whole, ended = undisturbed(t, what)
-        for at in t.some(range(1, ended.writes + 1), 2, "disk", what):
+        for at in t.some(range(1, ended.writes + 1), 1, 12, "disk", what):
             kind = rng.choice(kinds)
             endure(t, row, what, whole, [injured(stage, f"{kind} from write {at}", Injury(kind, at))], "refused")
-        for _ in range(1 if t.short else 5):  # no file may be larger than this
+        for _ in range(0 if t.short else 4):  # no file may be larger than this
             size = rng.choice([2_000, 20_000, 500_000, 1_500_000])
 
             def limited(flags, folder, stage=stage, size=size):
@@ -203,7 +203,7 @@ def part_mounted(t: Torture) -> None:
         print("disk, mounted: mounting is not allowed here; left out", flush=True)
         return
     subprocess.run(["umount", place], check=True)
-    for what in t.some(list(t.flags), 2, "mounted"):
+    for what in t.some(list(t.flags), 2, 99, "mounted"):
         stage, flags = t.flags[what]
         whole, _ = undisturbed(t, what)
         total = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
@@ -233,7 +233,7 @@ def part_mounted(t: Torture) -> None:
                 subprocess.run(["umount", "-l", place], check=True)
     subprocess.run([*mount, "ro", "none", place], check=True)
     try:
-        for what in t.some(list(t.flags), 2, "read-only"):
+        for what in t.some(list(t.flags), 1, 99, "read-only"):
             refused(t, row, what, str(place / "new"))
     finally:
         subprocess.run(["umount", "-l", place], check=True)
@@ -261,7 +261,7 @@ def part_places(t: Torture) -> None:
     file.write_text("in the way")
     places = [str(file), str(file / "below"), "/proc/nowhere/run", "x" * 300, "/dev/null", "/sys/run"]
     cases = [(what, place) for what in t.flags for place in places]
-    for what, place in t.some(cases, 6, "places"):
+    for what, place in t.some(cases, 3, 99, "places"):
         refused(t, row, what, place)
         if file.read_text() != "in the way":
             row.fail("other", f"{what} wrote over {file}")
@@ -289,7 +289,7 @@ def part_ranks(t: Torture) -> None:
     rows = {
         s: t.row("ranks", f"one of two {name}") for s, name in ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped"))
     }
-    for what, signum in t.some(cases, 1, "ranks"):
+    for what, signum in t.some(cases, 1, 99, "ranks"):
         row, flags = rows[signum], t.flags[what][1]
         if what not in wholes:
             wholes[what] = t.work / f"ranks_{what}"
