@@ -207,9 +207,17 @@ RECIPES = {
     "soup": Recipe("average", after="rl", judged="last", flags=dict(mode="soup")),  # and sft's best
 }
 
-# Seconds on one idle core at micro: of a training answer (2.05 s per step of 16 x 32), a judged answer (512 x 32 in 40 s), an
-# SFT row (0.15 s per step of 32), a token of pretraining, a token read (likelihood), and of starting a command
-SECONDS = {"answer": 2.05 / 512, "judged": 40 / (512 * 32), "row": 0.15 / 32, "token": 1e-4, "read": 3e-5, "start": 5.0}
+# Seconds on one idle core at micro: of a training answer (2.05 s per step of 16 x 32; up to 2.7 where most questions carry
+# signal), a judged answer (512 x 32 in 45 s), an SFT row (0.2 s per step of 32), a token of pretraining, a token read
+# (likelihood), and of starting a command
+SECONDS = {
+    "answer": 2.05 / 512,
+    "judged": 45 / (512 * 32),
+    "row": 0.2 / 32,
+    "token": 1e-4,
+    "read": 1.5e-5,
+    "start": 4.0,
+}
 
 
 def resolve(config: Config) -> Config:
@@ -564,7 +572,8 @@ def plan_sharpening(b: Builder) -> None:
     c = b.config
     starts = {"rl": None, "sft_rl": "sft", "sft_converged_rl": "sft_converged", "gold_rl": "gold"}
     for seed in c.seeds:
-        base, b.part = b.main(seed), f"sharpening, seed {seed}"
+        b.part = f"sharpening, seed {seed}"
+        base = b.main(seed)
         for recipe in ("base", "base_0shot", "sft", "sft_converged", "gold"):
             b.evaluate(recipe, base)
         for factor in sorted(c.factors, key=lambda f: abs(math.log(f))):  # the grid's first
@@ -576,7 +585,8 @@ def plan_sharpening(b: Builder) -> None:
                 lr = factor * b.rates_of(recipe)["lr"]
                 b.evaluate(recipe, vary(base, rate=factor), start, lr=lr, steps=c.side_steps)
     for seed in c.seeds:
-        base, b.part = b.main(seed), f"seldom solved questions alone, seed {seed}"
+        b.part = f"seldom solved questions alone, seed {seed}"
+        base = b.main(seed)
         for recipe, after in (("rl", "base"), ("sft_rl", "sft")):
             start = b.train(after, base)
             rates = difficulty(b, base, after, start)
