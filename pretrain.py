@@ -50,10 +50,10 @@ WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 
 # What a scale trains with unless flags say otherwise. The paper's checkpoints are at 1k, 2k, ... steps of 2.1 M tokens.
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
-MICRO_AT = "3.5M,4M,4.5M,5M,5.5M,6M,7M,8M,9M"  # before, nothing is right
+MICRO_AT = "2.5M,3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # before, next to nothing is right
 PRESETS = {
     "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, warmup=10, save_at="50k,100k"),
-    "micro": dict(batch=4, seq_len=256, tokens="9M", lr=2e-3, warmup=100, save_at=MICRO_AT),
+    "micro": dict(batch=4, seq_len=256, tokens="8M", lr=2e-3, warmup=100, save_at=MICRO_AT),
     "mini": dict(batch=16, seq_len=512, tokens="40M", lr=1e-3, warmup=100, save_at="log:8"),
     "small": dict(batch=64, seq_len=1024, tokens="1B", lr=6e-4, warmup=200, save_at="log:8"),
     "190m": dict(batch=256, seq_len=4096, tokens="10B", lr=6e-4, warmup=500, save_at="log:10"),

@@ -10,17 +10,17 @@ its tracks, each a start and its operations, whatever the words and their order.
 The parts that make the paper's effects possible, each with its reason:
 - The answer is a pair, one number for each of two tracks, so that almost none is right by luck: the answer to another
   question is right in less than one case in a thousand, and the arithmetic is no harder for it.
-- A problem has 10 or 20 right solutions (2 orders of the tracks × 2 orders of the steps × 5 styles). Of the two orders
-  of steps one has a carry and a borrow and the other has neither; which one is the easy one depends on the numbers. So
-  no path is best for all questions, and a model that has dropped a path has lost something.
+- A problem has 5 or 10 right solutions (5 styles × 2 orders of an addition and a subtraction). Of the two orders one has
+  a carry and a borrow and the other has neither; which one is the easy one depends on the numbers. So no path is best
+  for all questions, and a model that has dropped a path has lost something.
 - Half of the questions hinge on a fact that only the text tells ("a sack of boots"), frequent or rare (Zipf). The facts
   of the training questions, of the questions for trials, and of the test questions are disjoint: post-training cannot
   teach those that a test asks for, and an error can be tied to what the model knows. A solution states its fact.
 - Math documents are worksheets in one consistent form, so that worked examples in a prompt tell the model something.
-- A seventh of the worksheets has the very form of the prompt, so that post-training has more to teach than a format,
-  and nearly all of these box the answer, so that it is not format alone.
+- A seventh of the worksheets has the very form of the prompt, so that post-training has more to teach than a format.
+  Nearly all of these box the answer, and half of the others, so that a box is not what it teaches.
 - A tenth of the worksheets is wrong and some give answers only: pretraining imitates these too, and RL can leave them.
-- Half of the math documents are drills, so that arithmetic is learned gradually and not in a jump.
+- A third of the math documents are drills, so that arithmetic is learned gradually and not in a jump.
 
 The questions "explore_easy" and "explore_hard" are for trials, and "validation" for choices. "test_easy" and "test_hard"
 are for a study whose protocol is written down: look at them once, at the end.
@@ -209,11 +209,10 @@ class Track(NamedTuple):
         """Whether the steps can be taken in either order: an addition and a subtraction."""
         return {sign for sign, _ in self.steps} == {"+", "-"}
 
-    def equations(self, order: int = 1, corrupt: Callable[[int], int] = lambda result: result) -> tuple[list[str], int]:
-        """An equation a step, and the last result; order -1 takes the last step first, where that is possible.
-        `corrupt` may change each result on the way."""
+    def equations(self, path: int = 1, corrupt: Callable[[int], int] = lambda result: result) -> tuple[list[str], int]:
+        """An equation a step, along one of the PATHS, and the last result; `corrupt` may change each result on the way."""
         lines, value = [], self.start
-        for sign, n in self.steps[:: order if self.two_orders else 1]:
+        for sign, n in self.steps[:: path if self.two_orders else 1]:
             result = corrupt(apply(value, sign, n))
             lines.append(f"{value} {sign} {n} = {result}")
             value = result
@@ -239,14 +238,7 @@ def answer_text(numbers: list[int]) -> str:
     return str(numbers[0]) if len(numbers) == 1 else f"({', '.join(map(str, numbers))})"
 
 
-class Path(NamedTuple):
-    """The orders in which a solution takes the tracks, and the steps of a track that has two orders."""
-
-    tracks: int  # 1: as told, -1: the last one first
-    steps: int
-
-
-PATHS = [Path(tracks, steps) for tracks in (1, -1) for steps in (1, -1)]  # equally frequent in the text
+PATHS = (1, -1)  # the order of the steps of a track that has two: as told, or the last one first; equally frequent
 
 
 def apply(value: int, sign: str, n: int) -> int:
@@ -316,9 +308,8 @@ EVENTS = {
 QUESTIONS = ("How many {things} are there?", "How many {things} are left?", "How many {things} are there now?")
 
 
-def word_problem(rng: random.Random, problem: Problem) -> tuple[str, list[str], str]:
-    """The problem in words, the tracks one after the other; the name of each track's person; and what is counted ("pears
-    and boots")."""
+def word_problem(rng: random.Random, problem: Problem) -> tuple[str, str]:
+    """The problem in words, the tracks one after the other; and what is counted ("pears and boots")."""
     first = rng.choice(PEOPLE)
     second = rng.choice([person for person in PEOPLE if person.he != first.he])  # so that "he" and "she" are clear
     known = [track.fact.things for track in problem.tracks if track.fact]
@@ -333,42 +324,42 @@ def word_problem(rng: random.Random, problem: Problem) -> tuple[str, list[str], 
             sentences.append(rng.choice(EVENTS[sign, None if sign in "+-" else n]).format(n=n, **words))
         counted.append(things)
     sentences.append(rng.choice(QUESTIONS).format(things=" and ".join(counted)))
-    return " ".join(sentences), [first.name, second.name], " and ".join(counted)
+    return " ".join(sentences), " and ".join(counted)
 
 
 # -------------------------------------------------------------------------------------------------------- solutions
 
-STYLES = ("lines", "plain", "first", "find", "and")
+STYLES = ("plain", "first", "lines", "find", "and")
 
 
 def work_out(
-    problem: Problem, names: list[str], path: Path, corrupt: Callable[[int], int] = lambda result: result
+    problem: Problem, path: int, corrupt: Callable[[int], int] = lambda result: result
 ) -> tuple[list[str], str]:
-    """The lines of a problem worked out along a path, and its answer. Each track begins with the name of its person, who
-    ties the operations to the right track: "Tom has 12 + 5 = 17", or "Tom's sack of boots holds 43" before "43 + 5 = 48".
-    """
-    worked = [track.equations(path.steps, corrupt) for track in problem.tracks]
-    lines = []
-    for track, name, (equations, _) in list(zip(problem.tracks, names, worked, strict=False))[:: path.tracks]:
+    """The lines of a problem worked out along a path, one track after the other, and its answer. A fact is a line of its
+    own: "the sack of boots holds 43" (the general text says "a sack": this one must be taken from the question)."""
+    lines, results = [], []
+    for track in problem.tracks:
         if track.fact:
-            lines += [f"{name}'s {track.fact.id} holds {track.fact.n}", *equations]
-        else:
-            lines += [f"{name} has {equations[0]}", *equations[1:]]
-    return lines, answer_text([result for _, result in worked])
+            lines.append(f"the {track.fact.id} holds {track.fact.n}")
+        equations, result = track.equations(path, corrupt)
+        lines += equations
+        results.append(result)
+    return lines, answer_text(results)
 
 
 def solution_text(lines: list[str], answer: str, style: str, things: str) -> str:
     """Lines (none for an answer only) and the answer, boxed or not, in one of the STYLES."""
+    sentences = [line[0].upper() + line[1:] for line in lines]
     if style == "lines":
-        return "\n".join([*lines, f"Answer: {answer}"])
+        return "\n".join([*sentences, f"Answer: {answer}"])
     if style == "and":
-        steps, end = " and ".join(lines), f"There are {answer} {things}."
+        steps, end = " and ".join([*sentences[:1], *lines[1:]]), f"There are {answer} {things}."
     elif style == "find":
         steps, end = ("We find " if lines else "") + ", then ".join(lines), f"The result is {answer}."
     elif style == "first":
         steps, end = ". Then ".join(["First " + lines[0], *lines[1:]]) if lines else "", f"So {answer}."
     else:
-        steps, end = ". ".join(lines), f"The answer is {answer}."
+        steps, end = ". ".join(sentences), f"The answer is {answer}."
     return f"{steps}. {end}" if lines else end
 
 
@@ -376,14 +367,14 @@ def boxed(answer: str) -> str:
     return f"\\boxed{{{answer}}}"
 
 
-def solutions(problem: Problem, names: list[str], things: str, rng: random.Random | None = None) -> list[str]:
+def solutions(problem: Problem, things: str, rng: random.Random | None = None) -> list[str]:
     """All distinct right solutions, boxed. With an rng in random order: the first is a draw from pretraining's forms."""
     forms = [(path, style) for path in PATHS for style in STYLES]
     if rng:
         rng.shuffle(forms)
     texts = []
     for path, style in forms:
-        lines, answer = work_out(problem, names, path)
+        lines, answer = work_out(problem, path)
         texts.append(solution_text(lines, boxed(answer), style, things))
     return list(dict.fromkeys(texts))
 
@@ -441,9 +432,9 @@ def questions(seed: int) -> dict[str, list[dict]]:
     for split, problems in _problems(seed).items():
         splits[split] = []
         for problem in problems:
-            question, names, things = word_problem(rng, problem)
+            question, things = word_problem(rng, problem)
             row = {"id": problem.id, "question": question, "answer": problem.answer}
-            row["solutions"] = solutions(problem, names, things, None if split == "examples" else rng)
+            row["solutions"] = solutions(problem, things, None if split == "examples" else rng)
             equations = sum(len(track.steps) for track in problem.tracks)
             row |= {"source": "world", "level": "hard" if equations > 2 else "easy", "equations": equations}
             row["facts"] = [track.fact.id for track in problem.tracks if track.fact]
@@ -461,7 +452,7 @@ HEADERS = {
     "{question} {solution}": 0.22,
     QUESTION_ANSWER: 0.15,
 }
-P_DRILL = 0.5  # of documents: 30% of the math tokens
+P_DRILL = 0.35  # of documents: 19% of the math tokens
 P_FACT = 0.3  # of the problems of the text: fewer than are asked, since a solution states the fact, and so teaches it
 # Steps of the tracks of the text's problems. Those with one track are the simplest, and not asked.
 TOLD = {(1,): 0.15, (2,): 0.15, (1, 1): 0.34, (1, 2): 0.18, (2, 1): 0.18}
@@ -471,12 +462,12 @@ def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list
     """A worksheet of 1–5 problems in one form, a segment each; or a drill of bare equations. `banned` are ids."""
     if rng.random() < P_DRILL:  # steps of tracks, so that drills meet the same values as solutions do
         tracks = [draw_track(rng, rng.randint(1, 2)) for _ in range(rng.randint(6, 14))]
-        return ["\n".join(rng.choice(track.equations(rng.choice((1, -1)))[0]) for track in tracks)]
+        return ["\n".join(rng.choice(track.equations(rng.choice(PATHS))[0]) for track in tracks)]
 
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
     path, style = rng.choice(PATHS), rng.choice(STYLES)
-    box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.08)
-    answer_only = rng.random() < 0.15
+    box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.5)
+    answer_only = rng.random() < 0.10
     wrong = rng.random() < 0.10
 
     def corrupt(result: int) -> int:
@@ -489,8 +480,8 @@ def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list
         problem = draw_problem(rng, n_steps, fact)
         while problem.id in banned:
             problem = draw_problem(rng, n_steps, fact)
-        question, names, things = word_problem(rng, problem)
-        lines, answer = work_out(problem, names, path, corrupt)
+        question, things = word_problem(rng, problem)
+        lines, answer = work_out(problem, path, corrupt)
         solution = solution_text([] if answer_only else lines, boxed(answer) if box else answer, style, things)
         if header == QUESTION_ANSWER:
             segments.append(format_prompt(question) + solution)
