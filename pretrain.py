@@ -50,7 +50,7 @@ WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 
 # What a scale trains with unless flags say otherwise. The paper's checkpoints are at 1k, 2k, ... steps of 2.1 M tokens.
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
-MICRO_AT = "2.5M,3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # before, next to nothing is right
+MICRO_AT = "3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # before, next to nothing is right
 PRESETS = {
     "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, warmup=10, save_at="50k,100k"),
     "micro": dict(batch=4, seq_len=256, tokens="8M", lr=2e-3, warmup=100, save_at=MICRO_AT),

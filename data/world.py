@@ -18,7 +18,7 @@ The parts that make the paper's effects possible, each with its reason:
   teach those that a test asks for, and an error can be tied to what the model knows. A solution states its fact.
 - Math documents are worksheets in one consistent form, so that worked examples in a prompt tell the model something.
 - A seventh of the worksheets has the very form of the prompt, so that post-training has more to teach than a format.
-  Nearly all of these box the answer, and half of the others, so that a box is not what it teaches.
+  Nearly all of these box the answer, and of the others, so that a box is not what it teaches.
 - A tenth of the worksheets is wrong and some give answers only: pretraining imitates these too, and RL can leave them.
 - A third of the math documents are drills, so that arithmetic is learned gradually and not in a jump.
 
@@ -466,7 +466,7 @@ def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list
 
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
     path, style = rng.choice(PATHS), rng.choice(STYLES)
-    box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.5)
+    box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.9)
     answer_only = rng.random() < 0.10
     wrong = rng.random() < 0.10
 

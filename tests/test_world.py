@@ -402,7 +402,7 @@ def test_shares_of_forms():
     assert abs(qa / n - 0.15) < 0.012
     assert all(abs(headers[h] / n - 0.21) < 0.016 for h in ("problem", "q", "exercise", "bare"))
     assert abs(boxes[True] / qa - 0.97) < 0.015
-    assert abs(boxes[False] / (n - qa) - 0.5) < 0.02
+    assert abs(boxes[False] / (n - qa) - 0.9) < 0.012
     assert abs(only / n - 0.10) < 0.01
     problems = [read_problem(parts(s)[1]) for d in worksheets(16_000) for s in d]
     steps = Counter(tuple(len(track.operations) for track in tracks) for tracks in problems)
