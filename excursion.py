@@ -394,6 +394,8 @@ class Builder:
         rates = {key: rate * r.dose * self.rates.get(name, 1.0) for key, rate in tables[name].items()}
         if "sft_lr" in rates:  # the sweep of averaging is one of its SFT side
             rates["lr"] = tables[name]["lr"] * r.dose * self.rates.get("rl", 1.0)
+        if r.flags.get("mode") == "combined":
+            return {"lr": rates["lr"]}  # one loss, one optimizer
         if r.stage == "average":
             return rates
         return {"lr": rates["sft_lr"] if r.stage == "sft" and "sft_lr" in rates else rates["lr"]}

@@ -8,10 +8,14 @@ import time
 
 import numpy as np
 import pytest
+import tyro
 from conftest import ROOT, start
 
+import average
+import cli
 import excursion
 import report
+import rl
 import runtime
 import sft
 from cli import UserError
@@ -483,3 +487,17 @@ def test_bad_input_is_one_line(tmp_path):
         assert "\n" not in str(error.value)
     code, _, err = excursion_run("report", "--records", tmp_path / "none", "--out", tmp_path)
     assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
+
+
+def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
+    """The commands of every recipe and plan are accepted by the stage's own checks of ranges and of flags without effect."""
+    stages = {"average": average, "rl": rl, "sft": sft}
+    for plan in ("grid", "sharpening", "rollouts", "demonstrations"):
+        cells = plan_of(tmp_path, plan=plan, budget="study", seeds=(1,), recipes=tuple(excursion.RECIPES))
+        for cell in cells.values():
+            name = cell.command[0].rsplit("/", 1)[-1].removesuffix(".py")
+            if name in stages:
+                config = tyro.cli(stages[name].Config, args=cell.command[1:], use_underscores=True)
+                config.given = cli.given_on(cell.command[1:], config)
+                cli.check_ranges(config)
+                (average.check if name == "average" else lambda c: c.check())(config)
