@@ -82,7 +82,8 @@ def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
         raise ValueError(f"the weights do not fit the config: {name} is {'missing' if name in shapes else 'unknown'}")
     for name, shape in shapes.items():
         tensor = weights[name]
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or not tensor.is_contiguous():
+        plain = tensor.device.type == "cpu" and not tensor.is_nested and tensor.layout == torch.strided
+        if not plain or tensor.dtype not in DTYPES or not tensor.is_contiguous():
             raise ValueError(f"{name} is not a plain tensor of floating-point numbers")
         if tensor.shape != shape:
             raise ValueError(

@@ -63,7 +63,7 @@ class GPTConfig:
                 raise ValueError(f"{name} is {value!r:.40}: a whole number from 1 to {limit:,} is wanted")
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < 1e30:
+            if type(value) not in (int, float) or not 0 < value < 1e18:  # int64 holds it
                 raise ValueError(f"{name} is {value!r:.40}: a positive number is wanted")
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:

@@ -22,11 +22,13 @@ import shutil
 import signal
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -134,7 +136,7 @@ class Running:
     command: str
     pid: int
     folder: Path
-    files: tuple[Path, Path]
+    files: tuple[BinaryIO, BinaryIO]
     counter: mmap.mmap
     began: float
 
@@ -149,10 +151,7 @@ def start(
 ) -> Running:
     flags = [str(flag) for flag in flags]
     folder.mkdir(parents=True, exist_ok=True)
-    start.count += 1
-    files = tuple(folder.parent / f".{folder.name}.{start.count}.{name}" for name in ("out", "err"))
-    for path in files:  # here: the fork may be killed before it does anything
-        path.touch()
+    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # not in `folder`, whose disk may be full
     counter = mmap.mmap(-1, 8)
     sys.stdout.flush(), sys.stderr.flush()
     pid = os.fork()
@@ -162,8 +161,8 @@ def start(
     try:
         os.setsid()
         os.chdir(folder)
-        for number, path in ((1, files[0]), (2, files[1])):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        for number, file in ((1, files[0]), (2, files[1])):
+            os.dup2(file.fileno(), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(env or {})
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -185,9 +184,6 @@ def start(
         os._exit(code)
 
 
-start.count = 0
-
-
 def wait(running: Running, kill_after: float | None = None, limit: float = 60) -> Ended:
     """The end of a command that `start` started."""
     hung = asked = False
@@ -207,12 +203,14 @@ def wait(running: Running, kill_after: float | None = None, limit: float = 60) -
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(running.pid, signal.SIGKILL)  # the workers of data.prepare
-    out, err = (path.read_text(errors="replace") for path in running.files)
-    for path in running.files:
-        path.unlink()
+    said = []
+    for file in running.files:
+        file.seek(0)
+        said.append(file.read().decode(errors="replace"))
+        file.close()
     (writes,) = struct.unpack("q", running.counter[:8])
     seconds = time.monotonic() - running.began
-    return Ended(running.command, os.waitstatus_to_exitcode(status), out, err, writes, seconds, hung)
+    return Ended(running.command, os.waitstatus_to_exitcode(status), *said, writes, seconds, hung)
 
 
 def _count_writes(folder: Path, counter: mmap.mmap, injury: Injury | None) -> None:

@@ -108,6 +108,8 @@ HOSTILE = {
     "large context": changed("config", context=2**22, n_heads=1, n_kv_heads=1),
     "huge number": changed("config", d_ff=10**5000),
     "rope_theta 0": changed("config", rope_theta=0.0),
+    "rope_theta that no tensor holds": changed("config", rope_theta=10**30),
+    "norm_eps that no tensor holds": changed("config", norm_eps=10**19),
     "rope_theta nan": changed("config", rope_theta=float("nan")),
     "norm_eps negative": changed("config", norm_eps=-1.0),
     "norm_eps infinite": changed("config", norm_eps=float("inf")),
@@ -122,6 +124,8 @@ HOSTILE = {
     "integers": weight(lambda w: w.to(torch.int32)),
     "truths": weight(lambda w: w > 0),
     "sparse": weight(lambda w: w.to_sparse()),
+    "nested": weight(lambda w: torch.nested.nested_tensor([w[0], w[1]])),
+    "without data": weight(lambda w: w.to("meta")),
     "one number for all": weight(lambda w: torch.ones(1).expand(w.shape)),
     "float8": weight(lambda w: w.to(torch.float8_e4m3fn)),
 }

@@ -24,6 +24,10 @@ def endure(
     folder, now = t.folder(), flags
     row.cases += 1
     ended = None
+
+    def finished() -> bool:
+        return "soup" in flags and (folder / "run/last.pt").exists()  # it writes this one file
+
     for injury in injuries:
         ended = injury(now, folder)
         if ended.code == 0:
@@ -37,8 +41,10 @@ def endure(
         elif ended.code != -signal.SIGKILL:
             row.fail("dead_ends" if ended.code == 2 else "tracebacks", str(ended))
             return
+        if finished():
+            break
         now = again(stage, flags, folder)
-    if ended is None or ended.code != 0:
+    if not finished() and (ended is None or ended.code != 0):
         ended = fork(stage, now, folder, prepare=varied_rewards)
         if ended.code != 0:
             other = flags if "--resume" in now else [*flags, "--resume"]  # is there any command that goes on?
