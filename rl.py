@@ -357,7 +357,7 @@ class GRPO:
         """The groups of a minibatch that are computed; none if no group has anything to learn from."""
         c = self.config
         keep = c.zero_variance == "keep"
-        if not any(g.signal for g in groups) and not (keep and (c.kl > 0 or c.entropy > 0)):
+        if not any(g.signal for g in groups) and not (keep and (c.kl > 0 or c.entropy != 0)):
             return []
         return [g for g in groups if g.signal or keep]
 
@@ -411,7 +411,7 @@ class GRPO:
             self.reference.to(self.process.device)
         for packed, answers, flops in self.batches(model, used):
             with self.process.autocast():
-                out = packed.log_probs(model, c.temperature, entropy=c.entropy > 0)
+                out = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
 
             def per_token(values: list) -> Tensor:  # of each answer -> (ΣA,)
                 return torch.tensor(values, device=self.process.device)[packed.answer]  # noqa: B023

@@ -214,7 +214,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for content in batch.to_pylist():
                 row += 1
                 yield Record(f"{path}:{row}", content, size * row // total)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 

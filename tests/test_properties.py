@@ -211,6 +211,14 @@ def test_17_equal_rewards_give_no_gradient(model):
     assert got.norm() > 0
 
 
+def test_17_a_negative_entropy_coefficient_acts(model):
+    """Property 17: with groups of equal rewards the entropy's gradient is all there is, and changes sign with it."""
+    groups = make_groups([[0.0] * 4])
+    up, _ = gradient(model, grpo(entropy=0.1, zero_variance="keep"), groups)
+    down, _ = gradient(model, grpo(entropy=-0.1, zero_variance="keep"), groups)
+    assert up.norm() > 0 and torch.equal(up, -down)
+
+
 def test_17_a_step_without_signal_makes_no_update(tmp_path, model):
     """Property 17: neither weight decay nor momentum move the weights on groups of equal rewards."""
     trained = GPT(model.config)

@@ -462,3 +462,15 @@ def test_real_files():
         for row in rows[:500]:
             assert all(is_correct(solution, row["answer"], strict=True) for solution in row["solutions"]), row
             assert not any("<<" in solution or "####" in solution for solution in row["solutions"])
+
+
+def test_a_parquet_file_whose_text_is_damaged(tmp_path):
+    """Text that is not UTF-8, which parquet itself does not notice, is one line that names the file."""
+    import pyarrow.parquet
+
+    path = tmp_path / "q.parquet"
+    rows = pyarrow.Table.from_pylist([{"question": "Tom has pears.", "answer": "2"}])
+    pyarrow.parquet.write_table(rows, path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"Tom", b"\xffom"))
+    with pytest.raises(UserError, match="q.parquet: cannot be read as parquet"):
+        load_questions(path)

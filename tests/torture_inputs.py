@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from forked import STAGES, Ended, Injury, differences, fork
 from forked import copy as copy_tree
-from torture_place import EVAL, GRPO, ONE, PRETRAIN, Torture, judge, undisturbed, varied_rewards
+from torture_place import EVAL, GRPO, ONE, PRETRAIN, Torture, contents, judge, undisturbed, varied_rewards
 
 # ---------------------------------------------------------------------------------------------------------------------
 # bits
@@ -272,7 +272,7 @@ def part_malicious(t: Torture) -> None:
         folder = t.folder()
         copy_tree(stopped, folder / "run")
         torch.save(checkpoint, folder / "run/last.pt")
-        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        before = contents(folder)
         ended = fork("rl", [*t.flags["rl"][1], "--resume"], folder, prepare=varied_rewards)
         judge(row, ended, folder, name, before)
     row = t.row("malicious", "Hugging Face folder")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from forked import Ended, fork
+from forked import Ended, content, fork
 
 import rl
 
@@ -139,7 +139,7 @@ def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None =
     that trains on happily at the time limit saves when it is told to stop.)"""
     row.cases += 1
     row.injected += 1
-    files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = contents(folder)
     if ended.hung or ended.code in (-signal.SIGTERM, -signal.SIGKILL):
         row.fail("other", f"{what}: {'hangs' if ended.seconds > 1 else 'dies'}: {ended}")
     elif ended.refused:
@@ -156,6 +156,11 @@ def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None =
         row.fail("other", f"{what}: exit {ended.code}, but {', '.join(ruined)} not finite: {ended.command}")
     else:
         row.equal += 1
+
+
+def contents(folder: Path) -> dict:
+    """What is in each file of a folder."""
+    return {p: content(p) if p.suffix == ".gz" else p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def finite(path: Path) -> bool:
