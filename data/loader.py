@@ -137,6 +137,8 @@ def _open_shard(path: Path, dtype: np.dtype) -> np.ndarray:
         raise UserError(
             f"{path}: holds {array.dtype} of shape {array.shape}, meta.json says one row of {dtype}; prepare it again"
         )
+    if array.offset + array.nbytes != path.stat().st_size:  # a damaged header may ask for less than there is
+        raise UserError(f"{path}: not a whole .npy file ({array.size} tokens and further bytes); prepare it again")
     return array
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -117,9 +118,9 @@ def place(world, tokenizer, tmp_path_factory) -> Path:
     """A folder with checkpoints of a tiny model (a.pt, b.pt), a second world, and files that flags name."""
     folder = tmp_path_factory.mktemp("flags")
     for seed, name in enumerate(("a", "b")):
-        model = tiny_gpt(seed, 0.3, tokenizer.padded_vocab_size, context=112)
+        model = tiny_gpt(seed, 0.3, tokenizer.padded_vocab_size, context=256)
         model.head.weight.data[tokenizer.eos] *= 3  # so that some answers end
-        lineage = [{"stage": "pretrain", "step": 1, "args": {"seq_len": 112}}]
+        lineage = [{"stage": "pretrain", "step": 1, "args": {"seq_len": 256}}]
         runtime.save_checkpoint(folder / f"{name}.pt", {
             "format": 1, "stage": "pretrain", "config": dataclasses.asdict(model.config), "tokenizer": "world",
             "model": model.state_dict(), "step": 1, "tokens": 100, "flops": 1.0, "lineage": lineage, "args": {}, "metrics": {},
@@ -146,9 +147,10 @@ def outcome(stage: str, flags: dict, out: Path) -> dict:
         return forward(model, tokens, *args, **kwargs)
 
     def reward(text, answer, finished, config):  # a tiny model gets no question right, and writes no box
-        box = "0" if len(text) % 2 else answer
-        shown = f" \\boxed{{{box}}}" if len(text) % 5 else f" The answer is {box}"
-        return reward_of(text + shown, answer, finished or len(text) % 3 > 0, config)
+        box, plain, cut = (zlib.crc32(f"{i} {text}".encode()) % 2 for i in range(3))
+        value = answer if box else "0"
+        shown = f" #### {value}" if plain else f" \\boxed{{{value}}}"
+        return reward_of(text + shown, answer, finished or not cut, config)
 
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -227,12 +229,12 @@ CHANGES = dict(
     init="{P}/b.pt", data="{P}/data2", questions="{P}/questions.jsonl", limit=3, steps=3, epochs=(2.0, dict(steps=None, epochs=1.0)),
     save_at="1", show=1,
     eval_every=1, eval_questions="test_easy", eval_limit=1, eval_samples=3, eval_tasks=("facts",), eval_items=1, eval_tokens=900,
-    prompts=3, rollouts=4, minibatch=1, inner_epochs=2, clip_low=(0.0, dict(inner_epochs=2, lr=0.1)),
-    clip_high=(0.0, dict(inner_epochs=2, lr=0.1)), dual_clip=(1.01, dict(inner_epochs=3, lr=0.1)), advantage="mean",
+    prompts=3, rollouts=4, minibatch=1, inner_epochs=2, clip_low=(0.0, dict(inner_epochs=2, lr=0.1, prompts=3, rollouts=6)),
+    clip_high=(0.0, dict(inner_epochs=2, lr=0.1, prompts=3, rollouts=6)), dual_clip=(1.01, dict(inner_epochs=3, lr=0.1, prompts=3, rollouts=6)), advantage="mean",
     aggregation=("sequence", dict(prompts=4, rollouts=4, max_new_tokens=16)), kl=0.1, entropy=0.1, temperature=0.7, top_p=0.5, max_new_tokens=6, format_score=0.5,
     zero_variance=("keep", FEW), resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json",
     band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, slots=2, kv_gib=1e-5, save_rollouts=1,
-    solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3, save_minutes=1e-9, grader=("lenient", dict(prompts=4, rollouts=4)),
+    solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3, save_minutes=1e-9, grader=("gsm8k", dict(prompts=4, rollouts=4)),
     prompt="question_answer", sft_weight=(0.9, dict(mode="combined")),
     mode="combined", weight=0.9, weight_end=0.9, adapt="signal", sft_lr=1e-2, sft_beta1=0.5, sft_beta2=0.5,
     sft_weight_decay=0.5, sft_steps=(2, dict(mode="interleaved")), rl_steps=(2, dict(mode="interleaved", steps=3)),
@@ -250,9 +252,18 @@ OTHERWISE = {  # where a stage needs another change than the rest
     ("average", "other"): ("{P}/b.pt", "soup"),
     ("average", "minibatch"): (1, dict(mode="interleaved", sft_steps=0)),
     ("average", "inner_epochs"): (2, dict(mode="interleaved", sft_steps=0)),
-    ("average", "clip_low"): (0.0, dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1)),
-    ("average", "clip_high"): (0.0, dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1)),
-    ("average", "dual_clip"): (1.01, dict(mode="interleaved", sft_steps=0, inner_epochs=3, lr=0.1)),
+    ("average", "clip_low"): (
+        0.0,
+        dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1, prompts=3, rollouts=6),
+    ),
+    ("average", "clip_high"): (
+        0.0,
+        dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1, prompts=3, rollouts=6),
+    ),
+    ("average", "dual_clip"): (
+        1.01,
+        dict(mode="interleaved", sft_steps=0, inner_epochs=3, lr=0.1, prompts=3, rollouts=6),
+    ),
     ("eval", "difficulty"): True,
     ("eval", "questions"): ("test_hard",),
     ("eval", "top_p"): 0.5,

@@ -103,7 +103,8 @@ def test_36_37_sft_rows(world, capsys):
     assert len(rows) > 40 and all(s.count(tokenizer.eos) == 1 and s[-1] == tokenizer.eos for _, s in rows)
     held_out = {q["question"] for q in evaluation.find_questions(str(world), "validation", "test")}
     assert not held_out & {tokenizer.decode(p).rsplit(" Let's", 1)[0] for p, _ in rows}
-    short = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, 60).data
+    median = sorted(len(p) + len(s) for p, s in rows)[len(rows) // 2]
+    short = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, median).data
     assert 0 < len(short) < len(rows) and f"{len(rows) - len(short)} rows longer" in capsys.readouterr().err
 
 
