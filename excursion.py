@@ -147,12 +147,12 @@ BUDGETS = {
         sft_points=(20, 40, 80), gold_points=(40, 80, 160), rows=32, average_rows=16, val_limit=48, questions=TRIAL, limit=48, samples=32,
         val_tokens=20_000, side_steps=40,
     ),
-    # 640 steps of 16 x 32 answers on 1,024 questions are the paper's 320 answers per question
+    # 320 steps of 16 x 32 answers on 512 questions are the paper's 320 answers per question
     "study": dict(
         seeds=(1, 2, 3), pretraining="primary", kept=12, recipes=MAIN, controls="primary", control_recipes=CONTROLS,
-        pool=1024, points=(24, 48, 96, 160, 320, 640), points_t1=(96, 640), prompts=16, rollouts=32,
-        sft_points=(40, 80, 160, 320, 640, 1280, 1920),
-        gold_points=(40, 80, 160, 320, 640, 1280, 1920, 3840), rows=32, average_rows=16, val_limit=256, questions=TEST, limit=-1,
+        pool=512, points=(24, 48, 96, 160, 320), points_t1=(96, 320), prompts=16, rollouts=32,
+        sft_points=(40, 80, 160, 320, 640, 960),
+        gold_points=(40, 80, 160, 320, 640, 960, 1920), rows=32, average_rows=16, val_limit=256, questions=TEST, limit=-1,
         samples=32, val_tokens=100_000, side_steps=320,
     ),
     "paper": dict(

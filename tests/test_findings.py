@@ -372,8 +372,8 @@ def records_of_the_plans(tmp_path) -> list:
             curve = {"val_pass@1": [[0, 0.02], *([s, 0.1 + 0.3 * s / max(points)] for s in points)],
                      "reward": [[s, 0.1 + 1e-4 * (s + seed)] for s in range(1, 400, 4)],
                      "flops": [[1, 1e10], [max(points or [2]), 1e13]]}  # fmt: skip
-            args = {"prompts": 16, "rollouts": 32, "limit": 1024}
-            ability = -3.0 + (meta["step"] / 320 if recipe.endswith("rl") or recipe == "parallel" else 0.5)
+            args = {"prompts": 16, "rollouts": 32, "limit": 512}
+            ability = -3.0 + (meta["step"] / 160 if recipe.endswith("rl") or recipe == "parallel" else 0.5)
             ability += 0.8 * recipe.startswith(("sft", "gold"))
             entry = w.entry(recipe, tokens, seed, ability, curve=curve if points else {}, args=args, **meta)
             found[excursion.record_name(cell)] = entry
