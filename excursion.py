@@ -37,6 +37,7 @@ other seeds), `demonstrations` (how many questions have a solution: where does R
 the cells that they have in common.
 """
 
+import contextlib
 import gzip
 import json
 import math
@@ -58,7 +59,7 @@ import pretrain
 import report
 from cli import UserError, cli
 from data.tokenizer import load_tokenizer
-from files import MALFORMED, replacing_path, write_text
+from files import MALFORMED, read_json, replacing_path, write_text
 from model import SCALES, config_of, train_flops
 from runner import Cell, Runner, read_state
 
@@ -815,16 +816,32 @@ def choose(folder: Path) -> Path:
     return paths[step]
 
 
-def write_rates(config: Config, cells: list[Cell]) -> None:
-    """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named step,
-    which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the rate."""
-    scores: dict[str, dict[float, float]] = {}
+def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
+    """name → validation scores of the runs of a sweep that are finished, here or in --records; notes them in
+    OUT/records/sweep.json."""
+    notes: dict[str, dict] = {}
+    for folder in filter(None, (config.records, Path(config.out) / "records")):
+        with contextlib.suppress(UserError):
+            notes |= read_json(Path(folder) / "sweep.json")
+    scores = {}
     for cell in cells:
         if cell.run is None or cell.kind.startswith("pretrain"):
             continue
-        recipe = cell.name.split("/")[-2]
-        factor = min(config.sweep, key=lambda f: abs(f - float(cell.name.split("/sweep")[1].split("/")[0])))  # noqa: B023
-        values = validation_scores(cell.run)
+        if (read_state(Path(config.out) / f"{cell.name}.json") or {}).get("rc") == 0:
+            notes[cell.name] = {"command": cell.command, "scores": validation_scores(cell.run)}
+        if notes.get(cell.name, {}).get("command") == cell.command:
+            scores[cell.name] = {int(step): score for step, score in notes[cell.name]["scores"].items()}
+    write_text(Path(config.out) / "records" / "sweep.json", json.dumps(notes, indent=1) + "\n")
+    return scores
+
+
+def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
+    """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named step,
+    which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the rate."""
+    scores: dict[str, dict[float, float]] = {}
+    for name, values in found.items():
+        recipe = name.split("/")[-2]
+        factor = min(config.sweep, key=lambda f: abs(f - float(name.split("/sweep")[1].split("/")[0])))  # noqa: B023
         scores.setdefault(recipe, {})[factor] = max(value for step, value in values.items() if step)
     table = {}
     for recipe, by_factor in scores.items():
@@ -960,10 +977,19 @@ def main(config: Config) -> None:
     if config.records and any(cell.meta for cell in cells):
         commands = {cell.name: training_command(cell, cells) for cell in cells}
         cells, stand = known.left(cells, record_name, lambda cell: commands[cell.name], Path(config.records), run)
+    if config.plan == "sweep":
+        done = swept(config, cells)
+        runs = [cell for cell in cells if cell.run and not cell.kind.startswith("pretrain") and cell.name not in done]
+        cells = known.needed(cells, runs, {path: cell for cell in cells for path in cell.results})
     missing = config.command == "run" and not run(cells)
-    if config.plan in ("sweep", "checkpoints"):
+    if config.plan == "sweep":
+        done = swept(config, whole)
+        print(f"{len(done)} runs of the sweep are finished: {Path(config.out) / 'records/sweep.json'}")
+        if not missing and config.command == "run":
+            write_rates(config, done)
+    elif config.plan == "checkpoints":
         if not missing:
-            (write_rates if config.plan == "sweep" else write_checkpoints)(config, cells)
+            write_checkpoints(config, cells)
     else:
         folder = collect(config, cells)
         known.copy(Path(config.records), folder, [record_name(cell) for cell in whole if cell.name in stand])

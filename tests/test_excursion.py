@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -405,10 +406,20 @@ def test_rates_are_chosen_on_validation(tmp_path):
         values = curves[cell.name.split("/sweep")[1].split("/")[0]]
         lines = [{"step": 0, "val_pass@1": 0.9}, *({"step": s + 1, "val_pass@1": v} for s, v in enumerate(values))]
         write_metrics(cell.run, lines)
-    excursion.write_rates(config, cells)
+        note = tmp_path / f"out/{cell.name}.json"
+        note.write_text(json.dumps({"command": cell.command, "rc": 0, "seconds": 1.0}))
+    excursion.write_rates(config, excursion.swept(config, cells))
     table = json.loads((tmp_path / "out/rates.json").read_text())
     assert [table[r]["factor"] for r in ("rl", "sft", "parallel", "sft_rl")] == pytest.approx([1 / 3] * 4, abs=1e-6)
     assert table["parallel"]["sft_lr"] == pytest.approx(5e-5 / 3) and "lr" not in table["parallel"]
+    # the same from the notes alone, in another place; a run by another command is not taken
+    (tmp_path / "out").rename(tmp_path / "old")
+    again = replace(config, records=str(tmp_path / "old/records"))
+    assert len(excursion.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")])
+    next(c for c in cells if c.kind == "rl").command.append("--seed")
+    assert (
+        len(excursion.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")]) - 1
+    )
 
 
 def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
