@@ -76,8 +76,8 @@ def injured(stage: str, name: str, injury: Injury | None = None, kill_after: flo
 
 
 def part_kill(t: Torture) -> None:
-    for what, (stage, _) in t.flags.items():
-        row, rng = t.row("kill", what), t.random("kill", what)
+    for what in t.some(list(t.flags), 6, 99, "kill"):
+        stage, row, rng = t.flags[what][0], t.row("kill", what), t.random("kill", what)
         whole, ended = undisturbed(t, what)
         cases = []
         for at in t.some(range(1, ended.writes + 1), 1, 20, "kill at", what):  # before each write
@@ -177,8 +177,8 @@ def part_excursion(t: Torture) -> None:
 
 def part_disk(t: Torture) -> None:
     kinds = ["ENOSPC", "EROFS", "EIO"]
-    for what, (stage, flags) in t.flags.items():
-        row, rng = t.row("disk", what), t.random("disk", what)
+    for what in t.some(list(t.flags), 6, 99, "disk"):
+        stage, row, rng = t.flags[what][0], t.row("disk", what), t.random("disk", what)
         whole, ended = undisturbed(t, what)
         for at in t.some(range(1, ended.writes + 1), 1, 12, "disk", what):
             kind = rng.choice(kinds)
