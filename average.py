@@ -1,6 +1,6 @@
 """Parallel averaging of RL and SFT updates (the paper's §"Parallel averaging"), and the baselines beside it.
 
-    python average.py --init out/pretrain/step_0005426.pt --out out/average                 # minutes on a CPU
+    python average.py --init out/pretrain/step_0004883.pt --out out/average                 # minutes on a CPU
     python average.py --init M.pt --data out/paper --preset paper                           # the paper's settings
     python average.py --init M.pt --mode interleaved --sft_steps 4 --rl_steps 1             # a baseline
     python average.py --mode soup --init RL.pt --other SFT.pt --weight 0.5 --out out/soup   # average finished models

@@ -1,6 +1,6 @@
 """GRPO from any checkpoint: sample, verify, advantages, minibatched updates. No trainer in between.
 
-    python rl.py --init out/pretrain/step_0005426.pt --out out/rl                 # minutes on a CPU
+    python rl.py --init out/pretrain/step_0004883.pt --out out/rl                 # minutes on a CPU
     python rl.py --init M.pt --data out/paper --preset paper                      # the paper's settings (docs/paper.md)
     torchrun --nproc_per_node=8 rl.py --init M.pt --data out/paper --preset paper
     python rl.py --resume --out out/rl                                            # go on after a kill: the same bits

@@ -1,6 +1,6 @@
 """Supervised fine-tuning from any checkpoint: NLL on one solution per question, or on all of them (Gold).
 
-    python sft.py --init out/pretrain/step_0005426.pt --solutions one --out out/sft      # minutes on a CPU
+    python sft.py --init out/pretrain/step_0004883.pt --solutions one --out out/sft      # minutes on a CPU
     python sft.py --init M.pt --solutions all --out out/gold
     torchrun --nproc_per_node=8 sft.py --init M.pt --data out/paper --preset paper       # the paper's settings
     python sft.py --resume --out out/sft                                                 # go on after a kill: the same bits

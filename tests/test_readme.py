@@ -131,3 +131,12 @@ def test_parser_of_the_readme():
     assert commands(page) == ["python a.py --x 'b c'", "torchrun b.py"]
     assert parse("torchrun --nproc_per_node=8 rl.py --lr 1")[:1] == ("rl",)
     assert parse("python -m data.prepare --input x")[1][:2] == ["--input", "x"]
+
+
+def test_named_checkpoints_of_the_default_run_exist():
+    """The checkpoints of out/pretrain that README and docstrings name are kept by `pretrain.py` without flags."""
+    config = pretrain.resolve(pretrain.Config())
+    kept = pretrain.parse_save_at(config.save_at, config.steps, config.batch * config.seq_len)
+    texts = [(ROOT / name).read_text() for name in ("README.md", "sft.py", "rl.py", "average.py", "eval.py")]
+    named = {int(step) for text in texts for step in re.findall(r"out/pretrain/step_(\d+)\.pt", text)}
+    assert named and named <= set(kept)
