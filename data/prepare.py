@@ -163,9 +163,9 @@ class Inputs:
         else:
             self.sources = {name: Source(config, self.hub, config.subset)}
         for source in self.sources:
-            if not re.fullmatch(r"[^\W_][\w .+-]*", source) or source in ("questions", "tasks"):
+            if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", source) or source in ("questions", "tasks"):
                 raise UserError(
-                    f"--source {source!r}: choose another name, of letters, digits and . + - _, for it becomes a sub-folder of "
+                    f"--source {source!r}: choose another name, of at most 100 letters, digits and . + - _, for it becomes a sub-folder of "
                     f"{config.out} and a name in --mix"
                 )
 
@@ -247,10 +247,11 @@ def prepare_questions(config: Config, inputs: Inputs, out: Path, banned: list[st
     folder = out / "questions"
     for name, rows_of_split in splits.items():
         path = folder / f"{name}.jsonl"
-        if path.exists() and load_questions(path) != rows_of_split:
+        if path.exists() and (not rows_of_split or load_questions(path) != rows_of_split):
             raise UserError(f"{path}: holds other questions; choose another --out, or delete {folder}")
     for name, rows_of_split in splits.items():
-        write_jsonl(folder / f"{name}.jsonl", rows_of_split, digest=True)
+        if rows_of_split:  # an empty file could not be read
+            write_jsonl(folder / f"{name}.jsonl", rows_of_split, digest=True)
     counts = ", ".join(f"{len(splits[name])} {name}" for name in splits)
     print(f"{folder}: {counts}; {len(rows) - len(kept)} removed as banned")
 

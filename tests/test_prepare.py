@@ -604,3 +604,20 @@ def test_an_unknown_tokenizer_is_refused_before_questions_are_written(tmp_path):
     with pytest.raises(UserError, match="unknown tokenizer"):
         run(tmp_path, source, questions="also", validation_questions=2, tokenizer="none")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_validation_questions(tmp_path):
+    """--validation_questions 0 writes train.jsonl alone, again and again; another number beside it is refused."""
+    source = write(
+        tmp_path / "q.jsonl", [{"question": f"{i} pears?", "answer": f"{i}", "solutions": ["x"]} for i in range(9)]
+    )
+    for _ in range(2):
+        out = run(tmp_path, source, questions="only", validation_questions=0)
+        assert [path.name for path in out.glob("questions/*.jsonl")] == ["train.jsonl"]
+    with pytest.raises(UserError, match="holds other questions"):
+        run(tmp_path, source, questions="only", validation_questions=2)
+    out = run(tmp_path, source, questions="only", validation_questions=2, out=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="holds other questions"):
+        run(tmp_path, source, questions="only", validation_questions=0, out=str(out))
+    with pytest.raises(UserError, match="--source"):
+        run(tmp_path, source, source="x" * 300)

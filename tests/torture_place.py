@@ -140,7 +140,8 @@ def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None =
     row.cases += 1
     row.injected += 1
     files = contents(folder)
-    if ended.hung or ended.code in (-signal.SIGTERM, -signal.SIGKILL):
+    works_on = ended.code == -signal.SIGTERM and ended.command.startswith("prepare")  # it has no need to save
+    if ended.hung or (ended.code in (-signal.SIGTERM, -signal.SIGKILL) and not works_on):
         row.fail("other", f"{what}: {'hangs' if ended.seconds > 1 else 'dies'}: {ended}")
     elif ended.refused:
         begun = before is None and {p.name for p in files} <= {
@@ -154,7 +155,7 @@ def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None =
             row.refused += 1
     elif ended.traceback:
         row.fail("tracebacks", f"{what}: {ended}")
-    elif ended.code not in (0, 128 + signal.SIGTERM):
+    elif ended.code not in (0, 128 + signal.SIGTERM) and not works_on:
         row.fail("other", f"{what}: {ended}")
     elif ruined := [p.name for p in files if not finite(p)]:
         row.fail("other", f"{what}: exit {ended.code}, but {', '.join(ruined)} not finite: {ended.command}")
