@@ -507,6 +507,7 @@ def _begin_or_resume(folder: Path, fresh: dict) -> dict | None:
                     f"{folder}: was made with other settings ({', '.join(other)}); choose another --out or --source, or delete it"
                 )
             if name == "meta.json":
+                (folder / "progress.json").unlink(missing_ok=True)  # where a kill came between the two
                 print(f"{folder}: already prepared")
                 return None
             print(f"{folder}: going on after {meta['records']:,} records")

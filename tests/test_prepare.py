@@ -621,3 +621,12 @@ def test_no_validation_questions(tmp_path):
         run(tmp_path, source, questions="only", validation_questions=0, out=str(out))
     with pytest.raises(UserError, match="--source"):
         run(tmp_path, source, source="x" * 300)
+
+
+def test_a_kill_after_the_last_file_leaves_nothing(tmp_path):
+    """Killed between meta.json and the removal of progress.json: started again, it removes that one."""
+    source = write(tmp_path / "t.jsonl", [{"text": "Two pears of Tom. " * 9}] * 9)
+    out = run(tmp_path, source)
+    (out / "t/progress.json").write_text((out / "t/meta.json").read_text())
+    run(tmp_path, source)
+    assert not (out / "t/progress.json").exists()

@@ -144,13 +144,11 @@ def judge(row: Row, ended: Ended, folder: Path, what: str, before: dict | None =
     if ended.hung or (ended.code in (-signal.SIGTERM, -signal.SIGKILL) and not works_on):
         row.fail("other", f"{what}: {'hangs' if ended.seconds > 1 else 'dies'}: {ended}")
     elif ended.refused:
-        begun = before is None and {p.name for p in files} <= {
-            "lock",
-            "metrics.jsonl",
-        }  # memory too small for a row, say
+        names = {p.name for p in files}
+        begun = before is None and names <= {"lock", "metrics.jsonl"}  # refused by its first step: no memory for a row
         diverged = "not finite" in ended.lines[-1]
         if files != (before or {}) and not begun and not diverged:
-            row.fail("other", f"{what}: refused, but files changed: {sorted(p.name for p in files)}: {ended}")
+            row.fail("other", f"{what}: refused, but files changed: {sorted(names)}: {ended}")
         else:
             row.refused += 1
     elif ended.traceback:
