@@ -29,8 +29,10 @@ FLIPS = {  # what: (files, of which one is hit; command), {B} a copy of the base
     "last.pt to resume": ("B:last.pt", [("pretrain", f"{PRETRAIN} --data {{T}} --out run --resume")]),
     "shards": ("W:*/*.npy", [("pretrain", "--scale smoke --batch 4 --seq_len 64 --steps 4 --val_tokens 500 --data {W} --out new")]),
     "meta.json": ("W:*/meta.json", [("pretrain", "--scale smoke --batch 4 --seq_len 64 --steps 4 --val_tokens 500 --data {W} --out new")]),
-    "questions": ("W:questions/*.jsonl", [("sft", f"--init {{B}}/last.pt --data {{W}} --rows 4 {ONE}"),
-                                          ("eval", f"--checkpoint {{B}}/last.pt --data {{W}} --shots 8 {EVAL}")]),
+    "questions of training": ("W:questions/train.jsonl", [("sft", f"--init {{B}}/last.pt --data {{W}} --rows 4 {ONE}")]),
+    "questions of evaluation": ("W:questions/test_*.jsonl", [
+        ("eval", f"--checkpoint {{B}}/last.pt --data {{W}} --questions test_easy test_hard {EVAL}"),
+    ]),
     "tasks": ("W:tasks/*.jsonl", [("eval", f"--checkpoint {{B}}/last.pt --data {{W}} --questions {EVAL}")]),
 }  # fmt: skip
 
