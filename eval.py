@@ -93,7 +93,7 @@ class Config(SamplerConfig):
     seq_len: int = 0  # window for bits per byte; 0: the model's context
     seed: int = 0  # of sampling and of the bootstrap
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
-    dtype: str = "auto"  # fp32, bf16; auto: bf16 on CUDA
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: bf16 on CUDA
     kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
     out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
@@ -760,19 +760,24 @@ def print_table(records: list[dict]) -> None:
         for r, q in rows:
             print(f"{Path(r['checkpoint']).stem:<24}{r['tokens'] / 1e6:>9.2f}{q['shots']:>6}", end=" ")
             print(*(f"{percent(q['strict'][k]):>20}" for k in ks), f"{percent(q['majority']):>20}", end="")
-            values = (q["process"][k]["mean"] if kind == "process" else q["floor"][k] for kind, k in luck)
+            shares = {"process": {k: v["mean"] for k, v in q.get("process", {}).items()}, "floor": q.get("floor", {})}
+            values = (shares[kind].get(k, math.nan) for kind, k in luck)  # fewer questions may fit a shorter context
             print(*(f"{100 * value:>11.1f}" for value in values), end=" ")
             print(f"{100 * q['lenient'][ks[0]]['mean']:>10.1f}{100 * q['box']:>7.1f}{q['tokens']:>8.1f}")
     columns = [(f"{t} %", "tasks", t) for t in records[0]["tasks"]]
-    columns += [(f"{s} bits/byte", "text", s) for s in records[0]["text"]]
+    sources = dict.fromkeys(s for r in records for s in r["text"])  # a long context may leave out a short one
+    columns += [(f"{s} bits/byte", "text", s) for s in sources]
     if columns:
         print(f"\n{'checkpoint':<24}{'M tokens':>9}", *(f"{title:>24}" for title, _, _ in columns))
     for r in records if columns else ():
         print(f"{Path(r['checkpoint']).stem:<24}{r['tokens'] / 1e6:>9.2f}", end=" ")
         cells = []
         for _, kind, name in columns:
-            value = r[kind][name]
-            cells.append(f"{value['bits_per_byte']:.4f}" if kind == "text" else percent(main_accuracy(value)))
+            value = r[kind].get(name)
+            if value is None:
+                cells.append("–")
+            else:
+                cells.append(f"{value['bits_per_byte']:.4f}" if kind == "text" else percent(main_accuracy(value)))
         print(*(f"{cell:>24}" for cell in cells))
 
 
@@ -852,6 +857,7 @@ def idle(config: Config) -> dict[str, str]:
 def main(config: Config) -> None:
     config.checkpoint = expand("--checkpoint", config.checkpoint)
     config.compare = expand("--compare", config.compare)
+    refuse_idle(config, idle(config))
     if config.compare:
         if len(config.compare) < 2:
             raise UserError("--compare: name two or more records")
@@ -862,11 +868,12 @@ def main(config: Config) -> None:
             )
             print(f"{name:<16}", "   ".join(cells))
         return
-    refuse_idle(config, idle(config))
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdigit():
         raise UserError(f"--shots {config.shots}: a number, or auto")
+    if not config.k:
+        raise UserError("--k: name one or more, such as 1 8 32")
     if not config.ask and config.samples < min(config.k):
         raise UserError(f"--samples {config.samples}: no pass@k of --k {config.k} can be computed from so few samples")
     if config.difficulty:

@@ -247,8 +247,9 @@ def resolve(config: Config) -> Config:
         if name not in SCALES:
             raise UserError(f"--scales {name}: none of {', '.join(SCALES)}")
     for name in ("sweep", "factors"):
-        if not all(0 < factor < math.inf for factor in getattr(config, name)):
-            raise UserError(f"--{name} {' '.join(map(str, getattr(config, name)))}: of a learning rate, above 0")
+        factors = getattr(config, name)
+        if not factors or not all(0 < factor < math.inf for factor in factors):
+            raise UserError(f"--{name} {' '.join(map(str, factors))}: of a learning rate, above 0")
     return config
 
 
@@ -821,16 +822,18 @@ def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
     OUT/records/sweep.json."""
     notes: dict[str, dict] = {}
     for folder in filter(None, (config.records, Path(config.out) / "records")):
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, *MALFORMED):
             notes |= read_json(Path(folder) / "sweep.json")
     scores = {}
     for cell in cells:
         if cell.run is None or cell.kind.startswith("pretrain"):
             continue
-        if (read_state(Path(config.out) / f"{cell.name}.json") or {}).get("rc") == 0:
-            notes[cell.name] = {"command": cell.command, "scores": validation_scores(cell.run)}
-        if notes.get(cell.name, {}).get("command") == cell.command:
-            scores[cell.name] = {int(step): score for step, score in notes[cell.name]["scores"].items()}
+        state = read_state(Path(config.out) / f"{cell.name}.json") or {}
+        if state.get("rc") == 0:  # by its own command, which need not be that of this plan
+            notes[cell.name] = {"command": state["command"], "scores": validation_scores(cell.run)}
+        with contextlib.suppress(*MALFORMED):  # no note, or none of ours
+            if notes[cell.name]["command"] == cell.command:
+                scores[cell.name] = {int(step): float(x) for step, x in notes[cell.name]["scores"].items()}
     write_text(Path(config.out) / "records" / "sweep.json", json.dumps(notes, indent=1) + "\n")
     return scores
 

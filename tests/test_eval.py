@@ -36,6 +36,7 @@ from eval import (
     majority_vote,
     mean_interval,
     pass_at_k,
+    print_table,
 )
 from model import GPT, config_of
 from runtime import Process
@@ -455,6 +456,32 @@ def test_compare_pairs_by_question(tmp_path, record):
     paths[1].write_text(json.dumps(others[0]))
     with pytest.raises(UserError, match="different questions"):
         compare(tuple(map(str, paths)))
+
+
+def test_flags_without_effect_beside_compare_are_refused():
+    """They end in a line, as beside --ask; so does --k without a number."""
+    with pytest.raises(UserError, match="--samples has no effect beside --compare"):
+        evaluation.main(evaluation.Config(compare=("a.json", "b.json"), samples=4))
+    with pytest.raises(UserError, match="^--k: name"):
+        evaluation.main(evaluation.Config(checkpoint=("a.pt",), k=()))
+
+
+def test_table_of_checkpoints_that_were_measured_on_different_things(capsys):
+    """A model of a longer context may have no window of a source, or one of a shorter no second question: its place in
+    the table is empty, and the others have theirs."""
+    mean = {"mean": 0.5, "low": 0.0, "high": 1.0}
+    one = {"n": 1, "shots": 0, "strict": {"pass@1": mean}, "lenient": {"pass@1": mean}, "majority": mean, "box": 1.0, "tokens": 2.0, "questions": []}  # fmt: skip
+    more = one | {"process": {"pass@1": mean}, "floor": {"pass@1": 0.25}}
+    records = [
+        {"checkpoint": f"{name}.pt", "tokens": 1, "questions": {"set": asked}, "tasks": {}, "text": text}
+        for name, asked, text in (
+            ("a", more, {"short": {"bits_per_byte": 1.25}}),
+            ("b", one, {"other": {"bits_per_byte": 2.5}}),
+        )
+    ]
+    print_table(records)
+    a, b = capsys.readouterr().out.splitlines()[-2:]
+    assert a.split() == ["a", "0.00", "1.2500", "–"] and b.split() == ["b", "0.00", "–", "2.5000"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from conftest import ROOT, start
 
 import average
 import cli
+import eval as evaluation
 import excursion
+import pretrain
 import report
 import rl
 import runtime
@@ -422,6 +425,24 @@ def test_rates_are_chosen_on_validation(tmp_path):
     )
 
 
+def test_a_sweep_takes_no_run_of_another_command(tmp_path):
+    """A finished run in OUT that was made with other flags does not count as one of this sweep, nor do damaged notes: the
+    runner then refuses the first, and makes the others."""
+    config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl",))
+    cells = excursion.make_plan(config)
+    runs = [c for c in cells if c.kind == "rl"]
+    for cell, more in zip(runs, ([], ["--kl", "1"], []), strict=True):
+        write_metrics(cell.run, [{"step": 1, "val_pass@1": 0.5}])
+        note = {"command": [*cell.command, *more], "rc": 0, "seconds": 1.0}
+        (tmp_path / f"out/{cell.name}.json").write_text(json.dumps(note))
+    (tmp_path / "out/records").mkdir(exist_ok=True)
+    for damaged in ("[1]", "3", '{"x": 3}', json.dumps({runs[1].name: {"command": runs[1].command}})):
+        (tmp_path / "out/records/sweep.json").write_text(damaged)
+        assert excursion.swept(config, cells).keys() == {runs[0].name, runs[2].name}
+    with pytest.raises(UserError, match="another command"):
+        Runner([c for c in cells if c.name == runs[1].name], tmp_path / "out")
+
+
 def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
     """The early one is the first whose base with examples has a process-right pass@1 of 3%; luck does not count. Pretraining
     keeps the same checkpoints for the choice and for the grid after it; without any good enough nothing is chosen."""
@@ -492,6 +513,7 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(checkpoints="2M,4M", primary="3M"), "--primary 3M"),
         (dict(factors=(0.0,)), "--factors"),
         (dict(sweep=(1.0, float("nan"))), "--sweep"),
+        (dict(factors=()), "--factors"),
     ]:
         with pytest.raises(UserError, match=match) as error:
             excursion.make_plan(make_config(tmp_path, scale="micro", **flags))
@@ -501,14 +523,30 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
-    """The commands of every recipe and plan are accepted by the stage's own checks of ranges and of flags without effect."""
-    stages = {"average": average, "rl": rl, "sft": sft}
-    for plan in ("grid", "sharpening", "rollouts", "demonstrations"):
-        cells = plan_of(tmp_path, plan=plan, budget="study", seeds=(1,), recipes=tuple(excursion.RECIPES))
-        for cell in cells.values():
-            name = cell.command[0].rsplit("/", 1)[-1].removesuffix(".py")
-            if name in stages:
-                config = tyro.cli(stages[name].Config, args=cell.command[1:], use_underscores=True)
-                config.given = cli.given_on(cell.command[1:], config)
+    """The commands of every recipe, plan and budget are accepted by the stage's own checks of ranges and of flags without
+    effect."""
+    checks = {
+        "average": (average, average.check),
+        "eval": (evaluation, lambda c: cli.refuse_idle(c, evaluation.idle(c))),
+        "excursion": (excursion, lambda c: None),
+        "pretrain": (pretrain, pretrain.resolve),
+        "rl": (rl, rl.Config.check),
+        "sft": (sft, sft.Config.check),
+    }
+    seen = set()
+    for plan in excursion.PLANS:
+        for budget in excursion.BUDGETS:
+            scale = {"smoke": "smoke", "paper": "olmo2-1b"}.get(budget, "micro")
+            flags = dict(plan=plan, budget=budget, scale=scale, seeds=(1,), recipes=tuple(excursion.RECIPES))
+            for cell in plan_of(tmp_path, **flags).values():
+                stage, words = Path(cell.command[0]).stem, cell.command[1:]
+                mode = flag(cell, "mode") if "--mode" in words else ""
+                if (key := (stage, mode, *(word for word in words if word.startswith("--")))) in seen:
+                    continue
+                seen.add(key)
+                module, check = checks[stage]
+                config = tyro.cli(module.Config, args=words, use_underscores=True)
+                config.given = cli.given_on(words, config)
                 cli.check_ranges(config)
-                (average.check if name == "average" else lambda c: c.check())(config)
+                check(config)
+    assert {stage for stage, *_ in seen} == checks.keys()

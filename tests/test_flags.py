@@ -98,6 +98,15 @@ def test_in_range(number, text, inside):
     assert cli.in_range(number, text) == inside
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_dtype_is_one_of_the_known(stage, capsys):
+    """A number format by another name is refused: it would be taken for fp32."""
+    with pytest.raises(SystemExit):
+        parse(stage, "--dtype", "bfloat16")
+    assert "bf16" in capsys.readouterr().err
+    assert parse(stage, "--dtype", "bf16").dtype == "bf16"
+
+
 def test_patterns_are_expanded(tmp_path):
     """A pattern that no shell expanded names its files in order; one that matches nothing is refused."""
     for name in ("step_2.pt", "step_1.pt", "odd[1].pt"):
