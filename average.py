@@ -11,12 +11,13 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
     Δ_RL, Δ_SFT = two AdamW steps, each with its own moments, learning rate and decay
     θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
 
-Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT (or --sft_weight); `interleaved` makes --sft_steps SFT steps,
-then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT steps to 1 RL step, and each round has one
-SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
+Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT (or --sft_weight); `interleaved` makes
+--sft_steps SFT steps, then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT steps to 1 RL step,
+and each round has one SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
 
 Beyond the paper: --weight_end moves w linearly over the run; --adapt norm sets w so that both gradients (before
-clipping) get equal say (a step with one gradient takes its update whole), --adapt signal sets w to the share of questions whose answers carry signal.
+clipping) get equal say (a step with one gradient takes its update whole); --adapt signal sets w to the share of questions
+whose answers carry signal.
 """
 
 import math

@@ -7,11 +7,12 @@
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate
 
 Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice: *strict*
-counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k puts the authors' lenient judge of GSM8K there); *lenient* also takes what a reader would take for the
-answer. The share of samples with a box stands beside them, so that a gain in format is not taken for one in reasoning.
-Against luck stand the *process*, right with every written equation true (the world's questions alone: data/process.py), and
-the *guess floor*, pass@k of answers that are judged against the other questions. Base models are shown worked examples (--shots auto), others none. Every mean has a bootstrap 95% interval over
-questions.
+counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k: the authors' lenient judge of GSM8K instead);
+*lenient* also takes what a reader would take for the answer. The share of samples with a box stands beside them, so that a
+gain in format is not taken for one in reasoning. Two measures tell skill from luck: *process*, a right answer with every
+written equation true (the world's questions alone: data/process.py), and the *guess floor*, pass@k of the same answers judged
+against the right answers of other questions. Base models are shown worked examples (--shots auto), others none. Every mean
+has a bootstrap 95% interval over questions.
 
 For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
 every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz.
@@ -71,7 +72,7 @@ class Config(SamplerConfig):
     tasks: tuple[str, ...] = ("all",)  # likelihood tasks: DATA/tasks/NAME.jsonl or files; all: every one of DATA
     text: tuple[str, ...] = ("all",)  # sources of DATA for bits per byte on held-out text; all: every one
     samples: int = 32  # samples per question
-    k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above n are left out
+    k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above --samples are left out
     shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
     # worked examples: a file, or shipped ones: gsm8k, math, gsm8k_train (the authors', from GSM8K's training set);
     # empty: DATA/questions/examples.jsonl
@@ -218,7 +219,8 @@ def evaluate_questions(
     """Sample n answers to each question and judge them. Ranks share the questions.
 
     Returns:
-        The record {"n", "shots", "left_out" (ids of questions too long for the model), "strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...},
+        The record {"n", "shots", "left_out" (ids of questions too long for the model), "strict": {"pass@1": {"mean",
+        "low", "high"}, ...}, "lenient": {...}, "process": {...},
         "floor": {"pass@1": mean, ...}, "entropy": {"answers", "paths"}, "majority", "box", "finished", "tokens" (mean
         response length), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]},
         and one row per question with its samples. Means are over questions.
@@ -520,7 +522,7 @@ class HeldOut(SamplerConfig):
     # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
     eval_every: int = 16
     eval_questions: str = "validation"  # DATA/questions/NAME.jsonl, or a file; empty: none
-    eval_limit: int = 128  # use the first so many of them
+    eval_limit: int = 128  # use the first so many of these questions; 0: all
     eval_samples: int = 8  # samples per question
     eval_tasks: tuple[str, ...] = ("all",)  # likelihood tasks (general capability): names, files, or all of DATA
     eval_items: int = 128  # use the first so many items of each

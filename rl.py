@@ -1,4 +1,4 @@
-"""GRPO from any checkpoint: sample, verify, advantages, minibatched updates. No trainer in between.
+"""GRPO from any checkpoint: sample, verify, advantages, minibatched updates. No trainer framework.
 
     python rl.py --init out/pretrain/step_0004883.pt --out out/rl                 # minutes on a CPU
     python rl.py --init M.pt --data out/paper --preset paper                      # the paper's settings (docs/paper.md)
@@ -13,11 +13,11 @@ One step, as the loop in main() has it:
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
 p_old is p itself where a step makes one update, else what a forward pass gives before the first of them (the sampler's
-log-probs are rounded elsewhere). log ρ is held to ± 20, as in the authors' code; --dual_clip 3 is its bound for A < 0.
+log-probs are rounded differently). log ρ is held to ± 20, as in the authors' code; --dual_clip 3 is its bound for A < 0.
 The loss has weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches
 nor ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
-Departures from the authors' code: a configured format score acts; the token mean is over the minibatch, not the
+Departures from the authors' code: --format_score has an effect; the token mean is over the minibatch, not the
 micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
 """
 
@@ -68,9 +68,9 @@ class GRPOConfig(SamplerConfig):
     rollouts: int = 16  # answers sampled per question
     minibatch: int = 0  # questions per optimizer step; 0: all of a step's (exactly on-policy)
     inner_epochs: int = 1  # passes over a step's rollouts
-    clip_low: float = 0.2  # the ratio counts down to 1 - this
-    clip_high: float = 0.2  # and up to 1 + this
-    # where A < 0, the loss of a token is held to this many times -A (arXiv 1912.09729; the authors' code: 3); 0: not held
+    clip_low: float = 0.2  # the ratio is clipped at 1 - this
+    clip_high: float = 0.2  # and at 1 + this
+    # where A < 0, the loss of a token is at most this many times -A (arXiv 1912.09729; the authors' code: 3); 0: no bound
     dual_clip: float = 0.0
     advantage: Literal["std", "mean"] = "std"  # (r - mean) / std, or r - mean (arXiv 2503.20783)
     # mean over all tokens; mean of each answer's mean;
@@ -91,7 +91,7 @@ class GRPOConfig(SamplerConfig):
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     # answers cut at the longest length, without a stop token: reward 0, left out, or scored like others (the authors')
     truncated: Literal["wrong", "mask", "score"] = "wrong"
-    difficulty: str = ""  # a record of `eval.py --difficulty`: train on questions whose pass rate there is in --band
+    difficulty: str = ""  # a file of `eval.py --difficulty`: train on questions whose pass rate there is in --band
     band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
 

@@ -67,7 +67,7 @@ class RunConfig:
     clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
     max_skipped: int = 20  # stop after so many steps with a non-finite loss or gradient (each is skipped and counted)
     save_every: int = 0  # write last.pt every so many steps (0: at kept checkpoints and at the end)
-    save_minutes: float = 30.0  # and at the first step's end after so many minutes; 0: not by time
+    save_minutes: float = 30.0  # and at the end of a step after so many minutes; 0: not by time
     wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
     tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
 
@@ -81,12 +81,12 @@ class PostConfig(RunConfig):
     questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
     limit: int = 0  # use the first so many questions; 0: all
     steps: int = 64  # how long to train
-    decay: Literal["olmo2", "matrices", "all"] = (
-        "matrices"  # what decays: see pretrain.py --help; the authors' code: all
-    )
-    epochs: float = 0.0  # or: passes over the questions (sft.py: over the rows)
+    # what decays: all but the embedding table (olmo2); matrices, so neither it nor the gains; or every parameter (all,
+    # the authors' code)
+    decay: Literal["olmo2", "matrices", "all"] = "matrices"
+    epochs: float = 0.0  # instead of --steps: passes over the questions (sft.py: over the rows)
     save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
-    show: int = 16  # print an example of what happens every so many steps; 0: never
+    show: int = 16  # print an example every so many steps; 0: never
 
     def check(self) -> None:
         """UserError for what no stage can do."""

@@ -31,7 +31,7 @@ class SamplerConfig:
     """Flags of whatever samples. They change memory and time, not the answers."""
 
     slots: int = 512  # answers sampled side by side on a rank
-    kv_gib: float = 4.0  # memory for their keys and values, in GiB; bounds the slots
+    kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB; bounds --slots
 
 
 @dataclass

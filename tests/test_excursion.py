@@ -214,7 +214,7 @@ def flag(cell: Cell, name: str) -> str:
 def test_the_study_covers_what_it_promises(tmp_path):
     """Five checkpoints, three seeds of everything, three pretraining runs at two of them and one at the others; primary
     contrasts first, whole seeds; named steps of every RL run judged at temperature .6 and two of them at 1; the paper's
-    dose at the end; in 12 to 16 core-hours for the primary part and some 40 in all."""
+    dose at the end; in 8 to 10 core-hours for the primary part and 25 to 29 in all."""
     cells = list(plan_of(tmp_path, budget="study").values())
     metas = [c.meta for c in cells if c.meta]
     for recipe in ("rl", "sft", "sft_rl", "sft_converged", "parallel", "gold", "sft_dose", "soup"):
