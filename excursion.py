@@ -940,7 +940,7 @@ def collect(config: Config, cells: list[Cell]) -> Path:
             "name": name,
             **cell.meta,
             **stopped,
-            "command": training_command(cell, cells),
+            **commands_of(cell, cells),
             "curve": curve,
             "samples": samples,
         }
@@ -952,11 +952,12 @@ def collect(config: Config, cells: list[Cell]) -> Path:
     return folder
 
 
-def training_command(cell: Cell, cells: list[Cell]) -> str:
-    """The command that made the evaluated model."""
+def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
+    """Of an evaluation: the command that made the model, and its own."""
     home = cell.name.rsplit("/", 1)[0]
     made = [c for c in cells if c.run and c.name == f"{home}/train"]
-    return shlex.join(["python", *(made or [cell])[0].command])
+    both = {"command": (made or [cell])[0], "evaluation": cell}
+    return {key: shlex.join(["python", *c.command]) for key, c in both.items()}
 
 
 def main(config: Config) -> None:
@@ -978,7 +979,7 @@ def main(config: Config) -> None:
 
     whole, stand = cells, set()
     if config.records and any(cell.meta for cell in cells):
-        commands = {cell.name: training_command(cell, cells) for cell in cells}
+        commands = {cell.name: commands_of(cell, cells) for cell in cells if cell.meta}
         cells, stand = known.left(cells, record_name, lambda cell: commands[cell.name], Path(config.records), run)
     if config.plan == "sweep":
         done = swept(config, cells)
@@ -995,7 +996,8 @@ def main(config: Config) -> None:
             write_checkpoints(config, cells)
     else:
         folder = collect(config, cells)
-        known.copy(Path(config.records), folder, [record_name(cell) for cell in whole if cell.name in stand])
+        seeds = {record_name(cell): cell.meta["seeds"] for cell in whole if cell.name in stand}
+        known.copy(Path(config.records), folder, seeds)
         report.write_report(folder, Path(config.out))
     if missing:
         sys.exit(1)

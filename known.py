@@ -6,6 +6,7 @@ pretrained again: records made from that very model (its digest is in their line
 cells are made again. So a half-done unit goes on where the arithmetic of the machine is the same, and else begins anew.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from checkpoint import load_checkpoint
 from cli import UserError
-from files import MALFORMED, read_json
+from files import MALFORMED, read_json, write_text
 from runner import Cell
 
 
@@ -45,12 +46,12 @@ def needed(cells: list[Cell], wanted: list[Cell], maker: dict[Path, Cell]) -> li
     return [cell for cell in cells if cell.name in names]
 
 
-def left(cells: list[Cell], name: Callable, command: Callable, records: Path, run: Callable) -> tuple[list[Cell], set]:
+def left(cells: list[Cell], name: Callable, commands: Callable, records: Path, run: Callable) -> tuple[list[Cell], set]:
     """The cells that must be made, and the names of the cells whose records stand.
 
     Args:
-        name: cell → name of its record. command: cell → the command that made its model.
-        run: executes cells; False if some are missing in the end.
+        name: cell → name of its record. run: executes cells; False if some are missing in the end.
+        commands: cell → {"command": what made its model, "evaluation": what judged it}.
     """
     maker = {path: cell for cell in cells for path in cell.results}
     units: dict[Path | None, list[Cell]] = {}
@@ -60,7 +61,7 @@ def left(cells: list[Cell], name: Callable, command: Callable, records: Path, ru
     stand: set[str] = set()
     half: dict[Path, list[Cell]] = {}
     for base, judged in units.items():
-        found = [cell for cell in judged if made_by(records / f"{name(cell)}.cell.json") == command(cell)]
+        found = [cell for cell in judged if made_by(records / f"{name(cell)}.cell.json", commands(cell))]
         if len(found) == len(judged):
             stand |= {cell.name for cell in found}
         elif found and base is not None:
@@ -76,17 +77,20 @@ def left(cells: list[Cell], name: Callable, command: Callable, records: Path, ru
     return needed(cells, [cell for cell in cells if cell.meta and cell.name not in stand], maker), stand
 
 
-def made_by(path: Path) -> str:
-    """The command that a record's .cell.json names; empty if there is none."""
+def made_by(path: Path, commands: dict[str, str]) -> bool:
+    """Does a record's .cell.json name these commands? (Older ones do not name the evaluation's.)"""
     try:
-        return str(read_json(path)["command"])
+        said = {"evaluation": commands["evaluation"]} | read_json(path)
+        return all(said[key] == command for key, command in commands.items())
     except (UserError, *MALFORMED):
-        return ""
+        return False
 
 
-def copy(records: Path, folder: Path, names: list[str]) -> None:
-    """Records that stand, into the folder of this run."""
-    for name in names:
-        for end in (".json", ".cell.json"):
-            if (records / f"{name}{end}").resolve() != (folder / f"{name}{end}").resolve():
-                shutil.copyfile(records / f"{name}{end}", folder / f"{name}{end}")
+def copy(records: Path, folder: Path, seeds: dict[str, list[int]]) -> None:
+    """Records that stand, into the folder of this run. seeds: name → seeds that it stands for in this plan, which may
+    have more of them than the plan that it was made for."""
+    for name, stands_for in seeds.items():
+        if (records / f"{name}.json").resolve() != (folder / f"{name}.json").resolve():
+            shutil.copyfile(records / f"{name}.json", folder / f"{name}.json")
+        meta = read_json(records / f"{name}.cell.json") | {"seeds": stands_for}
+        write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")

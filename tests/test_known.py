@@ -35,8 +35,8 @@ def name(cell: Cell) -> str:
     return cell.name.replace("/", "-")
 
 
-def command(cell: Cell) -> str:
-    return " ".join(["python", *cell.command])
+def commands(cell: Cell) -> dict[str, str]:
+    return {"command": " ".join(["python", *cell.command]), "evaluation": "python eval.py"}
 
 
 @pytest.mark.parametrize("weights", ["same", "other"])
@@ -47,7 +47,7 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
     records.mkdir()
     for cell in cells:
         if cell.meta and cell.name != "two/rl/eval":
-            (records / f"{name(cell)}.cell.json").write_text(json.dumps({"command": command(cell)}))
+            (records / f"{name(cell)}.cell.json").write_text(json.dumps(commands(cell)))
             (records / f"{name(cell)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
 
     def run(some: list[Cell]) -> bool:
@@ -55,7 +55,7 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
         return True
 
     monkeypatch.setattr(known, "load_checkpoint", lambda path: {"lineage": [{"weights": "same"}]})
-    left, stand = known.left(cells, name, command, records, run)
+    left, stand = known.left(cells, name, commands, records, run)
     assert ran == ["two/pretrain"]
     if weights == "same":
         assert [cell.name for cell in left] == ["two/pretrain", "two/rl/train", "two/rl/eval"]
@@ -63,17 +63,27 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
     else:
         assert [cell.name for cell in left] == ["two/pretrain", "two/base/eval", "two/rl/train", "two/rl/eval"]
         assert stand == {"one/base/eval", "one/rl/eval"} and "another pretraining run" in capsys.readouterr().err
-    (records / "one-rl-eval.cell.json").write_text(json.dumps({"command": "python rl.py --kl 1"}))
-    left, stand = known.left(cells, name, command, records, run)
+    rl = next(cell for cell in cells if cell.name == "one/rl/eval")
+    for said, stands in (
+        ({"command": "python rl.py"}, True),  # an older record does not say how it was judged
+        (commands(rl) | {"command": "python rl.py --kl 1"}, False),
+        (commands(rl) | {"evaluation": "python eval.py --samples 4"}, False),
+        ({}, False),
+    ):
+        (records / "one-rl-eval.cell.json").write_text(json.dumps(said))
+        expected = commands(rl) | {"command": "python rl.py"}
+        assert known.made_by(records / "one-rl-eval.cell.json", expected) == stands
+    left, stand = known.left(cells, name, commands, records, run)
     assert "one/rl/eval" in {cell.name for cell in left} - stand
 
 
 def test_records_that_stand_are_copied(tmp_path):
-    """They take part in the report of the run that goes on."""
+    """They take part in the report of the run that goes on, for all seeds that start from their model in this plan."""
     for folder in ("records", "out"):
         (tmp_path / folder).mkdir()
-    for end in (".json", ".cell.json"):
-        (tmp_path / f"records/a{end}").write_text(end)
-    known.copy(tmp_path / "records", tmp_path / "out", ["a"])
-    assert (tmp_path / "out/a.cell.json").read_text() == ".cell.json"
-    known.copy(tmp_path / "out", tmp_path / "out", ["a"])  # onto itself: nothing to do
+    (tmp_path / "records/a.json").write_text("{}")
+    (tmp_path / "records/a.cell.json").write_text('{"name": "a", "seeds": [1]}')
+    known.copy(tmp_path / "records", tmp_path / "out", {"a": [1, 2]})
+    assert json.loads((tmp_path / "out/a.cell.json").read_text()) == {"name": "a", "seeds": [1, 2]}
+    known.copy(tmp_path / "out", tmp_path / "out", {"a": [1, 2]})  # onto itself: nothing to do
+    assert (tmp_path / "out/a.json").read_text() == "{}"
