@@ -731,6 +731,7 @@ class Run:
         """On every rank: save the last whole step, to which nothing of the model or the optimizer has been added, and
         exit with the code that a signal gives."""
         self.save(self._state, keep=False)
+        self.process.barrier()  # where one rank has exited, torchrun kills the others half a minute later
         self.close()
         if self.process.main:
             print(f"stopped by a signal: saved {self.out / 'last.pt'}; go on with --resume", file=sys.stderr)

@@ -240,6 +240,19 @@ def pairs(base, world, tmp_path_factory) -> dict:
     return {name: (started[name][0], *codes[name]) for name in started}
 
 
+def test_no_rank_exits_before_the_run_is_saved(monkeypatch):
+    """A rank that writes nothing waits for the one that does: torchrun kills the rest of a group that one has left."""
+    order = []
+    run = object.__new__(runtime.Run)
+    run._state, run.process = {}, runtime.Process(1, 2, torch.device("cpu"), torch.float32, stop_signal=signal.SIGTERM)
+    monkeypatch.setattr(runtime.Process, "barrier", lambda process: order.append("barrier"))
+    for step in ("save", "close"):
+        monkeypatch.setattr(runtime.Run, step, lambda *args, step=step, **kwargs: order.append(step))
+    with pytest.raises(SystemExit) as end:
+        run._stop()
+    assert order == ["save", "barrier", "close"] and end.value.code == 143
+
+
 def test_a_signal_to_one_rank_stops_all(pairs):
     """A rank that gets a signal leaves no other in a collective: both save the same whole step and exit with 143."""
     out, codes, (err, _) = pairs["SIGTERM"]
