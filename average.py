@@ -165,8 +165,10 @@ def soup(config: Config, run: Run) -> None:
     a["lineage"] = [*a["lineage"], {key: a[key] for key in ("stage", "step", "flops", "args")}]
     a.pop("train", None)
     run.claim()
-    save_checkpoint(run.out / "last.pt", a)
-    print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
+    if run.process.main:
+        save_checkpoint(run.out / "last.pt", a)
+        print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
+    run.close()
 
 
 def idle_in(mode: str) -> dict[str, str]:

@@ -893,7 +893,9 @@ def main(config: Config) -> None:
         raise UserError("two checkpoints would write the same record: evaluate them into different --out folders")
     process = start_process(config.device, config.dtype, config.seed, config.kernels)
     if config.ask:
-        return ask(config, process)
+        if process.main:
+            ask(config, process)
+        return end_process()
     records = []
     material, examples, jobs = prepare(config, process)
     for _, folder, _ in places:

@@ -344,6 +344,7 @@ def test_soup_is_the_weighted_mean_and_counts_pretraining_once(base, world, tmp_
     sft.main(sft.Config(out=str(tmp_path / "two"), rows=4, seed=1, **flags))
     one, two = (str(tmp_path / name / "last.pt") for name in ("one", "two"))
     average.main(average.Config(mode="soup", init=one, other=two, weight=0.25, out=str(tmp_path / "soup")))
+    assert (tmp_path / "soup").resolve() not in runtime.Run._locks  # the folder is left, and the other ranks
     a, b, mean = (runtime.load_checkpoint(path) for path in (one, two, tmp_path / "soup" / "last.pt"))
     for key, value in mean["model"].items():
         assert torch.equal(value, 0.25 * a["model"][key] + 0.75 * b["model"][key])
