@@ -872,7 +872,7 @@ def main(config: Config) -> None:
         return
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
-    if config.shots != "auto" and not config.shots.isdigit():
+    if config.shots != "auto" and not config.shots.isdecimal():
         raise UserError(f"--shots {config.shots}: a number, or auto")
     if not config.k:
         raise UserError("--k: name one or more, such as 1 8 32")

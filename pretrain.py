@@ -106,7 +106,7 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
     "100,200": steps. "0.5M,1M": tokens, rounded to the next step. "log:8": 8 checkpoints, log-spaced over the last
     factor 8 of the run (where a curve over tokens has its points in the paper).
     """
-    if text.startswith("log:") and text[4:].isdigit() and int(text[4:]) > 0:
+    if text.startswith("log:") and text[4:].isdecimal() and int(text[4:]) > 0:
         n = int(text[4:])
         at = [steps * 8 ** (i / max(1, n - 1) - 1) for i in range(n)]
     else:

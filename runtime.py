@@ -103,7 +103,7 @@ class PostConfig(RunConfig):
     def kept(self, total: int) -> set[int]:
         """The steps whose checkpoints are kept: --save_at and the last."""
         parts = [part.strip() for part in self.save_at.split(",") if part.strip()]
-        if not all(part.isdigit() for part in parts):
+        if not all(part.isdecimal() for part in parts):
             raise UserError(f"--save_at {self.save_at!r}: steps such as 16,32")
         return {int(part) for part in parts} | {total}
 
