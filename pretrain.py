@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli, given
+from cli import UserError, cli, given, refuse_idle
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.questions import encode_prompt, load_questions
@@ -118,6 +118,7 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
 
 def resolve(config: Config) -> Config:
     """Fill what was left to the scale. UserError for flags that cannot be combined."""
+    refuse_idle(config, config.idle())
     preset = PRESETS[config.scale]
     if {"tokens", "steps"} <= given(config) and config.tokens and config.steps:
         raise UserError("--tokens and --steps both say how long to train: pass one of them")

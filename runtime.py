@@ -71,6 +71,11 @@ class RunConfig:
     wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
     tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
 
+    def idle(self) -> dict[str, str]:
+        """Flag → why it has no effect beside the others (see cli.refuse_idle). A stage adds its own."""
+        constant = {"final_lr": "at a constant learning rate (--schedule)"} if self.schedule == "constant" else {}
+        return constant | getattr(super(), "idle", dict)()
+
 
 @dataclass
 class PostConfig(RunConfig):
@@ -94,11 +99,6 @@ class PostConfig(RunConfig):
             raise UserError("--init: name the checkpoint to start from, such as out/pretrain/last.pt")
         self.kept(1)
         refuse_idle(self, self.idle())
-
-    def idle(self) -> dict[str, str]:
-        """Flag → why it has no effect beside the others. A stage adds its own."""
-        constant = {"final_lr": "at a constant learning rate (--schedule)"} if self.schedule == "constant" else {}
-        return constant | super().idle()
 
     def kept(self, total: int) -> set[int]:
         """The steps whose checkpoints are kept: --save_at and the last."""

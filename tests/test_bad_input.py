@@ -125,6 +125,7 @@ CASES = [
     ("sft", "--save_at 4²", "--save_at"),
     *[("pretrain", f"--save_at {at}", "not a count") for at in ("soon", "log:2²")],
     ("pretrain", "--tokens 1M", "pass one of them"),
+    ("pretrain", "--schedule constant --final_lr 0.5", "--final_lr has no effect"),
     ("pretrain", "--steps 0 --tokens many", "not a count"),
     ("pretrain", "--seq_len 512", "exceeds the context"),
     ("pretrain", "--batch -1", "--batch -1: must lie in [1, "),
