@@ -529,6 +529,8 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
 
     Raises UserError if `out` holds anything else, also a world that an older data/world.py made."""
     out, tokenizer = Path(out), load_tokenizer(tokenizer_name)
+    if not out.name:
+        raise UserError(f"--out {out}: name a folder that can be made, such as out/data")
     questions, tasks = world.questions(seed), world.tasks(seed)
     content = [questions, tasks, WORLD_RANKS.read_bytes().hex()]
     content += [list(itertools.islice(world.documents(seed, source), 50)) for source in world.SOURCES]

@@ -630,3 +630,9 @@ def test_a_kill_after_the_last_file_leaves_nothing(tmp_path):
     (out / "t/progress.json").write_text((out / "t/meta.json").read_text())
     run(tmp_path, source)
     assert not (out / "t/progress.json").exists()
+
+
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_the_world_needs_a_folder_of_its_own(out):
+    with pytest.raises(UserError, match="--out .*: name a folder"):
+        main(Config(out=out))
