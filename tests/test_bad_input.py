@@ -71,7 +71,7 @@ FLAGS = {
     "average": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4 --rows 2",
     "eval": "--checkpoint {G} --data {W} --limit 2 --samples 2 --k 1 --max_new_tokens 4",
 }
-ALONE = {"--mode soup": "--init {G}", "--ask": "--checkpoint {G}"}  # instead, beside these
+ALONE = {"--mode soup": "--init {G}", "--ask": "--checkpoint {G}", "--compare": ""}  # instead, beside these
 POST = ("sft", "rl", "average")
 CASES = [
     # checkpoints
@@ -181,7 +181,7 @@ def test_one_line_and_exit_code_2(stage, flags, says, base, world, place, tmp_pa
     beside = next((ALONE[start] for start in ALONE if flags.startswith(start)), FLAGS[stage])
     given = [] if flags in ("--checkpoint",) else beside.format(**names).split()
     flags = [] if flags == "--checkpoint" else flags.format(**names).split()
-    out = [] if {"--out", "--ask"} & set(flags) else ["--out", str(tmp_path / "new")]
+    out = [] if {"--out", "--ask", "--compare"} & set(flags) else ["--out", str(tmp_path / "new")]
     before = sorted(place.rglob("*"))
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *given, *out, *flags])
     with pytest.raises(SystemExit) as exit_:
