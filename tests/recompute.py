@@ -19,12 +19,12 @@ BITS = "bits"  # beside k of pass@k
 # Sentences of the README. {a-b:k@tokens} is the change of pass@k in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
 # ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first: a checkpoint.
 QUOTES = """
-RL takes pass@1 to {rl:1@last}%, from {base:1@last}% for the base with worked examples and {base_0shot:1@last}% without ({rl/base:1@last} and {rl/base_0shot:1@last} times as much).
-({rl-base:32@last} against the base with examples)
+RL raises pass@1 to {rl:1@last}%, from {base:1@last}% for the base with worked examples and {base_0shot:1@last}% without ({rl/base:1@last} and {rl/base_0shot:1@last} times).
+({rl-base:32@last} points against the base with examples)
 not at the earlier checkpoint ({rl-base:32@first})
-RL after SFT is not seen to lower pass@32 at this dose ({sft_rl-sft:32}).
-SFT alone at its dose ({parallel-sft_dose:32})
-costs {sft_converged~base:bits} bits a byte of general text, RL {rl~base:bits};
+RL after SFT does not visibly lower pass@32 at this dose ({sft_rl-sft:32}).
+SFT alone at the same SFT dose ({parallel-sft_dose:32})
+costs {sft_converged~base:bits} bits per byte of general text, RL {rl~base:bits}.
 """  # noqa: E501
 
 
