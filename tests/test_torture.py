@@ -15,7 +15,7 @@ def rows(tmp_path_factory) -> list[dict]:
     report = tmp_path_factory.mktemp("torture") / "rows.json"
     command = [sys.executable, ROOT / "tests/torture.py", "--short", "--report", report]
     said = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert report.exists(), said.stderr
+    assert report.exists(), f"exit {said.returncode}: {said.stdout[-2000:]} {said.stderr}"
     print(said.stdout)
     return json.loads(report.read_text())
 

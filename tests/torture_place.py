@@ -64,10 +64,12 @@ class Torture:
         assert ended.code == 0, f"{ended}\n{ended.err}"
 
     def folder(self) -> Path:
-        """A new folder. The one before the last is removed."""
+        """A new folder, two levels down, so that ../.. as a flag is in here too. The one before the last is removed."""
+        cases = self.work / "cases"
+        cases.mkdir(exist_ok=True)
         self.count += 1
-        shutil.rmtree(self.work / f"case{self.count - 2}", ignore_errors=True)
-        return self.work / f"case{self.count}"
+        shutil.rmtree(cases / f"case{self.count - 2}", ignore_errors=True)
+        return cases / f"case{self.count}"
 
     def row(self, part: str, what: str) -> Row:
         self.rows.append(Row(part, what))
