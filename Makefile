@@ -11,7 +11,7 @@ smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world
 	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --samples 8 --k 1 8
 
 excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
-	$(BIN)/python excursion.py run --scale micro --tokens 7M
+	$(BIN)/python -m excursion run --scale micro --tokens 7M
 	@echo "the report: out/excursion/report.html"
 
 test: .venv/installed-dev  # style and all tests that need no GPU; what .ci/run calls
@@ -23,7 +23,7 @@ torture: .venv/installed-dev  # kills, full disks, flipped bits, odd flags: PART
 	$(BIN)/python tests/torture.py $(PARTS)
 
 bench: .venv/installed-bench  # speed and memory, as ratios to the machine's own limits and to other libraries
-	$(BIN)/python bench.py
+	$(BIN)/python -m tools.bench
 
 clean:  # caches and the smoke run; .venv and all other runs in out/ stay
 	rm -rf out/smoke .pytest_cache .ruff_cache .hypothesis

@@ -54,7 +54,7 @@ def load_checkpoint(path: str | Path) -> dict:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]  # an empty file's EOFError says nothing
         raise UserError(f"{path}: truncated or not a checkpoint ({reason}); use another one") from None
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
-        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); data/hf.py converts OLMo2's")
+        raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); tools/olmo2.py converts OLMo2's")
     checkpoint.setdefault("flops", None)  # unknown
     for key, (holds, wanted) in KEYS.items():
         if key not in checkpoint and key in OPTIONAL:

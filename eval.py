@@ -10,7 +10,7 @@ Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32
 counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k: the authors' lenient judge of GSM8K instead);
 *lenient* also takes what a reader would take for the answer. The share of samples with a box stands beside them, so that a
 gain in format is not taken for one in reasoning. Two measures tell skill from luck: *process*, a right answer with every
-written equation true (the world's questions alone: data/process.py), and the *guess floor*, pass@k of the same answers judged
+written equation true (the world's questions alone: verifier/process.py), and the *guess floor*, pass@k of the same answers judged
 against the right answers of other questions. Base models are shown worked examples (--shots auto), others none. Every mean
 has a bootstrap 95% interval over questions.
 
@@ -36,7 +36,6 @@ from tqdm import tqdm
 import kernels
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
-from data.process import equations, sound
 from data.questions import (
     HUB_QUESTIONS,
     few_shot_prompt,
@@ -48,11 +47,12 @@ from data.questions import (
     read_records,
 )
 from data.tokenizer import Tokenizer, load_tokenizer
-from data.verifier import GRADERS, canonical, extract_answer, judge
 from files import MALFORMED, write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
 from sampler import SamplerConfig, Samples, sample
+from verifier import GRADERS, canonical, extract_answer, judge
+from verifier.process import equations, sound
 
 BOOTSTRAP = 2000  # resamples of the questions
 BATCH_TOKENS = 8192  # in one forward pass of a likelihood task
@@ -156,7 +156,7 @@ def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray
     question's answers are right together only where another question has their value, so the distinct values suffice.
 
     Args:
-        answers: of each question, the normal forms (data.verifier.canonical) of its n samples, None without an answer.
+        answers: of each question, the normal forms (verifier.canonical) of its n samples, None without an answer.
         gold: of each question, that of the right answer. ValueError for a single question.
     """
     if len(gold) < 2:

@@ -39,7 +39,6 @@ from tqdm import tqdm
 from cli import UserError, cli
 from data.questions import fitting, left_out
 from data.tokenizer import Tokenizer
-from data.verifier import judge
 from eval import HeldOut, default_new_tokens, find_questions, held_out
 from files import MALFORMED, named, write_jsonl
 from model import GPT, packed_batches, sequence_flops
@@ -58,6 +57,7 @@ from runtime import (
     optimizer_step,
 )
 from sampler import SamplerConfig, sample
+from verifier import judge
 
 
 @dataclass

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cli import UserError
-from data.verifier import extract_answer, is_equal
 from files import check_digest
+from verifier import extract_answer, is_equal
 
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 

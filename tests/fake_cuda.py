@@ -26,7 +26,7 @@ import pretrain
 import rl
 import runtime
 import sft
-import triton_kernels
+from kernels import triton_kernels
 from model import GPT, KVCache, config_of
 
 CUDA = torch.device("cuda:0")

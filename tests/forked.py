@@ -43,8 +43,8 @@ STAGES = {  # command → module
     "average": "average",
     "eval": "eval",
     "prepare": "data.prepare",
-    "hf": "data.hf",
-    "excursion": "excursion",
+    "olmo2": "tools.olmo2",
+    "excursion": "excursion.plan",
 }
 MEMORY = 6 << 30  # bytes that a fork may have more than this process: what asks for terabytes fails, not the machine
 GRACE = 20  # seconds for a run that is stopped to save and exit

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from records import Entry
+from excursion.records import Entry
 
 STEPS = (16, 48, 100, 160, 320)
 

@@ -17,13 +17,14 @@ import pretrain
 import rl
 from checkpoint import load_checkpoint
 from cli import UserError
-from data import hf, prepare
+from data import prepare
 from data import tokenizer as tokenizers
 from data.loader import Loader, Source
 from data.questions import load_questions
 from eval import compare
 from files import DIGESTS, check_digest, read_json, write_jsonl
 from runtime import Process
+from tools import olmo2
 
 ALONE = Process(0, 1, torch.device("cpu"), torch.float32)
 
@@ -222,7 +223,7 @@ def read_meta(path: Path) -> None:
 
 
 READERS = {
-    "config.json": (HF, hf.read_config),
+    "config.json": (HF, olmo2.read_config),
     "meta.json": (META, read_meta),
     "record.json": (RECORD, lambda path: rl.in_band([{"id": "a"}], str(path), "0:1")),
     "compared.json": (RECORD, lambda path: compare((str(path), str(path)))),

@@ -16,20 +16,20 @@ from conftest import ROOT, start
 import average
 import cli
 import eval as evaluation
-import excursion
 import pretrain
-import report
 import rl
 import runtime
 import sft
 from cli import UserError
-from runner import Cell, Runner
+from excursion import plan as excursion
+from excursion import report
+from excursion.runner import Cell, Runner
 
 TINY = ["--scale", "smoke", "--tokens", "30k", "--checkpoints", "30k"]
 
 
 def excursion_run(*flags) -> tuple[int, str, str]:
-    process = start("excursion.py", *flags)
+    process = start("-m", "excursion", *flags)
     out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
@@ -119,7 +119,7 @@ def test_killed_and_started_again_gives_the_same_records(grid, world, tmp_path):
     """SIGKILL at a random moment, twice, and a restart: the same bits as without. The killed runner's cells die too."""
     flags = ["run", *TINY, "--recipes", "base", "sft", "--data", world, "--out", tmp_path / "x", "--jobs", "2"]
     for _ in range(2):
-        process = start("excursion.py", *flags)
+        process = start("-m", "excursion", *flags)
         time.sleep(np.random.default_rng().uniform(2, 14))
         process.send_signal(signal.SIGKILL)
         process.wait()

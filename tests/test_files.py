@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import SMALL
 
-import excursion
 import pretrain
 import rl
 from cli import cli
 from data import prepare
+from excursion import plan as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
 from runtime import load_checkpoint, save_checkpoint
 

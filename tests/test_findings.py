@@ -7,14 +7,14 @@ import pytest
 import recompute
 from synthetic import STEPS, World, make_entry, save, study
 
-import excursion
-import report
 from cli import UserError
-from findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim, runs
-from plan_findings import all_findings, demonstrations, demonstrations_answer, questions
-from records import Contrast, Grid, Questions, contrast, general_bits, load, mean_of, task_items
-from sharpening import Sharpening, answer
-from stats import Estimate, estimate
+from excursion import plan as excursion
+from excursion import report
+from excursion.findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim, runs
+from excursion.plan_findings import all_findings, demonstrations, demonstrations_answer, questions
+from excursion.records import Contrast, Grid, Questions, contrast, general_bits, load, mean_of, task_items
+from excursion.sharpening import Sharpening, answer
+from excursion.stats import Estimate, estimate
 
 PAPER = {  # recipe → right of 32 on the solved and how many tenths of the unsolved half of the questions, bits, share of items
     "base": ((2, 0), 1.0, 0.9),

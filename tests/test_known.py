@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import known
-from runner import Cell
+from excursion import known
+from excursion.runner import Cell
 
 
 def plan(out: Path) -> list[Cell]:

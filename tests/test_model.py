@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.hf import to_olmo2
 from model import (
     GPT,
     GPTConfig,
@@ -23,6 +22,7 @@ from model import (
     train_flops,
 )
 from sampler import _members
+from tools.olmo2 import to_olmo2
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import world
-from data.process import equations, holds, sound
+from verifier.process import equations, holds, sound
 
 operands = st.one_of(st.integers(0, 200).map(str), st.decimals(0, 99, places=2).map(str))
 signs = st.sampled_from([("+", "+"), ("-", "-"), ("*", "*"), ("/", "/"), ("x", "*"), ("×", "*"), ("÷", "/"), ("−", "-"),

@@ -20,9 +20,9 @@ import rl
 import sft
 from data.questions import encode_prompt
 from data.tokenizer import load_tokenizer
-from data.verifier import GRADERS
 from model import GPT, config_of
 from runtime import Process, Run, RunConfig, make_optimizer
+from verifier import GRADERS
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 

@@ -31,8 +31,8 @@ from data.questions import (
     split_validation,
 )
 from data.tokenizer import load_tokenizer
-from data.verifier import is_correct
 from files import write_jsonl
+from verifier import is_correct
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "realdata"
 TOKENIZER = load_tokenizer("world")

@@ -23,8 +23,8 @@ NOT_RUN = {
     "make excursion": "half an hour; test_excursion.py runs the same program at the smoke scale",
     "make smoke": "installs, then runs commands that are run here",
     "make test": "runs this test",
-    "python excursion.py report --records results/excursion --out out/grid": "as the line before it, other records",
-    "python excursion.py report --records results/excursion --out out/again": "as the line above, other records",
+    "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
+    "python -m excursion report --records results/excursion --out out/again": "as the line above, other records",
 }
 EVALUATION = "--eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 0 --show 0"
 ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --minibatch 0 --max_new_tokens 4 --limit 8"
@@ -37,6 +37,8 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200 --seq_len 32",
     "excursion": "",
 }
+
+PROGRAMS = {"excursion": "excursion.plan"}  # where the flags and main() of a package are
 
 
 def commands(markdown: str) -> list[str]:
@@ -116,7 +118,7 @@ def test_every_command_of_the_readme(place, monkeypatch, capsys):
         module, arguments = parse(command)
         for word in arguments:
             stand_in(Path(word))
-        program = importlib.import_module(module)
+        program = importlib.import_module(PROGRAMS.get(module, module))
         monkeypatch.setattr(sys, "argv", [f"{module}.py", *arguments])
         try:
             cli(program.main, program.Config, getattr(program, "PRESETS", None))

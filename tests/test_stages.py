@@ -17,7 +17,6 @@ import rl
 import runtime
 import sft
 from cli import UserError
-from data import hf
 from model import GPTConfig
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
@@ -365,14 +364,14 @@ def test_unknown_flops_stay_unknown(base, world, tmp_path):
     weights = tmp_path / "theirs"
     weights.mkdir()
     config = GPTConfig(**checkpoint["config"])
-    save_file(hf.to_olmo2(checkpoint["model"], config), weights / "model.safetensors")
+    save_file(olmo2.to_olmo2(checkpoint["model"], config), weights / "model.safetensors")
     (weights / "config.json").write_text(json.dumps({
         "model_type": "olmo2", "vocab_size": config.vocab_size, "hidden_size": config.d_model,
         "intermediate_size": config.d_ff, "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads,
         "max_position_embeddings": config.context, "rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps,
     }))  # fmt: skip
     imported = str(tmp_path / "imported.pt")
-    hf.main(hf.Config(weights=str(weights), out=imported, tokenizer="world"))
+    olmo2.main(olmo2.Config(weights=str(weights), out=imported, tokenizer="world"))
     flags = dict(data=str(world), steps=1, limit=12, eval_every=0, show=0)
     sft.main(sft.Config(init=imported, out=str(tmp_path / "sft"), rows=2, **flags))
     rl.main(rl.Config(**TINY | flags, init=str(tmp_path / "sft/last.pt"), out=str(tmp_path / "rl")))

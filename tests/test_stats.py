@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stats import Estimate, bootstrap, estimate, holm, log_spread_ratio, ratio
+from excursion.stats import Estimate, bootstrap, estimate, holm, log_spread_ratio, ratio
 
 
 def draw(rng, seed: float, question: float, rest: float, shape=(3, 512)) -> np.ndarray:

@@ -51,7 +51,7 @@ def test_compiled_code(arch, unit, monkeypatch):
     matrix units. Needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
-    import triton_kernels as tk
+    from kernels import triton_kernels as tk
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     assert type(tk.attention_forward).__name__ == "JITFunction"
@@ -79,7 +79,8 @@ def test_choice_of_kernels(monkeypatch):
 def test_without_triton():
     """Everything imports and runs where triton is not installed; commands that need it say so in one line."""
     code, out, err = run(
-        "-c", "import sys; sys.modules['triton'] = None; import pretrain, rl, average, kernels; kernels.main('report')"
+        "-c",
+        "import sys; sys.modules['triton'] = None; import pretrain, rl, average; from tools import kernel_report; kernel_report.main('report')",
     )
     assert code == 2 and err.startswith("error: triton is not installed") and len(err.splitlines()) == 1, err
 
@@ -87,7 +88,7 @@ def test_without_triton():
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tune_without_a_gpu():
-    code, _, err = run("kernels.py", "tune")
+    code, _, err = run("-m", "tools.kernel_report", "tune")
     assert code == 2 and "no CUDA device" in err and len(err.splitlines()) == 1
-    code, _, err = run("kernels.py", "tuna")
+    code, _, err = run("-m", "tools.kernel_report", "tuna")
     assert code == 2 and "report" in err and len(err.splitlines()) == 1

@@ -1,4 +1,4 @@
-r"""data/verifier.py: what counts as the answer, and when two answers are equal.
+r"""verifier/: what counts as the answer, and when two answers are equal.
 
 The tables hold our own cases; the labelled ones of ../shared/realdata (other projects' test-suites, model outputs, MATH
 answers rewritten) are one test at the end, skipped where they are absent.
@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.latex import MAX_DEPTH
-from data.verifier import GRADERS, canonical, extract_answer, is_correct, is_equal
+from verifier import GRADERS, canonical, extract_answer, is_correct, is_equal
+from verifier.latex import MAX_DEPTH
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
@@ -370,7 +370,7 @@ def test_threads_and_processes_agree():
     expected = [canonical(a) for a in answers]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(canonical, answers * 3)) == expected * 3
-    program = "import json, sys; from data.verifier import canonical; print(json.dumps([canonical(a) for a in json.load(sys.stdin)]))"
+    program = "import json, sys; from verifier import canonical; print(json.dumps([canonical(a) for a in json.load(sys.stdin)]))"
     root = Path(__file__).resolve().parents[1]
     run = subprocess.run(
         [sys.executable, "-c", program],

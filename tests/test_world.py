@@ -10,13 +10,13 @@ from typing import NamedTuple
 import pytest
 
 from data import world
-from data.process import equations as written
-from data.process import sound
 from data.questions import INSTRUCTION, few_shot_prompt, format_prompt
 from data.tokenizer import load_tokenizer
-from data.verifier import is_correct
 from eval import default_new_tokens
 from model import SCALES
+from verifier import is_correct
+from verifier.process import equations as written
+from verifier.process import sound
 
 SEED = 0
 HEADERS = {"Problem: ": "problem", "Q: ": "q", "Exercise. ": "exercise"}
@@ -203,7 +203,7 @@ def test_every_solution_is_right():
                 rest = EQUATION.sub("", STATED.sub("", solution))
                 assert len(re.findall(r"\d+", rest)) == 2  # no other number than the box
                 assert solution == solution.strip() and is_correct(solution, row["answer"], strict=True)
-                assert sound(written(solution)) and len(written(solution)) == len(equations)  # data/process.py
+                assert sound(written(solution)) and len(written(solution)) == len(equations)  # verifier/process.py
 
 
 def test_the_answer_has_an_order():

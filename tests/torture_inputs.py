@@ -284,7 +284,7 @@ def part_malicious(t: Torture) -> None:
         place.mkdir()
         write(place)
         folder = t.folder()
-        ended = fork("hf", f"--weights {place} --tokenizer world --out new.pt".split(), folder)
+        ended = fork("olmo2", f"--weights {place} --tokenizer world --out new.pt".split(), folder)
         judge(row, ended, folder, f"a Hugging Face folder: {name}")
 
 
@@ -292,8 +292,8 @@ def hf_folders(t: Torture) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """(name, write it into a folder) of transformers' OLMo2 folders, all of them wrong in some way."""
     from safetensors.torch import save_file
 
-    from data.hf import to_olmo2
     from model import GPTConfig
+    from tools.olmo2 import to_olmo2
 
     good = torch.load(t.base, weights_only=True)
     c = GPTConfig(**good["config"])

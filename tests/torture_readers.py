@@ -320,7 +320,7 @@ def reader_difficulty(t, st):
 
 def reader_report(t, st):
     """Records and their .cell.json through the report's reader."""
-    import records
+    from excursion import records
 
     folder = ROOT / "results/excursion"
     name = sorted(folder.glob("*.cell.json"))[0].name.removesuffix(".cell.json")
@@ -337,7 +337,7 @@ def reader_report(t, st):
 
 
 def reader_rates(t, st):
-    import excursion
+    from excursion import plan as excursion
 
     rates = json.dumps({"rl": {"factor": 1.0}, "sft": {"factor": 3.0}}).encode()
 
@@ -350,7 +350,7 @@ def reader_rates(t, st):
 
 
 def reader_choose(t, st):
-    import excursion
+    from excursion import plan as excursion
 
     Path("c/run").mkdir(parents=True)
     Path("c/run/step_0000001.pt").write_bytes(b"x")
@@ -360,7 +360,7 @@ def reader_choose(t, st):
 
 def reader_cells(t, st):
     """The runner's notes of what has been done."""
-    from runner import Cell, Runner
+    from excursion.runner import Cell, Runner
 
     cell = Cell("a/train", "rl", ["rl.py", "--steps", "1"], [Path("n/x.pt")], [], 1.0, Path("n/run"))
     state = json.dumps({"command": cell.command, "rc": 0, "seconds": 1.5}).encode()
@@ -393,7 +393,7 @@ def reader_progress(t, st):
 
 
 def reader_hf(t, st):
-    from data.hf import read_config
+    from tools.olmo2 import read_config
 
     folder = Path("hf")
     folder.mkdir()
@@ -402,7 +402,7 @@ def reader_hf(t, st):
 
 
 def reader_safetensors(t, st):
-    from data.hf import from_olmo2, read_weights
+    from tools.olmo2 import from_olmo2, read_weights
 
     folder = Path("hf")
     folder.mkdir()
@@ -463,7 +463,7 @@ def texts(parse: Callable[[str], object], *seeds: str):
 
 
 def judged(text: str) -> None:
-    from data.verifier import canonical, extract_answer, is_equal
+    from verifier import canonical, extract_answer, is_equal
 
     for strict in (True, False):
         extract_answer(text, strict=strict)

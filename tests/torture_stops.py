@@ -128,7 +128,7 @@ def part_excursion(t: Torture) -> None:
         folder.mkdir(exist_ok=True)
         began = time.monotonic()
         with open(folder.parent / "excursion.err", "w+") as err:
-            process = subprocess.Popen([sys.executable, ROOT / "excursion.py", *flags.split()], cwd=folder,
+            process = subprocess.Popen([sys.executable, "-m", "excursion", *flags.split()], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
                                        stdout=subprocess.DEVNULL, stderr=err)  # fmt: skip
             try:
                 process.wait(kill_after or 900)

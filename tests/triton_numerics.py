@@ -27,8 +27,8 @@ from model import Packed
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 
-import triton_kernels as tk
-from triton_kernels import Block
+from kernels import triton_kernels as tk
+from kernels.triton_kernels import Block
 
 DEVICE = torch.device("cpu" if tk.INTERPRETED else "cuda")
 ARCH = tk.architecture(DEVICE)

@@ -1,10 +1,10 @@
-"""Triton kernels of kernels.py's two hot operations, forward and backward: attention within documents, linear log-prob.
+"""Triton kernels of kernels/__init__.py's two hot operations, forward and backward: attention within documents, linear log-prob.
 
-kernels.py holds the plain definitions, chooses between them and these, and says which shapes mean what. This file is
+kernels/__init__.py holds the plain definitions, chooses between them and these, and says which shapes mean what. This file is
 imported only where triton is; with TRITON_INTERPRET=1 the kernels run on a CPU, slowly (the tests do that).
 
-    python kernels.py report      compile every kernel for sm_80, sm_90, sm_100 (no GPU needed): registers, spills, memory
-    python kernels.py tune        on a GPU: time candidates for BLOCKS and print the winners
+    python -m tools.kernel_report report      compile every kernel for sm_80, sm_90, sm_100 (no GPU needed): registers, spills, memory
+    python -m tools.kernel_report tune        on a GPU: time candidates for BLOCKS and print the winners
 
 A kernel is a program that runs once per tile of its output, all tiles at the same time; `tl.program_id` says which. A
 program loads tiles of its inputs, multiplies them on the matrix units (`tl.dot`), keeps sums in registers, in fp32, and
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 # (architecture, head size, rounded up to a power of two) -> blocks of the attention kernels; head size 0: of the
 # log-prob kernels. 86 stands for all with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
-# From `python kernels.py report` (no spills); nobody has timed them yet: `python kernels.py tune`.
+# From `python -m tools.kernel_report report` (no spills); nobody has timed them yet: `python -m tools.kernel_report tune`.
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
     (90, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
@@ -544,7 +544,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# python kernels.py report: what the compiler makes of the kernels, on any machine
+# python -m tools.kernel_report report: what the compiler makes of the kernels, on any machine
 # ---------------------------------------------------------------------------------------------------------------------
 
 SHARED_KB = {80: 163, 86: 99, 90: 227, 100: 227}  # that a program may have
@@ -626,7 +626,7 @@ def report(archs: tuple[int, ...] = (80, 90, 100)) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# python kernels.py tune: time candidates on this GPU
+# python -m tools.kernel_report tune: time candidates on this GPU
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,12 @@
 """The whole experiment: every recipe from every kept checkpoint, evaluated, tabled, drawn.
 
-    python excursion.py --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
-    python excursion.py plan --scale micro                   # the same, as a list of commands (--format make, slurm)
-    python excursion.py run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
-    python excursion.py run --plan sweep --budget study          # checkpoints, at which rates (both on validation
-    python excursion.py run --budget study                       # questions), then the grid and order x rate x dose
-    python excursion.py run --plan sharpening --budget study
-    python excursion.py report --records results/excursion   # tables and figures again, from committed records alone
+    python -m excursion --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
+    python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm)
+    python -m excursion run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
+    python -m excursion run --plan sweep --budget study          # checkpoints, at which rates (both on validation
+    python -m excursion run --budget study                       # questions), then the grid and order x rate x dose
+    python -m excursion run --plan sharpening --budget study
+    python -m excursion report --records results/excursion   # tables and figures again, from committed records alone
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
 `run` executes the cells whose file is missing, the first of the plan first, several at a time with one thread each, and
@@ -17,7 +17,7 @@ until --retry. What lies where:
     OUT/seed1/pretrain/run/                  a stage's own files (checkpoints, metrics); beside it
     OUT/seed1/pretrain/train.log, .json      what it printed; its command, exit code and seconds
     OUT/seed1/4.00M/rl/run/, train.log ...   the same; run/step_0000048.pt: kept at a named step (--points)
-    OUT/seed1/4.00M/sft/best.pt              the kept checkpoint that is best on validation (`excursion.py choose`)
+    OUT/seed1/4.00M/sft/best.pt              the kept checkpoint that is best on validation (`choose`)
     OUT/seed1/4.00M/rl/eval/                 evaluation records of its checkpoints; eval_t1/: at temperature 1
     OUT/records/seed1-4.00M-rl.json          the record of the end; seed1-4.00M-rl@48.json of a named step, -T1 appended at
                                              temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
@@ -54,22 +54,21 @@ from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-import known
 import pretrain
-import report
-from cli import UserError, cli
+from cli import UserError
 from data.tokenizer import load_tokenizer
+from excursion import known, report
+from excursion.runner import Cell, Runner, read_state
 from files import MALFORMED, read_json, replacing_path, write_text
 from model import SCALES, config_of, train_flops
-from runner import Cell, Runner, read_state
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 EARLY = 0.03  # validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md)
 
 
 @dataclass
 class Config:
-    """Flags of excursion.py. Zero or empty: the budget's own value (BUDGETS in excursion.py)."""
+    """Flags of `python -m excursion`. Zero or empty: the budget's own value (BUDGETS in excursion/plan.py)."""
 
     RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]"}
 
@@ -452,7 +451,7 @@ class Builder:
         if r.judged != "best":
             return last
         best = folder / "best.pt"
-        command = [script("excursion"), "choose", "--out", str(folder)]
+        command = ["-m", "excursion", "choose", "--out", str(folder)]
         self.add(Cell(f"{name}/choose", "choose", command, [best], [last], SECONDS["start"]))
         return best
 
@@ -748,7 +747,7 @@ def estimate(config: Config, cells: list[Cell]) -> list[str]:
     lines = [f"{config.plan}, budget {config.budget}: {len(cells)} commands"]
     if config.scale in ("smoke", "micro", "mini"):
         lines[0] += (
-            f", about {sum(map(sum, hours.values())):.1f} core-hours in all (estimated: SECONDS in excursion.py)"
+            f", about {sum(map(sum, hours.values())):.1f} core-hours in all (estimated: SECONDS in excursion/plan.py)"
         )
         done = 0.0
         for part, costs in hours.items() if len(hours) > 1 else ():
@@ -1001,7 +1000,3 @@ def main(config: Config) -> None:
         report.write_report(folder, Path(config.out))
     if missing:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    cli(main, Config)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from records import (
+from excursion.records import (
     STARTS,
     Contrast,
     Entry,
@@ -37,7 +37,7 @@ from records import (
     million,
     task_items,
 )
-from stats import ALPHA, Estimate, holm, ratio
+from excursion.stats import ALPHA, Estimate, holm, ratio
 
 # Margins and rules, named before the runs
 MATCH = 0.05  # pass rates within this are alike: the paper calls up to 1.1 points at 20 B tokens and later a match, 10.7 at 10 B not

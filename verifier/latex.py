@@ -1,4 +1,4 @@
-r"""Answers as text → a tree: the tokens and the recursive-descent parser of data/verifier.py.
+r"""Answers as text → a tree: the tokens and the recursive-descent parser of verifier/.
 
     Parser(tokenize(tidy(r"\frac12"))).answer()        # ("num", Fraction(1, 2))
 

@@ -1,7 +1,7 @@
 """Speed and memory, as ratios to the machine's own limits and to other libraries, all measured in one run.
 
-    python bench.py                      everything, some minutes on a CPU
-    python bench.py train sample         only these parts: train, sample, log_prob, rl, average, kernels (on CUDA)
+    python -m tools.bench                      everything, some minutes on a CPU
+    python -m tools.bench train sample         only these parts: train, sample, log_prob, rl, average, kernels (on CUDA)
     pip install -r requirements-bench.txt          the peers: transformers and TRL; without them their columns stay empty
 
 Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
@@ -45,12 +45,12 @@ import kernels
 import pretrain
 import rl
 from cli import cli
-from data.hf import to_olmo2
 from data.prepare import build_world
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
 from runtime import Process, Progress, make_optimizer, optimizer_step, save_checkpoint, start_process
 from sampler import sample
+from tools.olmo2 import to_olmo2
 
 PROMPT, NEW = 48, 64  # tokens of a prompt and of its answer
 LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
@@ -362,7 +362,9 @@ def bench_log_prob(process: Process, repeats: int) -> None:
     def memory(which: str) -> float:
         call = f"import bench; print(bench.log_prob_memory({which!r}, {process.device.type!r}))"
         command = [sys.executable, "-c", call]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent
+        )
         return float(result.stdout)
 
     shape = " x ".join(map(str, LOG_PROB_SHAPE))
@@ -528,7 +530,9 @@ def bench_average(process: Process, repeats: int) -> None:
             flags |= {"device": process.device.type, "eval_every": 0, "show": 0}
             call = f"import bench; print(bench.run_stage({stage!r}, {flags!r}))"
             command = [sys.executable, "-c", call]
-            result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+            result = subprocess.run(
+                command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+            )
             metrics = (Path(flags["out"]) / "metrics.jsonl").read_text().splitlines()
             shutil.rmtree(flags["out"])  # last.pt holds 12 or 20 bytes a parameter
             return float(result.stdout.split()[-1]), [json.loads(line) for line in metrics]

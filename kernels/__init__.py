@@ -2,20 +2,19 @@
 
 On a GPU the first two run as the Triton kernels of triton_kernels.py; use() chooses.
 
-    python kernels.py report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
-    python kernels.py tune        on a GPU: time candidates for their block sizes
+    python -m tools.kernel_report report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
+    python -m tools.kernel_report tune        on a GPU: time candidates for their block sizes
 
 Shapes are named as in model.py: B rows, T tokens, S keys, H heads, D head size, C model width, V vocabulary, N = B*T.
 
 The plain paths are bounded in memory. `linear_log_prob` never holds the (N, V) matrix of logits, which at 8192 tokens
-and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python bench.py
+and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python -m tools.bench
 log_prob` prints time and memory of both.
 """
 
 import functools
 import importlib.util
 import os
-import sys
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,7 +65,7 @@ def fused(x: Tensor):
 def _triton_kernels(device: str):
     if importlib.util.find_spec("triton") is None or (device == "cuda" and not _gpu_is_new_enough()):
         return None
-    import triton_kernels
+    from kernels import triton_kernels
 
     return triton_kernels
 
@@ -317,26 +316,3 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
     return out
-
-
-def main(command: str) -> None:
-    """report or tune, in triton_kernels.py. Exit code 2 and one line where it cannot run."""
-    missing = ""
-    if command not in ("report", "tune"):
-        missing = "say `python kernels.py report` or `python kernels.py tune`"
-    elif importlib.util.find_spec("triton") is None:
-        missing = "triton is not installed (pip install triton; Linux only)"
-    elif os.environ.get("TRITON_INTERPRET") == "1":
-        missing = "unset TRITON_INTERPRET: interpreted kernels are not compiled"
-    elif command == "tune" and not torch.cuda.is_available():
-        missing = f"tune: this PyTorch ({torch.__version__}) sees no CUDA device to time on"
-    if missing:
-        print(f"error: {missing}", file=sys.stderr)
-        sys.exit(2)
-    import triton_kernels
-
-    getattr(triton_kernels, command)()
-
-
-if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]))

@@ -11,11 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend that needs no screen
 import numpy as np  # noqa: E402
 
-from findings import Claim, trajectory  # noqa: E402
-from plan_findings import models, stage_flops  # noqa: E402
-from records import STYLE, Entry, Grid, Questions, by_variant, combine, contrast, label, million  # noqa: E402
-from sharpening import Sharpening  # noqa: E402
-from stats import Estimate  # noqa: E402
+from excursion.findings import Claim, trajectory  # noqa: E402
+from excursion.plan_findings import models, stage_flops  # noqa: E402
+from excursion.records import STYLE, Entry, Grid, Questions, by_variant, combine, contrast, label, million  # noqa: E402
+from excursion.sharpening import Sharpening  # noqa: E402
+from excursion.stats import Estimate  # noqa: E402
 
 plt.rcParams.update({
     "savefig.dpi": 160, "font.size": 10.5, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,

@@ -14,8 +14,8 @@ the start seldom answers (is it the dose per solved question?).
 
 import numpy as np
 
-from findings import Finding, at_equal_pass1, claim, listed, runs
-from records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
+from excursion.findings import Finding, at_equal_pass1, claim, listed, runs
+from excursion.records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
 
 RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
 Terms = list[tuple[float, dict[Key, Entry]]]

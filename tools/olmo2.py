@@ -1,7 +1,7 @@
 """OLMo2 weights of Hugging Face's transformers as a checkpoint of this project, for sft.py, rl.py and eval.py.
 
     hf download allenai/OLMo-2-0425-1B --local-dir olmo2-1b        # by huggingface_hub; nothing is downloaded here
-    python -m data.hf --weights olmo2-1b --out out/olmo2-1b.pt
+    python -m tools.olmo2 --weights olmo2-1b --out out/olmo2-1b.pt
 
 Only OLMo2's own architecture is taken: config.json must say so. transformers itself is not needed for this.
 """
@@ -24,7 +24,7 @@ from model import GPT, GPTConfig
 
 @dataclass
 class Config:
-    """Flags of data/hf.py."""
+    """Flags of tools/olmo2.py."""
 
     weights: str = ""  # folder with config.json and *.safetensors, or one .safetensors file beside its config.json
     out: str = ""  # the checkpoint to write, such as out/olmo2-1b.pt

@@ -1,7 +1,7 @@
 """The report of an excursion: summary, findings, figures, samples and tables, from a folder of records alone.
 
-    python excursion.py report --out out/excursion                                 # of what is there by now
-    python excursion.py report --records results/excursion --out out/again         # of committed records
+    python -m excursion report --out out/excursion                                 # of what is there by now
+    python -m excursion report --records results/excursion --out out/again         # of committed records
 
 Out come report.md, report.html (one file, figures inside) and figures/*.png. What is claimed, and by which test, is in
 findings.py and plan_findings.py; nothing here is written by hand after the fact.
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-import figures as draw
 from eval import main_accuracy
-from figures import plt
+from excursion import figures as draw
+from excursion.figures import plt
+from excursion.findings import Contrasts, Finding, listed, trajectory
+from excursion.plan_findings import all_findings, judged_alike, questions
+from excursion.records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
+from excursion.sharpening import Sharpening
 from files import write_text
-from findings import Contrasts, Finding, listed, trajectory
-from plan_findings import all_findings, judged_alike, questions
-from records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
-from sharpening import Sharpening
 
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
@@ -482,7 +482,7 @@ def write_report(records: Path, out: Path) -> Path:
     reader(doc, plain or entries)
     table_entries(doc, entries)
     scales = ", ".join(sorted({f"{e.meta['scale']}, budget {e.meta['budget']}" for e in entries if "scale" in e.meta}))
-    doc.text(f"Made by `excursion.py report` from {len(entries)} records alone ({scales or 'no scale named'}).")
+    doc.text(f"Made by `python -m excursion report` from {len(entries)} records alone ({scales or 'no scale named'}).")
     doc.write(out)
     print(f"wrote {out / 'report.md'} and {out / 'report.html'} ({len(entries)} models)")
     return out / "report.html"

@@ -1,12 +1,12 @@
-"""Findings 6 to 8 and the question of the demonstrations, from the named plans of excursion.py (what sharpens: sharpening.py).
+"""Findings 6 to 8 and the question of the demonstrations, from the named plans of plan.py (what sharpens: sharpening.py).
 
 Rules, verdicts and intervals are those of findings.py. What has no records is "not run", with the command that makes them.
 """
 
 import numpy as np
 
-from findings import MATCH, Claim, Finding, claim, grid_findings, listed
-from records import (
+from excursion.findings import MATCH, Claim, Finding, claim, grid_findings, listed
+from excursion.records import (
     Contrast,
     Entry,
     Key,
@@ -17,8 +17,8 @@ from records import (
     million,
     stopped,
 )
-from sharpening import Sharpening, answer
-from stats import log_spread_ratio
+from excursion.sharpening import Sharpening, answer
+from excursion.stats import log_spread_ratio
 
 
 def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:

@@ -3,8 +3,8 @@ r"""Is this answer right? The reward of GRPO and the judge of every evaluation.
     extract_answer("... so it is \\boxed{\\frac12}.")    # '\\frac12'
     is_correct("... so it is \\boxed{\\frac12}.", "0.5")  # True
 
-Two answers are equal when their values are: each is read by a small recursive-descent parser into a tree (data/latex.py), the
-tree is evaluated (data/exact.py: `Fraction` where the value is rational, 100-digit decimals where it is not; variables at
+Two answers are equal when their values are: each is read by a small recursive-descent parser into a tree (verifier/latex.py), the
+tree is evaluated (verifier/exact.py: `Fraction` where the value is rational, 100-digit decimals where it is not; variables at
 fixed rational points, so that `(x+1)^2` equals `x^2+2x+1`), and the values make a canonical string, `canonical`. What the
 parser does not know, and what would grow past the limits, is compared as a string. Conventions, where a choice had to be made:
 
@@ -26,8 +26,8 @@ from functools import partial
 from math import gcd, isfinite
 from typing import NamedTuple
 
-from data.exact import CONTEXT, Evaluator, Value, ratio_key
-from data.latex import Parser, Unsupported, plain_words, tidy, tokenize
+from verifier.exact import CONTEXT, Evaluator, Value, ratio_key
+from verifier.latex import Parser, Unsupported, plain_words, tidy, tokenize
 
 MAX_CHARS = 1000  # longer answers are compared as strings
 WINDOW = 1 << 15  # characters searched behind and before the last \boxed, or for a formula or number

@@ -1,4 +1,4 @@
-"""A tree → what it is worth: the exact arithmetic of data/verifier.py.
+"""A tree → what it is worth: the exact arithmetic of verifier/.
 
 Numbers are complex, `Fraction` while they are rational and 100-digit decimals where they are not; variables stand at fixed
 rational points, so that (x+1)^2 equals x^2+2x+1. Arithmetic is bounded by MAX_BITS and FUEL: beyond, Unsupported.
@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import comb, factorial
 from typing import NamedTuple
 
-from data.latex import CONSTANTS, NAMES, Node, Unsupported
+from verifier.latex import CONSTANTS, NAMES, Node, Unsupported
 
 MAX_BITS = 10000  # of an exact numerator or denominator
 FUEL = 2000  # of one answer's evaluation, in units of about 5 microseconds

@@ -1,4 +1,4 @@
-"""data/hf.py: OLMo2 weights of transformers as a checkpoint of this project, and the names both ways."""
+"""tools/olmo2.py: OLMo2 weights of transformers as a checkpoint of this project, and the names both ways."""
 
 import json
 
@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from cli import UserError
-from data import hf
 from model import GPT, config_of
 from runtime import load_checkpoint, load_model
+from tools import olmo2
 
 CONFIG = config_of("smoke", 640, n_kv_heads=1)
 
@@ -19,7 +19,7 @@ def saved(folder):
     pytest.importorskip("transformers")
     from transformers import Olmo2ForCausalLM
 
-    theirs = Olmo2ForCausalLM(hf.olmo2_config(CONFIG)).eval()
+    theirs = Olmo2ForCausalLM(olmo2.olmo2_config(CONFIG)).eval()
     theirs.save_pretrained(folder)
     return theirs
 
@@ -28,7 +28,7 @@ def test_converted_weights_give_the_same_logits(tmp_path):
     """A folder saved by transformers, converted by the command, loads as a base checkpoint with transformers' logits."""
     theirs = saved(tmp_path / "olmo2")
     out = tmp_path / "olmo2.pt"
-    hf.main(hf.Config(weights=str(tmp_path / "olmo2"), out=str(out), tokenizer="world", tokens=7))
+    olmo2.main(olmo2.Config(weights=str(tmp_path / "olmo2"), out=str(out), tokenizer="world", tokens=7))
     checkpoint = load_checkpoint(out)
     assert checkpoint["tokens"] == 7 and [entry["stage"] for entry in checkpoint["lineage"]] == ["pretrain"]
     ours, tokens = load_model(checkpoint), torch.randint(600, (2, 40))
@@ -38,23 +38,23 @@ def test_converted_weights_give_the_same_logits(tmp_path):
 def test_names_come_back():
     """from_olmo2 is the inverse of to_olmo2."""
     state = GPT(CONFIG).init_weights(0).state_dict()
-    back = hf.from_olmo2(hf.to_olmo2(state, CONFIG), CONFIG)
+    back = olmo2.from_olmo2(olmo2.to_olmo2(state, CONFIG), CONFIG)
     assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path):
     """Missing, foreign and misshapen tensors, another architecture, a missing folder, an existing --out: one line each."""
-    theirs = hf.to_olmo2(GPT(CONFIG).state_dict(), CONFIG)
+    theirs = olmo2.to_olmo2(GPT(CONFIG).state_dict(), CONFIG)
     with pytest.raises(UserError, match="lack lm_head"):
-        hf.from_olmo2({k: v for k, v in theirs.items() if k != "lm_head.weight"}, CONFIG)
+        olmo2.from_olmo2({k: v for k, v in theirs.items() if k != "lm_head.weight"}, CONFIG)
     with pytest.raises(UserError, match="unknown router"):
-        hf.from_olmo2(theirs | {"router": torch.zeros(1)}, CONFIG)
+        olmo2.from_olmo2(theirs | {"router": torch.zeros(1)}, CONFIG)
     with pytest.raises(UserError, match="model.norm.weight is"):
-        hf.from_olmo2(theirs | {"model.norm.weight": torch.zeros(3)}, CONFIG)
+        olmo2.from_olmo2(theirs | {"model.norm.weight": torch.zeros(3)}, CONFIG)
 
     def convert(**flags):
-        hf.main(
-            hf.Config(
+        olmo2.main(
+            olmo2.Config(
                 **{"weights": str(tmp_path / "olmo2"), "out": str(tmp_path / "new.pt"), "tokenizer": "world"} | flags
             )
         )
@@ -121,7 +121,7 @@ def test_a_weird_folder_is_one_line(name, tmp_path):
     """Sizes, numbers, weights and files that no OLMo2 has: a UserError of one line, at once, and no checkpoint."""
     config, weights = (
         HF_CONFIG | WEIRD_CONFIGS.get(name, {}),
-        hf.to_olmo2(GPT(CONFIG).init_weights(0).state_dict(), CONFIG),
+        olmo2.to_olmo2(GPT(CONFIG).init_weights(0).state_dict(), CONFIG),
     )
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(WEIRD_WEIGHTS.get(name, dict)(weights), tmp_path / "model.safetensors")
@@ -129,13 +129,13 @@ def test_a_weird_folder_is_one_line(name, tmp_path):
         file, content = WEIRD_FILES[name]
         (tmp_path / file).write_bytes(content)
     with pytest.raises(UserError) as error:
-        hf.main(hf.Config(weights=str(tmp_path), out=str(tmp_path / "x.pt"), tokenizer="world"))
+        olmo2.main(olmo2.Config(weights=str(tmp_path), out=str(tmp_path / "x.pt"), tokenizer="world"))
     assert "\n" not in str(error.value) and not list(tmp_path.glob("x.pt*"))
 
 
 def test_the_plain_folder_is_converted(tmp_path):
     """What the weird folders are made from, without what is weird in them."""
     (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
-    save_file(hf.to_olmo2(GPT(CONFIG).init_weights(0).state_dict(), CONFIG), tmp_path / "model.safetensors")
-    hf.main(hf.Config(weights=str(tmp_path), out=str(tmp_path / "x.pt"), tokenizer="world"))
+    save_file(olmo2.to_olmo2(GPT(CONFIG).init_weights(0).state_dict(), CONFIG), tmp_path / "model.safetensors")
+    olmo2.main(olmo2.Config(weights=str(tmp_path), out=str(tmp_path / "x.pt"), tokenizer="world"))
     assert load_model(load_checkpoint(tmp_path / "x.pt")).config == CONFIG

@@ -1,7 +1,7 @@
 """Records of evaluated models, and how they are put beside each other: by recipe, checkpoint, replicate, step.
 
 A record is what eval.py wrote (NAME.json: per question n and how many were right) with NAME.cell.json beside it, by
-excursion.py: recipe, seed, pretraining tokens, training step, variant, training curve, a few samples, seconds. What a
+an excursion: recipe, seed, pretraining tokens, training step, variant, training curve, a few samples, seconds. What a
 record lacks (older ones have no `process`, `floor`, `entropy`, `step`) is absent, not zero.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from cli import UserError
 from eval import pass_at_k
-from stats import Estimate, bootstrap, estimate
+from excursion.stats import Estimate, bootstrap, estimate
 
 # recipe → (name, colour, marker, line, filled): the palette of Okabe and Ito, and never colour alone
 STYLE = {
@@ -182,7 +182,7 @@ def load(folder: Path) -> list[Entry]:
             RecursionError,
             OverflowError,
         ) as error:
-            raise UserError(f"{path}: no record of excursion.py ({error!r})") from None
+            raise UserError(f"{path}: no record of an excursion ({error!r})") from None
         entries.append(entry)
     if not entries:
         raise UserError(f"{folder}: no record in it yet: nothing was evaluated so far")

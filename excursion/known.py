@@ -1,4 +1,4 @@
-"""Going on with a plan in another place, from its records alone: `excursion.py run --records DIR`.
+"""Going on with a plan in another place, from its records alone: `python -m excursion run --records DIR`.
 
 Checkpoints are too large to be committed; records are not. Cells whose records lie in DIR are not made again, nor is what
 only they need. Recipes are compared within a *unit*, one base checkpoint. Where a unit is half done its base model is
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from checkpoint import load_checkpoint
 from cli import UserError
+from excursion.runner import Cell
 from files import MALFORMED, read_json, write_text
-from runner import Cell
 
 
 def base_of(cell: Cell, maker: dict[Path, Cell]) -> Path | None:
