@@ -18,6 +18,7 @@ import runtime
 import sft
 from cli import UserError
 from model import GPTConfig
+from tools import olmo2
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 TINY = dict(prompts=3, rollouts=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
