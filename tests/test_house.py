@@ -1,0 +1,67 @@
+"""The house: imports run down only, and a step passes through few functions."""
+
+import ast
+import graphlib
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+# From the ground up. Within a folder files may import each other, but never in a circle.
+FLOORS = (
+    ("cli",),
+    ("files",),
+    ("kernels", "verifier"),
+    ("data",),
+    ("model",),
+    ("checkpoint",),
+    ("packing", "sampler", "runtime"),
+    ("eval",),
+    ("sft", "rl", "pretrain"),
+    ("average",),
+    ("excursion", "tools"),
+)
+
+
+def product_files() -> dict[str, ast.Module]:
+    """module name → its syntax tree, of every Python file outside tests/."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    paths = [path for path in listed.split() if not path.startswith("tests/") and (ROOT / path).exists()]
+    return {
+        path[:-3].replace("/", ".").removesuffix(".__init__"): ast.parse((ROOT / path).read_text()) for path in paths
+    }
+
+
+def imports(tree: ast.Module, modules: set[str]) -> set[str]:
+    """The project's own modules that a file imports, at its top or anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & modules) or {node.module}
+    return found & modules
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    trees = product_files()
+    return {module: imports(tree, set(trees)) for module, tree in trees.items()}
+
+
+def test_imports_run_down(graph):
+    """A file imports files of lower floors, or of its own folder: no import runs back up."""
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    unknown = {module.split(".")[0] for module in graph} - floor.keys()
+    assert not unknown, "a new file or folder: give it a floor"
+    for module, imported in graph.items():
+        home = module.split(".")[0]
+        for other in imported:
+            above = other.split(".")[0]
+            assert above == home or floor[above] < floor[home], f"{module} imports {other}, which is not below it"
+
+
+def test_no_circles(graph):
+    """No two files import each other, directly or through others."""
+    list(graphlib.TopologicalSorter({m: i - {m} for m, i in graph.items()}).static_order())
