@@ -19,12 +19,11 @@ from cli import cli
 from data import prepare
 from data import questions as data_questions
 
+PAGES = ("README.md", "docs/data.md", "docs/paper.md", "docs/kernels.md", "docs/files.md")
 NOT_RUN = {
     "make excursion": "half an hour; test_excursion.py runs the same program at the smoke scale",
     "make smoke": "installs, then runs commands that are run here",
-    "make test": "runs this test",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
-    "python -m excursion report --records results/excursion --out out/again": "as the line above, other records",
 }
 EVALUATION = "--eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 0 --show 0"
 ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --minibatch 0 --max_new_tokens 4 --limit 8"
@@ -108,9 +107,10 @@ def place(world, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_readme(place, monkeypatch, capsys):
+def test_every_command_of_readme_and_docs(place, monkeypatch, capsys):
     """Each runs to its end in the order given, on what the ones before it left; the list of those not run is not stale."""
-    found = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in PAGES]
+    found = list(dict.fromkeys(command for page in pages for command in commands(page)))
     assert len(found) > 25 and NOT_RUN.keys() <= set(found)
     for command in found:
         if command in NOT_RUN:
