@@ -50,7 +50,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from files import MALFORMED, write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
-from sampler import SamplerConfig, Samples, sample
+from sampler import Continuation, SamplerConfig, sample, sample_over_ranks
 from verifier import GRADERS, canonical, extract_answer, judge
 from verifier.process import equations, sound
 
@@ -233,35 +233,21 @@ def evaluate_questions(
     kept, long = fitting(questions, tokenizer, model.config.context, max_new_tokens)
     questions = [question for question, _ in kept]
     prompts, shots = build_prompts(questions, tokenizer, examples or [], room, prompt)
-    mine = np.arange(len(questions))[process.rank :: process.world]
-    bar = tqdm(
-        total=len(mine) * n, desc=label, unit="row", disable=not process.main or None, leave=False, dynamic_ncols=True
+    rows = sample_over_ranks(
+        model,
+        prompts,
+        n,
+        process,
+        lambda i, answers: _judge(questions[i], answers, tokenizer, grader, truncated),
+        label=label,
+        stop=tokenizer.eos,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        slots=slots,
+        kv_gib=kv_gib,
     )
-    with process.autocast():
-        samples = sample(
-            model,
-            [prompts[i] for i in mine],
-            n,
-            stop=tokenizer.eos,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            slots=slots,
-            kv_gib=kv_gib,
-            row_ids=(mine[:, None] * n + np.arange(n)).ravel(),
-            progress=bar.update,
-            stopping=process.stopping,
-        )
-    bar.close()
-    judged = [
-        _judge(questions[i], samples, row * n, n, tokenizer, grader, truncated)
-        for row, i in process.unless_stopping(enumerate(mine))
-    ]
-    # rank r judged the questions r, r + world, ...
-    shares = process.gather(judged)
-    rows = [shares[i % process.world][i // process.world] for i in range(len(questions))]
-
     c = {"strict": np.array([r["c"] for r in rows]), "lenient": np.array([r["c_lenient"] for r in rows])}
     record = {
         "n": n,
@@ -296,17 +282,14 @@ def evaluate_questions(
                     for r, q in zip(rows, questions, strict=True)]  # fmt: skip
 
 
-def _judge(
-    question: dict, samples: Samples, start: int, n: int, tokenizer: Tokenizer, grader: str, truncated: str
-) -> dict:
-    """Counts over the n samples of one question, which begin at row `start`."""
-    texts = [tokenizer.decode(samples.response(row)) for row in range(start, start + n)]
-    finished = samples.finished[start : start + n].tolist()
+def _judge(question: dict, answers: list[Continuation], tokenizer: Tokenizer, grader: str, truncated: str) -> dict:
+    """Counts over the n sampled answers to one question."""
+    n, texts = len(answers), [tokenizer.decode(a.text_tokens) for a in answers]
+    finished = [a.finished for a in answers]
     verdicts = [judge(t, question["answer"], f, grader, truncated) for t, f in zip(texts, finished, strict=True)]
     strict, marks = zip(*verdicts, strict=True)
     vote = majority_vote(strict)
-    answers = [a if a is None else canonical(a) for a in strict]
-    rows = slice(start, start + n)
+    values = [a if a is None else canonical(a) for a in strict]
     process, judged = {}, [{"text": text, "right": ok} for text, ok in zip(texts, marks, strict=True)]
     if question.get("source") == "world":  # whose solutions have their arithmetic written out
         paths = [equations(text) for text in texts]
@@ -320,12 +303,12 @@ def _judge(
         "c": sum(marks),
         "c_lenient": sum(GRADERS["lenient"](text, question["answer"]).right for text in texts),
         **process,
-        "h_answers": entropy(answers),
+        "h_answers": entropy(values),
         "box": sum(a is not None for a in strict),
         "majority": float(vote is not None and marks[strict.index(vote)]),
         "finished": sum(finished),
-        "tokens": int(samples.lengths[rows].sum()),
-        "answers": answers,
+        "tokens": sum(len(a.tokens) for a in answers),
+        "answers": values,
         "samples": judged,
     }
 

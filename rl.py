@@ -56,7 +56,7 @@ from runtime import (
     open_checkpoint,
     optimizer_step,
 )
-from sampler import SamplerConfig, sample
+from sampler import Continuation, SamplerConfig, sample_over_ranks
 from verifier import judge
 
 
@@ -302,44 +302,39 @@ class GRPO:
         return groups, stats
 
     def _sample(self, model: GPT, drawn: list[tuple[dict, list[int]]], first: int) -> list[Group]:
-        c, n = self.config, self.config.rollouts
-        mine = np.arange(len(drawn))[self.process.rank :: self.process.world]
-        with self.process.autocast():
-            samples = sample(
-                model,
-                [drawn[i][1] for i in mine],
-                n,
-                stop=self.tokenizer.eos,
-                max_new_tokens=self.max_new_tokens,
-                temperature=c.temperature,
-                seed=self.seed,
-                slots=c.slots,
-                kv_gib=c.kv_gib,
-                row_ids=((first + mine[:, None]) * n + np.arange(n)).ravel(),  # never the same numbers twice in a run
-                stopping=self.process.stopping,
-            )
-        groups = []
-        for j, i in self.process.unless_stopping(enumerate(mine)):
-            rows = range(j * n, (j + 1) * n)
-            lengths = [int(samples.lengths[r]) for r in rows]
-            finished = [bool(samples.finished[r]) for r in rows]
-            texts = [self.tokenizer.decode(samples.response(r)) for r in rows]
-            judged = [reward_of(t, drawn[i][0]["answer"], f, c) for t, f in zip(texts, finished, strict=True)]
-            rewards, valid = [r for r, _ in judged], [f or c.truncated != "mask" for f in finished]
-            group = Group(
-                question=drawn[i][0],
-                prompt=drawn[i][1],
-                answers=[samples.tokens[r, :m].tolist() for r, m in zip(rows, lengths, strict=True)],
-                old_log_prob=[samples.log_probs[r, :m].numpy().copy() for r, m in zip(rows, lengths, strict=True)],
+        c = self.config
+
+        def judged(i: int, answers: list[Continuation]) -> Group:
+            question, prompt = drawn[i]
+            texts = [self.tokenizer.decode(a.text_tokens) for a in answers]
+            verdicts = [reward_of(t, question["answer"], a.finished, c) for t, a in zip(texts, answers, strict=True)]
+            rewards, valid = [r for r, _ in verdicts], [a.finished or c.truncated != "mask" for a in answers]
+            return Group(
+                question=question,
+                prompt=prompt,
+                answers=[a.tokens for a in answers],
+                old_log_prob=[a.log_probs for a in answers],
                 rewards=rewards,
                 valid=valid,
-                finished=finished,
-                right=[right for _, right in judged],
+                finished=[a.finished for a in answers],
+                right=[right for _, right in verdicts],
                 advantage=advantages(torch.tensor([rewards]), torch.tensor([valid]), c.advantage)[0].numpy(),
             )
-            groups.append(group)
-        shares = self.process.gather(groups)
-        return [shares[i % self.process.world][i // self.process.world] for i in range(len(drawn))]
+
+        return sample_over_ranks(
+            model,
+            [prompt for _, prompt in drawn],
+            c.rollouts,
+            self.process,
+            judged,
+            first=first,
+            stop=self.tokenizer.eos,
+            max_new_tokens=self.max_new_tokens,
+            temperature=c.temperature,
+            seed=self.seed,
+            slots=c.slots,
+            kv_gib=c.kv_gib,
+        )
 
     def _forward_flops(self, model: GPT, g: Group, rows) -> float:
         """One forward pass over a prompt and some of its answers, in sampling as in training."""

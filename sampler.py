@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 import kernels
 from cli import UserError
@@ -203,6 +204,70 @@ def sample(
     if not out.log_probs.isfinite().all():  # once for all: a logit that is not finite makes its row's log-prob NaN
         raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
     return out
+
+
+@dataclass
+class Continuation:
+    """One sampled answer to a prompt."""
+
+    tokens: list[int]  # the stop token, if it was sampled, is the last one
+    log_probs: np.ndarray  # (len(tokens),) fp32, log p at the sampling temperature (before top-p)
+    finished: bool  # ended by the stop token; False: cut at max_new_tokens
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """The tokens without the stop token: what is decoded and judged."""
+        return self.tokens[: len(self.tokens) - self.finished]
+
+
+def sample_over_ranks(
+    model: GPT,
+    prompts: list[list[int]],
+    n: int,
+    process,
+    make: Callable[[int, list[Continuation]], object],
+    *,
+    first: int = 0,
+    label: str = "",
+    **sampling,
+) -> list:
+    """Sample n continuations of each prompt, shared out over the ranks: rank r takes prompts r, r + world, ...
+
+    Args:
+        process: runtime.Process. May stop the run.
+        make: make(i, answers) makes what is wanted of the n answers to prompts[i]; it is called on one rank.
+        first: number of prompts[0] in the run. The random numbers depend on it, not on the number of ranks.
+        label: title of a progress bar; "": none. sampling: as for `sample`.
+
+    Returns:
+        What `make` returned for each prompt, in their order, on every rank.
+    """
+    mine = np.arange(len(prompts))[process.rank :: process.world]
+    hidden = not (label and process.main) or None  # None: hidden where there is no terminal
+    with (
+        tqdm(total=len(mine) * n, desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar,
+        process.autocast(),
+    ):
+        samples = sample(
+            model,
+            [prompts[i] for i in mine],
+            n,
+            row_ids=((first + mine[:, None]) * n + np.arange(n)).ravel(),  # never the same numbers twice in a run
+            progress=bar.update,
+            stopping=process.stopping,
+            **sampling,
+        )
+    made = []
+    for j, i in process.unless_stopping(enumerate(mine)):
+        answers = [
+            Continuation(samples.tokens[r, :m].tolist(), samples.log_probs[r, :m].numpy().copy(), finished)
+            for r, m, finished in (
+                (r, int(samples.lengths[r]), bool(samples.finished[r])) for r in range(j * n, (j + 1) * n)
+            )
+        ]
+        made.append(make(int(i), answers))
+    shares = process.gather(made)
+    return [shares[i % process.world][i // process.world] for i in range(len(prompts))]
 
 
 def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

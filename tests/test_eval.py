@@ -15,6 +15,7 @@ import torch
 import average
 import eval as evaluation
 import rl
+import sampler
 import sft
 from cli import UserError, cli
 from data.questions import few_shot_prompt
@@ -161,7 +162,7 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
             tokens[row, len(i)] = stop if finished[row] else tokens[row, len(i)]
         return Samples(tokens, torch.zeros(12, max_new_tokens), lengths, finished, torch.arange(12) // 4)
 
-    monkeypatch.setattr(evaluation, "sample", sample)
+    monkeypatch.setattr(sampler, "sample", sample)
     return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40, **flags)
 
 
@@ -244,7 +245,7 @@ def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base
     def sample(*_, **__):
         raise AssertionError("sampled before all was checked")
 
-    monkeypatch.setattr(evaluation, "sample", sample)
+    monkeypatch.setattr(evaluation, "sample_over_ranks", sample)
     monkeypatch.setattr(evaluation, "continuation_log_probs", sample)
     places = {"{P}": str(wrong), "{G}": str(base / "last.pt")}
     words = flags
@@ -377,7 +378,7 @@ def fake_samples(monkeypatch, tokenizer, answers: list[list[str]]) -> None:
         tokens = torch.tensor([i + [stop] * (max_new_tokens - len(i)) for i in ids])
         return Samples(tokens, torch.zeros(tokens.shape), lengths, lengths > 0, torch.arange(len(ids)) // n)
 
-    monkeypatch.setattr(evaluation, "sample", sample)
+    monkeypatch.setattr(sampler, "sample", sample)
 
 
 WAYS = {  # four answers to each of two of the world's questions: is it right, and by true equations?
