@@ -36,16 +36,9 @@ from tqdm import tqdm
 import kernels
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
-from data.questions import (
-    HUB_QUESTIONS,
-    few_shot_prompt,
-    fitting,
-    left_out,
-    load_examples,
-    load_questions,
-    parse_record,
-    read_records,
-)
+from data.prompt import few_shot_prompt, fitting, left_out
+from data.questions import HUB_QUESTIONS, load_examples, load_questions
+from data.readers import parse_record, read_records
 from data.tokenizer import Tokenizer, load_tokenizer
 from files import MALFORMED, write_jsonl, write_text
 from model import GPT

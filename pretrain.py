@@ -27,7 +27,8 @@ import kernels
 from cli import UserError, cli, given, refuse_idle
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
-from data.questions import encode_prompt, load_questions
+from data.prompt import encode_prompt
+from data.questions import load_questions
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval import bits_per_byte, default_new_tokens
 from model import GPT, SCALES, config_of, train_flops

@@ -37,7 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cli import UserError, cli
-from data.questions import fitting, left_out
+from data.prompt import fitting, left_out
 from data.tokenizer import Tokenizer
 from eval import HeldOut, default_new_tokens, find_questions, held_out
 from files import MALFORMED, named, write_jsonl

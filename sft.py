@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import UserError, cli
-from data.questions import encode_prompt, encode_solution, some
+from data.prompt import encode_prompt, encode_solution, listed
 from data.tokenizer import Tokenizer
 from eval import HeldOut, find_questions, held_out
 from model import GPT, packed_batches, sequence_flops
@@ -135,7 +135,7 @@ class SFT:
             if fitting:
                 self.data.add(prompt, fitting)
         if process.main and (long or unsolved):
-            of = (f" ({some(list(dict.fromkeys(ids)))})" if ids else "" for ids in (long, unsolved))
+            of = (f" ({listed(list(dict.fromkeys(ids)))})" if ids else "" for ids in (long, unsolved))
             print(f"left out: {len(long)} rows longer than the context of {context}{next(of)}, "
                   f"{len(unsolved)} questions without a solution{next(of)}", file=sys.stderr)  # fmt: skip
         if not self.data:

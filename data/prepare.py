@@ -49,27 +49,20 @@ from tqdm import tqdm
 from cli import UserError, cli, given
 from data import world
 from data.loader import META_FORMAT, parse_mix
+from data.prompt import format_prompt
 from data.questions import (
     HUB_QUESTIONS,
-    MAX_RECORD,
-    SUFFIXES,
     VALIDATION_GROUPS,
     BannedQuestions,
-    Record,
-    Skipped,
-    format_prompt,
-    hub_files,
     load_questions,
     merge_questions,
     normalise,
     parse_question,
-    parse_record,
     question_records,
-    read_records,
     remove,
     split_validation,
-    stream_hub,
 )
+from data.readers import MAX_RECORD, SUFFIXES, Record, Skipped, hub_files, parse_record, read_records, stream_hub
 from data.tokenizer import WORLD_RANKS, load_tokenizer, tokenizer_digest
 from files import MALFORMED, crc32, json_digest, remove_stale, replacing, replacing_path, write_jsonl, write_text
 

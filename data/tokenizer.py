@@ -21,7 +21,7 @@ import requests
 import tiktoken
 
 from cli import UserError
-from data.questions import INSTRUCTION
+from data.prompt import INSTRUCTION
 from files import write_bytes
 
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/"

@@ -32,7 +32,7 @@ from functools import lru_cache
 from itertools import accumulate, islice
 from typing import NamedTuple
 
-from data.questions import INSTRUCTION, format_prompt
+from data.prompt import INSTRUCTION, format_prompt
 
 # ------------------------------------------------------------------------------------------------------- the words
 

@@ -18,7 +18,7 @@ import rl
 import sampler
 import sft
 from cli import UserError, cli
-from data.questions import few_shot_prompt
+from data.prompt import few_shot_prompt
 from data.tokenizer import load_tokenizer
 from eval import (
     _join,

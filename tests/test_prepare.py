@@ -20,7 +20,9 @@ from cli import UserError
 from data import prepare, world
 from data.loader import Loader, locate, parse_mix
 from data.prepare import Config, build_world, main, shard_dtype
-from data.questions import BannedQuestions, Record, format_prompt, load_questions, normalise, stream_hub
+from data.prompt import format_prompt
+from data.questions import BannedQuestions, load_questions, normalise
+from data.readers import Record, stream_hub
 from data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import average
 import rl
 import sft
-from data.questions import encode_prompt
+from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
 from runtime import Process, Run, RunConfig, make_optimizer

@@ -1,4 +1,4 @@
-"""data/questions.py: reading questions of every form, splits that do not overlap, and what a model is shown."""
+"""data/questions.py, readers.py, prompt.py: questions of every form, splits that do not overlap, what a model is shown."""
 
 import gzip
 import json
@@ -12,24 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli import UserError
-from data import questions
+from data import questions, readers
+from data.prompt import PROMPT_FORMS, encode_prompt, encode_solution, few_shot_prompt
 from data.questions import (
     EXAMPLES,
-    GSM8K_TRAIN_8,
-    QUESTION_ANSWER,
     BannedQuestions,
-    encode_prompt,
-    encode_solution,
-    few_shot_prompt,
-    hub_files,
     load_examples,
     load_questions,
     normalise,
     parse_question,
-    read_records,
     remove,
     split_validation,
 )
+from data.readers import hub_files, read_records
 from data.tokenizer import load_tokenizer
 from files import write_jsonl
 from verifier import is_correct
@@ -216,7 +211,7 @@ def test_byte_order_mark(tmp_path):
 def test_overlong_lines(tmp_path, monkeypatch, capsys, suffix):
     """A line longer than MAX_RECORD is named, counted and skipped, in any compression, and no more than that is ever held
     of it; the lines around it are read, and one of just the limit too."""
-    monkeypatch.setattr(questions, "MAX_RECORD", 1000)
+    monkeypatch.setattr(readers, "MAX_RECORD", 1000)
     exact = json.dumps(OWN | {"question": "Exact?"}).encode()
     exact = exact[:-1] + b" " * (999 - len(exact)) + b"}"
     long = [json.dumps(OWN | {"question": "Long?" * n}).encode() for n in (200, 10_000)]
@@ -238,7 +233,7 @@ def test_txt_of_one_line(tmp_path):
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
         pieces = [record.content["text"] for record in read_records(tmp_path / f"{name}.txt")]
         assert "".join(piece.decode() for piece in pieces) == text and len(pieces) >= 2
-        assert max(map(len, pieces)) <= 2 * questions.TXT_PIECE
+        assert max(map(len, pieces)) <= 2 * readers.TXT_PIECE
     assert all(piece.endswith(b" ") for piece in [r.content["text"] for r in read_records(tmp_path / "words.txt")])
 
 
@@ -386,7 +381,7 @@ def test_few_shot_prompt_is_rows_and_a_prompt():
     )
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", ["gsm8k", "math"])
 def test_worked_examples(name, tmp_path):
     """The shipped examples are 8 different ones whose every solution earns the reward; a file of questions does as
     well, its first 8 with solutions; too few are refused."""
@@ -403,7 +398,7 @@ def test_question_answer_prompts():
     """The authors' prompt: GSM8K's own rows with their marks, the instruction after the last Answer:, no stop token; for
     MATH the answers boxed. Without examples the prompt is plain."""
     examples = load_examples("gsm8k_train")
-    texts = {form: TOKENIZER.decode(few_shot_prompt(examples, "Why?", TOKENIZER, form)) for form in QUESTION_ANSWER}
+    texts = {form: TOKENIZER.decode(few_shot_prompt(examples, "Why?", TOKENIZER, form)) for form in PROMPT_FORMS}
     hashes, boxed = texts["question_answer"], texts["question_answer_boxed"]
     assert hashes.startswith("Question: In Professor Plum's biology class there are 40 students.")
     assert "40 * 0.8 = <<40*0.8=32>>32 who own puppies." in hashes and hashes.count("\n#### ") == 8
@@ -415,7 +410,7 @@ def test_question_answer_prompts():
         "There are 100/4= <<100/4=25>>25 purple four leaf clovers\n\\boxed{25}\nQuestion: Why?\n"
         "Answer: Let's think step by step and output the final answer within \\boxed{}.\n"
     )
-    for form in QUESTION_ANSWER:
+    for form in PROMPT_FORMS:
         assert few_shot_prompt([], "Why?", TOKENIZER, form) == encode_prompt("Why?", TOKENIZER)
     own = TOKENIZER.decode(few_shot_prompt(load_examples("math", 1), "Why?", TOKENIZER, "question_answer"))
     assert own.startswith("Question: Solve $5x") and "$x = \\boxed{6}$.\n#### 6\nQuestion: Why?" in own
@@ -424,7 +419,7 @@ def test_question_answer_prompts():
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/realdata")
 def test_shipped_examples_are_gsm8k_s():
     """The shipped rows are rows of GSM8K's training set, character for character, and none of its test set."""
-    shipped = GSM8K_TRAIN_8.read_text(encoding="utf-8").splitlines()
+    shipped = (EXAMPLES / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     published = {json.loads(line)["question"]: json.loads(line) for line in gzip.open(REAL / "gsm8k_train.jsonl.gz")}
     assert all(published[json.loads(line)["question"]] == json.loads(line) for line in shipped) and len(shipped) == 8
     test = {normalise(row["question"]) for row in load_questions(REAL / "gsm8k_test.jsonl.gz")}
@@ -435,7 +430,8 @@ def test_worked_equations_are_right():
     """Each "a op b op c = d" in the grade-school examples holds: wrong arithmetic would prompt for more of it."""
     apply = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b}
     number = r"\d+(?:\.\d+)?"
-    equations = re.findall(rf"({number}(?: [-+*/] {number})+) = ({number})", "\n".join(s for _, s in EXAMPLES["gsm8k"]))
+    text = "\n".join(row["solutions"][0] for row in load_examples("gsm8k"))
+    equations = re.findall(rf"({number}(?: [-+*/] {number})+) = ({number})", text)
     for left, right in equations:
         first, *terms = left.split()
         value = float(first)  # from left to right: none of them mixes + and *

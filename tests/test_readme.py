@@ -81,7 +81,7 @@ def stand_in(path: Path) -> None:
 def hub(repository: str, config: str, split: str, *_) -> list[dict]:
     """What stands for the hub: a few rows in the form of each data set."""
     if repository == "openai/gsm8k":
-        return [json.loads(line) for line in data_questions.GSM8K_TRAIN_8.read_text().splitlines()]
+        return [json.loads(line) for line in (data_questions.EXAMPLES / "gsm8k_train.jsonl").read_text().splitlines()]
     return question_rows(30) if "OpenMathInstruct" in repository else [{"text": f"{config} {t}"} for t in texts(60)]
 
 

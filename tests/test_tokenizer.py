@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cli import UserError
 from data import tokenizer as module
 from data import world
-from data.questions import INSTRUCTION, format_prompt
+from data.prompt import INSTRUCTION, format_prompt
 from data.tokenizer import PUBLISHED, RANKS_URL, WORLD_RANKS, load_tokenizer
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"

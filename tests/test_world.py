@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from data import world
-from data.questions import INSTRUCTION, few_shot_prompt, format_prompt
+from data.prompt import INSTRUCTION, few_shot_prompt, format_prompt
 from data.tokenizer import load_tokenizer
 from eval import default_new_tokens
 from model import SCALES

@@ -21,7 +21,7 @@ from torture_place import Torture
 
 import rl
 from cli import UserError
-from data.questions import SUFFIXES
+from data.readers import SUFFIXES
 
 
 def part_readers(t: Torture) -> None:
@@ -255,7 +255,7 @@ def questions_in(suffix: str):
 
 
 def reader_text(t, st):
-    from data.questions import parse_record, read_records
+    from data.readers import parse_record, read_records
 
     def read(path):
         for record in read_records(path):
