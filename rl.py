@@ -41,7 +41,8 @@ from data.prompt import fitting, left_out
 from data.tokenizer import Tokenizer
 from eval import HeldOut, default_new_tokens, find_questions, held_out
 from files import MALFORMED, named, write_jsonl
-from model import GPT, packed_batches, sequence_flops
+from model import GPT, sequence_flops
+from packing import packed_batches
 from runtime import (
     Clock,
     Cursor,

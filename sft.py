@@ -6,7 +6,7 @@
     python sft.py --resume --out out/sft                                                 # go on after a kill: the same bits
 
 A row is prompt, solution, one stop token; the loss is on the solution and its stop token alone. Rows are packed without
-padding, and no row attends to another (model.Packed, which RL uses too; solutions of the same question in a batch share
+padding, and no row attends to another (packing.Packed, which RL uses too; solutions of the same question in a batch share
 its prompt). A row that is too long for the model is left out, counted and reported; none is cut (but see --sft_cut).
 
 The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departures from the authors' code (--preset paper does
@@ -28,7 +28,8 @@ from cli import UserError, cli
 from data.prompt import encode_prompt, encode_solution, listed
 from data.tokenizer import Tokenizer
 from eval import HeldOut, find_questions, held_out
-from model import GPT, packed_batches, sequence_flops
+from model import GPT, sequence_flops
+from packing import packed_batches
 from runtime import (
     Clock,
     Cursor,

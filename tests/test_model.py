@@ -13,14 +13,13 @@ from model import (
     GPT,
     GPTConfig,
     KVCache,
-    Packed,
     config_of,
     dense_params,
     forward_flops,
-    packed_batches,
     sequence_flops,
     train_flops,
 )
+from packing import Packed, packed_batches
 from sampler import _members
 from tools.olmo2 import to_olmo2
 

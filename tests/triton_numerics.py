@@ -22,7 +22,7 @@ import kernels
 import pretrain
 import rl
 import runtime
-from model import Packed
+from packing import Packed
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
