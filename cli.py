@@ -45,7 +45,6 @@ RANGES = {
     "sft_lr": "[0, 100]",
     "sft_weight_decay": "[0, 100]",
     "shard_tokens": "[1, 1e12]",
-    "slots": "[1, 1e6]",
     "steps": "[1, 1e9]",
     "temperature": "0 or [0.01, 100]",
     "tokens": "[0, 1e18]",

@@ -205,7 +205,6 @@ def evaluate_questions(
     grader: str = "strict",
     truncated: str = "wrong",
     seed: int = 0,
-    slots: int = 512,
     kv_gib: float = 4.0,
     label: str = "questions",
 ) -> tuple[dict, list[dict]]:
@@ -238,7 +237,6 @@ def evaluate_questions(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        slots=slots,
         kv_gib=kv_gib,
     )
     c = {"strict": np.array([r["c"] for r in rows]), "lenient": np.array([r["c_lenient"] for r in rows])}
@@ -548,7 +546,6 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
                 process,
                 n=config.eval_samples,
                 ks=(1, 8, 32),
-                slots=config.slots,
                 kv_gib=config.kv_gib,
                 max_new_tokens=new,
                 grader=getattr(config, "grader", "strict"),
@@ -702,7 +699,6 @@ def evaluate_checkpoint(
             grader=config.grader,
             truncated=config.truncated,
             seed=config.seed,
-            slots=config.slots,
             kv_gib=config.kv_gib,
             label=label,
         )
@@ -800,12 +796,12 @@ def ask(config: Config, process: Process) -> None:
     prompts, _ = build_prompts([{"question": config.ask}], tokenizer, [], model.config.context - new)
     temperature = config.temperature if "temperature" in given(config) else 0.0
     with process.autocast():
-        samples = sample(
+        ((answer,),) = sample(
             model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, temperature=temperature, top_p=config.top_p,
             seed=config.seed,
         )  # fmt: skip
-    text = tokenizer.decode(samples.response(0))
-    print(f"{text}\n\nanswer: {extract_answer(text)}" + ("" if samples.finished[0] else " (cut at --max_new_tokens)"))
+    text = tokenizer.decode(answer.text_tokens)
+    print(f"{text}\n\nanswer: {extract_answer(text)}" + ("" if answer.finished else " (cut at --max_new_tokens)"))
 
 
 def idle(config: Config) -> dict[str, str]:

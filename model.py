@@ -15,7 +15,6 @@ which never holds the (N, V) logits. What a token may attend to is the `attend` 
 a cache in the sampler, a shared prompt in the RL update.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,14 +65,11 @@ class GPTConfig:
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} and n_kv_heads must divide it")
+        self.head_dim = self.d_model // self.n_heads
         if self.head_dim % 2 or self.context * self.head_dim > 2**27:
             raise ValueError(
                 f"a head of {self.head_dim} at {self.context} positions: rotary needs an even size, 2^27 in all"
             )
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.n_heads
 
 
 # The tokenizer sets the vocabulary. olmo2-1b is the paper's model. micro has 4 heads of 32: with 2
@@ -198,19 +194,16 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-def dense_params(c: GPTConfig) -> int:
-    """Parameters that multiply every token: blocks and head, without the embedding table and the gains."""
+def forward_flops(c: GPTConfig, keys: float) -> float:
+    """FLOPs of one token's forward pass that attends to `keys` keys: 2·M + 4·L·C·keys.
+
+    M are the parameters that multiply a token: blocks and head, without the embedding table and the gains. A causal
+    sequence of T tokens has (T + 1) / 2 keys a token on average. Backward costs twice as much again.
+    """
     kv_width = c.n_kv_heads * c.head_dim
     block = 2 * c.d_model * c.d_model + 2 * c.d_model * kv_width + 3 * c.d_model * c.d_ff
-    return c.n_layers * block + c.vocab_size * c.d_model
-
-
-def forward_flops(c: GPTConfig, keys: float) -> float:
-    """FLOPs of one token's forward pass that attends to `keys` keys: 2 per dense parameter + 4·L·C per key.
-
-    A causal sequence of T tokens has (T + 1) / 2 keys a token on average. Backward costs twice as much again.
-    """
-    return 2.0 * dense_params(c) + 4.0 * c.n_layers * c.d_model * keys
+    dense = c.n_layers * block + c.vocab_size * c.d_model
+    return 2.0 * dense + 4.0 * c.n_layers * c.d_model * keys
 
 
 def train_flops(c: GPTConfig, seq_len: int) -> float:
@@ -222,95 +215,3 @@ def sequence_flops(c: GPTConfig, prompt: int, generated: int, rows: int = 1) -> 
     """FLOPs to sample `rows` continuations of `generated` tokens after one shared prefill of `prompt` tokens."""
     decode = generated * forward_flops(c, prompt + (generated + 1) / 2)
     return prompt * forward_flops(c, (prompt + 1) / 2) + rows * decode
-
-
-class KVCache:
-    """Keys and values for decoding many rows at once, each row at a position of its own.
-
-    Two parts: `prompt` entries are computed once and attended by all rows that continue that prompt; `own` slots hold
-    what each row has generated. Rows 0 .. B-1 are the live ones, so that a decoding step reads views and copies
-    nothing; the sampler keeps them packed. Both parts are allocated once.
-
-        prompt_k, prompt_v: (L, prompts, H_kv, prompt_len, D)        own_k, own_v: (L, slots, H_kv, new_tokens, D)
-    """
-
-    def __init__(self, c: GPTConfig, prompts: int, prompt_len: int, slots: int, new_tokens: int, like: Tensor):
-        shape = (c.n_layers, prompts, c.n_kv_heads, prompt_len, c.head_dim)
-        self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
-        shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
-        self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
-        self.zeroed = 0  # own tokens below this hold numbers: what is masked must be finite too, since 0 · nan is nan
-
-    @staticmethod
-    def bytes_per_token(c: GPTConfig, itemsize: int) -> int:
-        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * itemsize
-
-    def prefill(self, entries: Tensor) -> Attend:
-        """Attend causally within right-padded prompts (P, T) and store them as prompt `entries` (P,)."""
-
-        def attend(layer, q, k, v):
-            # under autocast the norms and the rotation leave q and k in fp32
-            self.prompt_k[layer, entries, :, : k.shape[1]] = k.transpose(1, 2).to(self.prompt_k.dtype)
-            self.prompt_v[layer, entries, :, : v.shape[1]] = v.transpose(1, 2).to(self.prompt_v.dtype)
-            return kernels.attention(q, k, v)
-
-        return attend
-
-    def move(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` own tokens of rows `source` to rows `target`."""
-        for cache in (self.own_k, self.own_v):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
-
-    def decode(self, own_length: Tensor, prompt_length: Tensor, members: Tensor) -> Attend:
-        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`.
-
-        Args:
-            own_length: (B,) own tokens stored before this one.
-            prompt_length: (B,) tokens of the prompt of each row.
-            members: (P, M) the live rows of prompt entries 0 .. P-1, padded with B; the queries of a prompt are put
-                side by side, so that its keys are read once for all its rows.
-        """
-        b, device = own_length.shape[0], own_length.device
-        own_len = int(own_length.max()) + 1
-        if own_len > self.zeroed:  # 16 tokens at a time: memory for long answers is not touched before there is one
-            end = min(own_len + 15, self.own_k.shape[3])
-            for cache in (self.own_k, self.own_v):
-                cache[:, :, :, self.zeroed : end] = 0
-            self.zeroed = end
-        prompt_len = int(prompt_length.max())
-        hidden_own = torch.arange(own_len, device=device) > own_length[:, None]  # (B, own_len)
-        hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length[:, None]
-        hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
-        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
-        # where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
-        _, h_kv, new_tokens, d = self.own_k.shape[1:]
-        write = torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length[:, None]
-        write = write.flatten()
-        p, m = members.shape
-        place = torch.empty(b + 1, dtype=torch.long, device=device)  # where each row stands in `members`
-        place[members.flatten()] = torch.arange(p * m, device=device)
-        place = place[:b]
-        members = members.flatten().clamp(max=b - 1)  # padding reads some row and is never read back
-
-        def attend(layer, q, k, v):
-            g = q.shape[2] // h_kv
-            self.own_k[layer].view(-1, d).index_copy_(0, write, k.reshape(-1, d).to(self.own_k.dtype))
-            self.own_v[layer].view(-1, d).index_copy_(0, write, v.reshape(-1, d).to(self.own_v.dtype))
-            own_k, own_v = (x[layer, :b, :, :own_len] for x in (self.own_k, self.own_v))  # (B, H_kv, own_len, D)
-            prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
-            q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)
-
-            def by_prompt(x):  # (B, H_kv, G, X) -> (P, H_kv, M*G, X)
-                return x[members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1)
-
-            def by_row(x):  # (P, H_kv, M*G, X) -> (B, H_kv, G, X)
-                return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[place]
-
-            score_prompt = by_row(by_prompt(q) @ prompt_k.transpose(-1, -2))
-            score = torch.cat([score_prompt, q @ own_k.transpose(-1, -2)], -1).float().add_(bias)
-            weight = score.softmax(-1).to(v.dtype)
-            out = weight[..., prompt_len:] @ own_v
-            out += by_row(by_prompt(weight[..., :prompt_len]) @ prompt_v)
-            return out.view(b, 1, h_kv * g, d)
-
-        return attend

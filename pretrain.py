@@ -214,8 +214,8 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
     if new < 1:
         return ""
     with process.autocast():
-        samples = sample(model, [prompt], 1, stop=tokenizer.eos, max_new_tokens=min(new, 128), temperature=0.0)
-    text = tokenizer.decode(prompt) + tokenizer.decode(samples.response(0))
+        ((sampled,),) = sample(model, [prompt], 1, stop=tokenizer.eos, max_new_tokens=min(new, 128), temperature=0.0)
+    text = tokenizer.decode(prompt) + tokenizer.decode(sampled.text_tokens)
     return "  | " + text.replace("\n", "\n  | ") + answer
 
 

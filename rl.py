@@ -333,7 +333,6 @@ class GRPO:
             max_new_tokens=self.max_new_tokens,
             temperature=c.temperature,
             seed=self.seed,
-            slots=c.slots,
             kv_gib=c.kv_gib,
         )
 

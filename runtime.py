@@ -395,7 +395,6 @@ FREE = {
         "micro_batch",
         "micro_tokens",
         "sft_micro_tokens",
-        "slots",
         "kv_gib",
     ),
     *(

@@ -1,11 +1,16 @@
-"""The batch sampler: prompts × n continuations, used by GRPO and by evaluation.
+"""The batch sampler: n continuations of each prompt, for GRPO and for evaluation.
 
-- A prompt is prefilled once; its n rows share the keys and values of that prefill.
-- A fixed number of slots decode together. A row that finishes gives its slot to the next waiting row at once; when
-  nothing waits any more, the last row moves into the hole, so that the live rows are always the first ones.
+    while rows are left:                     a row is one continuation
+        prefill    the next prompts: once each, their n rows share its keys and values
+        admit      rows that wait into the free slots
+        decode     one token for every slot
+        retire     rows that are done; rows from the end move into their slots
+
 - Prompts are taken in order of length, so that a batch of prefills is hardly padded.
 - The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend on the number of slots,
   on which rows decode side by side, or on when a row got its slot.
+
+Letters for shapes are those of model.py. P prompts stand in the cache.
 """
 
 import math
@@ -20,190 +25,19 @@ from tqdm import tqdm
 
 import kernels
 from cli import UserError
-from model import GPT, KVCache
+from model import GPT, Attend, GPTConfig
 
+SLOTS = 512  # rows that decode together, if kv_gib has room for them
+PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 BLOCK = 128  # words in a block of the two-level search for a token
 NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts the vocabulary
-PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 
 
 @dataclass
 class SamplerConfig:
     """Flags of whatever samples. They change memory and time, not the answers."""
 
-    slots: int = 512  # answers sampled side by side on a rank
-    kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB; bounds --slots
-
-
-@dataclass
-class Samples:
-    """R = len(prompts) · n rows, row r continuing prompt r // n. All on the CPU.
-
-    What lies behind a row's length is undefined: use `mask`, never token ids, to tell.
-    """
-
-    tokens: Tensor  # (R, max_new_tokens) int64; the stop token, if sampled, is the last of the length
-    log_probs: Tensor  # (R, max_new_tokens) fp32, log p at the sampling temperature (before top-p)
-    lengths: Tensor  # (R,) int64 generated tokens, the stop token included
-    finished: Tensor  # (R,) bool: ended by the stop token; False: cut at max_new_tokens
-    prompt_index: Tensor  # (R,) int64
-
-    @property
-    def mask(self) -> Tensor:
-        """(R, max_new_tokens) bool: the generated tokens, the sampled stop token among them."""
-        return torch.arange(self.tokens.shape[1]) < self.lengths[:, None]
-
-    def response(self, row: int) -> list[int]:
-        """The generated tokens of a row without its stop token."""
-        return self.tokens[row, : int(self.lengths[row]) - int(self.finished[row])].tolist()
-
-
-@torch.no_grad()  # not inference_mode: samples are trained on
-def sample(
-    model: GPT,
-    prompts: list[list[int]],
-    n: int,
-    *,
-    stop: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    slots: int = 512,
-    kv_gib: float = 2.0,
-    row_ids: np.ndarray | None = None,
-    progress: Callable[[int], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-) -> Samples:
-    """Sample n continuations of each prompt.
-
-    Args:
-        stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
-        slots: rows that decode together; fewer if their keys and values would take more than `kv_gib` GiB.
-        row_ids: (R,) numbers that replace r in the random numbers, for a rank that samples some rows of a larger batch.
-        progress: called with the number of rows that finished.
-        stopping: asked before every token; once it says True, the rest is not sampled and the result is not whole.
-
-    Raises:
-        UserError: a prompt is empty or leaves no room for max_new_tokens in the model's context; kv_gib holds no row.
-    """
-    rows_total = len(prompts) * n
-    out = Samples(
-        tokens=torch.full((rows_total, max_new_tokens), stop),
-        log_probs=torch.zeros(rows_total, max_new_tokens),
-        lengths=torch.zeros(rows_total, dtype=torch.long),
-        finished=torch.zeros(rows_total, dtype=torch.bool),
-        prompt_index=torch.arange(len(prompts)).repeat_interleave(n),
-    )
-    if rows_total == 0:
-        return out
-    longest = max(map(len, prompts))
-    if min(map(len, prompts)) == 0:
-        raise UserError("an empty prompt cannot be continued: give it at least one token")
-    if longest + max_new_tokens > model.config.context:
-        raise UserError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
-            f"{model.config.context}: use shorter prompts (fewer --shots) or fewer new tokens"
-        )
-    device, dtype = model.head.weight.device, model.head.weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    head = model.head.weight.to(dtype)  # once, not at every token
-    slots = _slots_in_memory(model, rows_total, n, longest, max_new_tokens, slots, kv_gib, dtype.itemsize)
-    entries = _entries(slots, n)
-    like = torch.empty(0, device=device, dtype=dtype)
-    cache = KVCache(model.config, entries, longest, slots, max_new_tokens, like)
-
-    row_ids = np.arange(rows_total) if row_ids is None else np.asarray(row_ids)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts waiting for their prefill
-    prompt_length = np.zeros(entries, dtype=np.int64)  # of the prompt in each cache entry
-    unfinished = np.zeros(entries, dtype=np.int64)  # rows of each entry that have not finished; 0: free
-    first_logits = torch.empty(entries, model.config.vocab_size, device=device)
-    waiting: list[tuple[int, int]] = []  # (row, entry) prefilled, without a slot; taken from the end
-    # The live rows, each array in slot order. `new` is the number of tokens a row has generated.
-    row, entry, new, token = (np.zeros(0, dtype=np.int64) for _ in range(4))
-    # Tokens are kept on the device in (slot, step) form and copied out when a row finishes
-    tokens = torch.zeros(slots, max_new_tokens, dtype=torch.long, device=device)
-    log_probs = torch.zeros(slots, max_new_tokens, device=device)
-
-    def draw(logits: Tensor) -> np.ndarray:
-        """Choose the next token of every live row, record it, and return the tokens."""
-        u = torch.from_numpy(uniform(seed, row_ids[row], new)).to(device)
-        chosen, log_prob = choose(logits, u, temperature, top_p)
-        place = torch.arange(len(row), device=device), torch.from_numpy(new).to(device)
-        tokens[place], log_probs[place] = chosen, log_prob
-        return chosen.cpu().numpy()
-
-    members = None
-    while (order or waiting or len(row)) and not stopping():
-        # 1. No row waits for a free slot: prefill as many prompts as there are entries for, up to a batch
-        free = np.flatnonzero(unfinished == 0)
-        batch = min(max(1, PREFILL_TOKENS // longest), len(free), len(order))
-        if batch and not waiting and len(row) < slots:
-            taken = [order.pop() for _ in range(batch)]  # the longest first: the last ones to wait for are short
-            where = free[: len(taken)]
-            length = np.array([len(prompts[i]) for i in taken])
-            padded = np.zeros((len(taken), length.max()), dtype=np.int64)
-            for i, index in enumerate(taken):
-                padded[i, : length[i]] = prompts[index]
-            target = torch.from_numpy(where).to(device)
-            hidden = model(torch.from_numpy(padded).to(device), attend=cache.prefill(target))
-            last = hidden[torch.arange(len(taken)), torch.from_numpy(length - 1)]
-            first_logits[target] = kernels.logits(last, head)
-            prompt_length[where], unfinished[where] = length, n
-            waiting = [(index * n + j, e) for index, e in zip(taken, where, strict=True) for j in range(n)][::-1]
-        # 2. Waiting rows take the free slots; their first token comes from the prefill
-        admitted = min(slots - len(row), len(waiting))
-        if admitted:
-            new_row, new_entry = np.array([waiting.pop() for _ in range(admitted)]).T
-            row, entry = np.append(row, new_row), np.append(entry, new_entry)
-            new, token = np.append(new, np.zeros(admitted, np.int64)), np.append(token, np.zeros(admitted, np.int64))
-            members = None
-        # 3. One token for every live row: one decoding step, except for rows that were just admitted
-        fresh = new == 0
-        logits = []
-        old = len(row) - int(fresh.sum())  # fresh rows stand behind the others
-        if old:
-            if members is None:
-                members = torch.from_numpy(_members(entry[:old])).to(device)
-            position = torch.from_numpy(prompt_length[entry[:old]] + new[:old] - 1).to(device)
-            attend = cache.decode(
-                torch.from_numpy(new[:old] - 1).to(device),
-                torch.from_numpy(prompt_length[entry[:old]]).to(device),
-                members,
-            )
-            hidden = model(torch.from_numpy(token[:old, None]).to(device), position[:, None], attend)
-            logits.append(kernels.logits(hidden[:, 0], head))
-        if fresh.any():
-            logits.append(first_logits[torch.from_numpy(entry[old:]).to(device)])
-            members = None
-        token = draw(torch.cat(logits) if len(logits) > 1 else logits[0])
-        new += 1
-        # 4. Rows that are done are copied out, and the rows behind close the gaps
-        done = (token == stop) | (new == max_new_tokens)
-        if done.any():
-            slot = torch.from_numpy(np.flatnonzero(done))
-            target = torch.from_numpy(row[done])
-            out.tokens[target], out.log_probs[target] = tokens[slot].cpu(), log_probs[slot].cpu()
-            out.lengths[target] = torch.from_numpy(new[done])
-            out.finished[target] = torch.from_numpy(token[done] == stop)
-            np.subtract.at(unfinished, entry[done], 1)
-            live = len(row) - int(done.sum())
-            holes = np.flatnonzero(done[:live])
-            movers = live + np.flatnonzero(~done[live:])
-            if len(holes):
-                source, hole = torch.from_numpy(movers).to(device), torch.from_numpy(holes).to(device)
-                cache.move(source, hole, int(new[movers].max()))
-                tokens[hole], log_probs[hole] = tokens[source], log_probs[source]
-                for array in (row, entry, new, token):
-                    array[holes] = array[movers]
-            row, entry, new, token = row[:live], entry[:live], new[:live], token[:live]
-            members = None
-            if progress:
-                progress(int(done.sum()))
-    if not out.log_probs.isfinite().all():  # once for all: a logit that is not finite makes its row's log-prob NaN
-        raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
-    return out
+    kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB
 
 
 @dataclass
@@ -242,32 +76,294 @@ def sample_over_ranks(
     Returns:
         What `make` returned for each prompt, in their order, on every rank.
     """
-    mine = np.arange(len(prompts))[process.rank :: process.world]
+    mine = range(process.rank, len(prompts), process.world)
+    row_ids = [(first + i) * n + j for i in mine for j in range(n)]  # never the same numbers twice in a run
     hidden = not (label and process.main) or None  # None: hidden where there is no terminal
     with (
-        tqdm(total=len(mine) * n, desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar,
+        tqdm(total=len(row_ids), desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar,
         process.autocast(),
     ):
-        samples = sample(
+        answers = sample(
             model,
             [prompts[i] for i in mine],
             n,
-            row_ids=((first + mine[:, None]) * n + np.arange(n)).ravel(),  # never the same numbers twice in a run
+            row_ids=row_ids,
             progress=bar.update,
             stopping=process.stopping,
             **sampling,
         )
-    made = []
-    for j, i in process.unless_stopping(enumerate(mine)):
-        answers = [
-            Continuation(samples.tokens[r, :m].tolist(), samples.log_probs[r, :m].numpy().copy(), finished)
-            for r, m, finished in (
-                (r, int(samples.lengths[r]), bool(samples.finished[r])) for r in range(j * n, (j + 1) * n)
-            )
-        ]
-        made.append(make(int(i), answers))
+    made = [make(i, a) for i, a in process.unless_stopping(zip(mine, answers, strict=True))]
     shares = process.gather(made)
     return [shares[i % process.world][i // process.world] for i in range(len(prompts))]
+
+
+@torch.no_grad()  # not inference_mode: samples are trained on
+def sample(
+    model: GPT,
+    prompts: list[list[int]],
+    n: int,
+    *,
+    stop: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    kv_gib: float = 2.0,
+    row_ids: list[int] | None = None,
+    progress: Callable[[int], object] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> list[list[Continuation]]:
+    """Sample n continuations of each prompt.
+
+    Args:
+        stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
+        kv_gib: memory for keys and values, in GiB. It bounds the rows that decode together, which are at most SLOTS.
+        row_ids: (P·n,) numbers that stand for the rows in the random numbers, for a rank that samples some rows of a
+            larger batch; default 0, 1, ...
+        progress: called with the number of rows that finished.
+        stopping: asked before every token; once it says True, the rest is not sampled and the result is not whole.
+
+    Returns:
+        The n continuations of each prompt.
+
+    Raises:
+        UserError: a prompt is empty or leaves no room for max_new_tokens in the model's context; kv_gib holds no row;
+            the model's logits are not finite.
+    """
+    if not prompts or not n:
+        return [[] for _ in prompts]
+    longest = max(map(len, prompts))
+    if min(map(len, prompts)) == 0:
+        raise UserError("an empty prompt cannot be continued: give it at least one token")
+    if longest + max_new_tokens > model.config.context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
+            f"{model.config.context}: use shorter prompts (fewer --shots) or fewer new tokens"
+        )
+    row_ids = np.arange(len(prompts) * n) if row_ids is None else np.asarray(row_ids)
+    slots = Slots(model, prompts, n, stop, max_new_tokens, kv_gib)
+    while slots.unfinished and not stopping():
+        slots.prefill()
+        slots.admit()
+        slots.decode(row_ids, seed, temperature, top_p)
+        retired = slots.retire()
+        if retired and progress:
+            progress(retired)
+    return [slots.finished[i : i + n] for i in range(0, len(slots.finished), n)]
+
+
+# A row that decodes or waits: its number, where its prompt stands in the cache, the prompt's length, tokens generated so
+# far, and the last of them
+ROW = np.dtype([(name, np.int64) for name in ("row", "entry", "prompt", "new", "token")])
+
+
+class Slots:
+    """A fixed number of rows that decode together. Row r of all continues prompt r // n.
+
+    The live rows stand in slots 0 .. B-1, so that a decoding step reads the first slots as views and copies nothing.
+    """
+
+    def __init__(self, model: GPT, prompts: list[list[int]], n: int, stop: int, max_new_tokens: int, kv_gib: float):
+        self.model, self.prompts, self.n, self.stop, self.max_new_tokens = model, prompts, n, stop, max_new_tokens
+        weight, c, longest = model.head.weight, model.config, max(map(len, prompts))
+        self.device, dtype = weight.device, weight.dtype
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)
+        self.head = weight.to(dtype)  # once, not at every token
+
+        # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
+        # have only a straggler left
+        slots = np.arange(1, min(SLOTS, len(prompts) * n) + 1)
+        entries = 2 * -(-slots // n) + 8
+        per_token = 2 * c.n_layers * c.n_kv_heads * c.head_dim * dtype.itemsize  # bytes
+        gib = per_token * (slots * max_new_tokens + entries * longest) / 2**30
+        if gib[0] > kv_gib:
+            raise UserError(
+                f"--kv_gib {kv_gib}: one row of {longest} + {max_new_tokens} tokens needs {gib[0]:.2f} GiB; raise it"
+            )
+        fit = np.flatnonzero(gib <= kv_gib)[-1]
+        self.slots, self.entries = int(slots[fit]), int(entries[fit])
+        self.cache = KVCache(c, self.entries, longest, self.slots, max_new_tokens, self.head)
+
+        self.prefill_batch = max(1, PREFILL_TOKENS // longest)
+        self.first_logits = torch.empty(self.entries, c.vocab_size, device=self.device)  # after each prompt
+        # Tokens are kept on the device, by slot and step, and copied out when a row is done
+        self.tokens = torch.zeros(self.slots, max_new_tokens, dtype=torch.long, device=self.device)
+        self.log_probs = torch.zeros(self.slots, max_new_tokens, device=self.device)
+
+        self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts to prefill, the last first
+        self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a slot
+        self.live = np.zeros(0, ROW)  # rows that decode, in the order of their slots
+        self.finished: list[Continuation | None] = [None] * (len(prompts) * n)
+        self.unfinished = len(self.finished)
+
+    def prefill(self) -> None:
+        """Compute the next prompts, when a slot is free and no row waits for it. Their n rows wait from then on."""
+        if not self.order or len(self.waiting) or len(self.live) == self.slots:
+            return
+        free = np.setdiff1d(np.arange(self.entries), self.live["entry"])
+        entry = free[: min(self.prefill_batch, len(self.order))]
+        if not len(entry):  # each holds the prompt of a straggler
+            return
+        taken = [self.order.pop() for _ in entry]  # the longest first: the last ones to wait for are short
+        length = np.array([len(self.prompts[i]) for i in taken])
+        padded = np.zeros((len(taken), length.max()), dtype=np.int64)
+        for i, index in enumerate(taken):
+            padded[i, : length[i]] = self.prompts[index]
+        target = torch.from_numpy(entry).to(self.device)
+        hidden = self.model(torch.from_numpy(padded).to(self.device), attend=self.cache.prefill(target))
+        last = hidden[torch.arange(len(taken)), torch.from_numpy(length - 1)]
+        self.first_logits[target] = kernels.logits(last, self.head)
+        self.waiting = np.zeros((len(taken), self.n), ROW)
+        self.waiting["row"] = np.array(taken)[:, None] * self.n + np.arange(self.n)
+        self.waiting["entry"], self.waiting["prompt"] = entry[:, None], length[:, None]
+        self.waiting = self.waiting.ravel()
+
+    def admit(self) -> None:
+        """Give the free slots to waiting rows, which come behind the live ones."""
+        free = self.slots - len(self.live)
+        if free and len(self.waiting):
+            self.live = np.concatenate([self.live, self.waiting[:free]])
+            self.waiting = self.waiting[free:]
+
+    def decode(self, row_ids: np.ndarray, seed: int, temperature: float, top_p: float) -> None:
+        """Draw a token for every live row: from its prompt's logits if it was just admitted, else by a decoding step."""
+        live, device = self.live, self.device
+        old = np.count_nonzero(live["new"])  # rows that were just admitted stand behind the others
+        logits = []
+        if old:
+            rows = live[:old]
+            token, position = (
+                torch.from_numpy(x[:, None]).to(device) for x in (rows["token"], rows["prompt"] + rows["new"] - 1)
+            )
+            attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1)
+            logits.append(kernels.logits(self.model(token, position, attend)[:, 0], self.head))
+        if old < len(live):
+            logits.append(self.first_logits[torch.from_numpy(live["entry"][old:]).to(device)])
+        u = torch.from_numpy(uniform(seed, row_ids[live["row"]], live["new"])).to(device)
+        token, log_prob = choose(torch.cat(logits) if len(logits) > 1 else logits[0], u, temperature, top_p)
+        place = torch.arange(len(live), device=device), torch.from_numpy(live["new"]).to(device)
+        self.tokens[place], self.log_probs[place] = token, log_prob
+        live["token"] = token.cpu().numpy()
+        live["new"] += 1
+
+    def retire(self) -> int:
+        """Copy out the rows that are done, and close the gaps with rows from the end; returns how many were done."""
+        live = self.live
+        done = (live["token"] == self.stop) | (live["new"] == self.max_new_tokens)
+        if not done.any():
+            return 0
+        slot, longest = torch.from_numpy(np.flatnonzero(done)).to(self.device), live["new"][done].max()
+        tokens, log_probs = (x[slot, :longest].cpu().numpy() for x in (self.tokens, self.log_probs))
+        for row, token, log_prob in zip(live[done], tokens, log_probs, strict=True):
+            length, finished = int(row["new"]), bool(row["token"] == self.stop)
+            answer = Continuation(token[:length].tolist(), log_prob[:length].copy(), finished)
+            if not np.isfinite(answer.log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
+                raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
+            self.finished[row["row"]] = answer
+        left = len(live) - len(tokens)
+        holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])
+        if len(holes):
+            source, target = torch.from_numpy(movers).to(self.device), torch.from_numpy(holes).to(self.device)
+            self.cache.move(source, target, int(live["new"][movers].max()))
+            self.tokens[target], self.log_probs[target] = self.tokens[source], self.log_probs[source]
+            live[holes] = live[movers]
+        self.live = live[:left]
+        self.unfinished -= len(tokens)
+        return len(tokens)
+
+
+class KVCache:
+    """Keys and values for decoding many rows at once, each row at a position of its own.
+
+    Two parts: `prompt` entries are computed once and attended by all rows that continue that prompt; `own` slots hold
+    what each row has generated. Both are allocated once.
+
+        prompt_k, prompt_v: (L, entries, H_kv, prompt_len, D)        own_k, own_v: (L, slots, H_kv, new_tokens, D)
+    """
+
+    def __init__(self, c: GPTConfig, entries: int, prompt_len: int, slots: int, new_tokens: int, like: Tensor):
+        shape = (c.n_layers, entries, c.n_kv_heads, prompt_len, c.head_dim)
+        self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
+        shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
+        self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
+        self.zeroed = 0  # own tokens below this hold numbers: what is masked must be finite too, since 0 · nan is nan
+        self.grouped = np.zeros(0, dtype=np.int64)  # the entry of each row, as last grouped
+
+    def prefill(self, entries: Tensor) -> Attend:
+        """Attend causally within right-padded prompts (P, T) and store them as prompt `entries` (P,)."""
+
+        def attend(layer, q, k, v):
+            # under autocast the norms and the rotation leave q and k in fp32
+            self.prompt_k[layer, entries, :, : k.shape[1]] = k.transpose(1, 2).to(self.prompt_k.dtype)
+            self.prompt_v[layer, entries, :, : v.shape[1]] = v.transpose(1, 2).to(self.prompt_v.dtype)
+            return kernels.attention(q, k, v)
+
+        return attend
+
+    def move(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first `length` own tokens of rows `source` to rows `target`."""
+        for cache in (self.own_k, self.own_v):
+            cache[:, target, :, :length] = cache[:, source, :, :length]
+
+    def group(self, entry: np.ndarray) -> None:
+        """Put the rows of a prompt side by side, so that a decoding step reads its keys once for all of them.
+
+        members: (P·M,) the rows of entries 0 .. P-1, M each; padding reads some row and is never read back
+        place: (B,) where each row stands in members
+        """
+        order, count = np.argsort(entry, kind="stable"), np.bincount(entry)
+        self.grouped, self.group_shape = entry.copy(), (len(count), int(count.max()))
+        column = np.arange(len(entry)) - np.repeat(np.cumsum(count) - count, count)
+        place = np.zeros(len(entry), dtype=np.int64)
+        place[order] = entry[order] * count.max() + column
+        members = np.full(len(count) * count.max(), len(entry) - 1)
+        members[place] = np.arange(len(entry))
+        self.members, self.place = (torch.from_numpy(x).to(self.own_k.device) for x in (members, place))
+
+    def decode(self, entry: np.ndarray, prompt_length: np.ndarray, own_length: np.ndarray) -> Attend:
+        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`.
+
+        Args:
+            entry: (B,) where the prompt of each row stands. prompt_length: (B,) its tokens.
+            own_length: (B,) own tokens stored before this one.
+        """
+        if not np.array_equal(entry, self.grouped):
+            self.group(entry)
+        b, (p, m), device = len(entry), self.group_shape, self.own_k.device
+        _, _, h_kv, new_tokens, d = self.own_k.shape
+        own_len, prompt_len = int(own_length.max()) + 1, int(prompt_length.max())
+        if own_len > self.zeroed:  # 16 tokens at a time: memory for long answers is not touched before there is one
+            end = min(own_len + 15, new_tokens)
+            for cache in (self.own_k, self.own_v):
+                cache[:, :, :, self.zeroed : end] = 0
+            self.zeroed = end
+        own_length, prompt_length = (torch.from_numpy(x).to(device)[:, None] for x in (own_length, prompt_length))
+        hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length
+        hidden_own = torch.arange(own_len, device=device) > own_length
+        hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
+        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+        # where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
+        write = (torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length).flatten()
+
+        def attend(layer, q, k, v):
+            self.own_k[layer].view(-1, d).index_copy_(0, write, k.reshape(-1, d).to(self.own_k.dtype))
+            self.own_v[layer].view(-1, d).index_copy_(0, write, v.reshape(-1, d).to(self.own_v.dtype))
+            own_k, own_v = (x[layer, :b, :, :own_len] for x in (self.own_k, self.own_v))  # (B, H_kv, own_len, D)
+            prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
+            q = (q[:, 0] * d**-0.5).view(b, h_kv, -1, d)  # (B, H_kv, G, D)
+            g = q.shape[2]
+
+            def over_prompts(x, matrix):  # rows (B, H_kv, G, X) times their prompt's matrix (P, H_kv, X, Y)
+                x = x[self.members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1) @ matrix
+                return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[self.place]
+
+            score = torch.cat([over_prompts(q, prompt_k.transpose(-1, -2)), q @ own_k.transpose(-1, -2)], -1)
+            weight = score.float().add_(bias).softmax(-1).to(v.dtype)  # (B, H_kv, G, S)
+            out = weight[..., prompt_len:] @ own_v + over_prompts(weight[..., :prompt_len], prompt_v)
+            return out.view(b, 1, -1, d)
+
+        return attend
 
 
 def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
@@ -339,46 +435,12 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def uniform(seed: int, row: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Random numbers in [0, 1), fp32, one per (seed, row, t): three rounds of the splitmix64 finaliser."""
 
-    def mix(x):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    x = np.uint64(seed & (2**64 - 1))
     with np.errstate(over="ignore"):
-        golden = np.uint64(0x9E3779B97F4A7C15)
-        x = mix(np.uint64(seed & (2**64 - 1)) + golden)
-        x = mix(x ^ (row.astype(np.uint64) * golden))
-        x = mix(x + t.astype(np.uint64) * golden)
+        for combine, value in ((np.add, np.uint64(1)), (np.bitwise_xor, row), (np.add, t)):
+            x = combine(x, value.astype(np.uint64) * golden)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
     return ((x >> np.uint64(40)).astype(np.float64) / 2**24).astype(np.float32)
-
-
-def _members(entry: np.ndarray) -> np.ndarray:
-    """(P, M): the rows of each cache entry 0 .. max(entry), padded with len(entry)."""
-    order = np.argsort(entry, kind="stable")
-    count = np.bincount(entry)
-    members = np.full((len(count), count.max()), len(entry))
-    column = np.arange(len(entry)) - np.repeat(np.cumsum(count) - count, count)
-    members[entry[order], column] = order
-    return members
-
-
-def _entries(slots: int, n: int) -> int:
-    """Prompts held at once: those of the live rows, and as many again that wait or have only a straggler left."""
-    return 2 * math.ceil(slots / n) + 8
-
-
-def _slots_in_memory(model, rows: int, n: int, prompt: int, new: int, slots: int, gib: float, itemsize: int) -> int:
-    """The most slots, up to `slots`, whose rows and prompts fit in `gib` GiB of keys and values."""
-    per_token = KVCache.bytes_per_token(model.config, itemsize)
-
-    def size(s):
-        return per_token * (s * new + _entries(s, n) * prompt)
-
-    slots = min(slots, rows)
-    if size(1) > gib * 2**30:
-        raise UserError(f"--kv_gib {gib}: one row of {prompt} + {new} tokens needs {size(1) / 2**30:.2f} GiB; raise it")
-    low, high = 1, slots  # size() grows with s
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if size(middle) <= gib * 2**30 else (low, middle - 1)
-    return low

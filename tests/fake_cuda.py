@@ -27,7 +27,8 @@ import rl
 import runtime
 import sft
 from kernels import triton_kernels
-from model import GPT, KVCache, config_of
+from model import GPT, config_of
+from sampler import KVCache
 
 CUDA = torch.device("cuda:0")
 
@@ -142,7 +143,7 @@ def stages(process: runtime.Process) -> None:
         cache = KVCache(config, 2, 8, 4, 4, like)
         model(torch.zeros(2, 8, dtype=torch.long, device=CUDA), attend=cache.prefill(torch.arange(2, device=CUDA)))
         one = torch.ones(4, dtype=torch.long, device=CUDA)
-        attend = cache.decode(one, one, torch.zeros(2, 2, dtype=torch.long, device=CUDA))
+        attend = cache.decode(np.array([0, 1, 0, 1]), np.full(4, 8), np.ones(4, dtype=np.int64))
         hidden = model(one[:, None], one[:, None], attend)
         model.logits(hidden[:, 0])
     done("prefill and decode")

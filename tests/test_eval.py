@@ -41,7 +41,7 @@ from eval import (
 )
 from model import GPT, config_of
 from runtime import Process
-from sampler import Samples
+from sampler import Continuation
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 PROCESS = Process(0, 1, torch.device("cpu"), torch.float32)
@@ -151,16 +151,11 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
     questions = [{"id": key, "question": f"What is {key}?", "answer": row[0]} for key, row in ANSWERS.items()]
 
     def sample(model, prompts, n, *, stop, max_new_tokens, row_ids, **_):
-        assert n == 4 and row_ids.tolist() == list(range(12))
+        assert n == 4 and row_ids == list(range(12))
         assert prompts == [few_shot_prompt([], q["question"], tokenizer) for q in questions]
         ids = [tokenizer.encode(text) for row in ANSWERS.values() for text in row[1]]
-        finished = torch.arange(12) % 2 == 0
-        lengths = torch.tensor([len(i) for i in ids]) + finished
-        tokens = torch.full((12, max_new_tokens), tokenizer.encode("9")[0])  # garbage behind the ends
-        for row, i in enumerate(ids):
-            tokens[row, : len(i)] = torch.tensor(i)
-            tokens[row, len(i)] = stop if finished[row] else tokens[row, len(i)]
-        return Samples(tokens, torch.zeros(12, max_new_tokens), lengths, finished, torch.arange(12) // 4)
+        rows = [Continuation(i + [stop] * (r % 2 == 0), np.zeros(len(i)), r % 2 == 0) for r, i in enumerate(ids)]
+        return [rows[i : i + 4] for i in (0, 4, 8)]
 
     monkeypatch.setattr(sampler, "sample", sample)
     return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40, **flags)
@@ -319,15 +314,13 @@ def test_pass_at_k_can_be_computed_again_from_a_record(record):
     assert saved["strict"]["pass@2"]["mean"] == pytest.approx((5 / 6 + 1 / 2 + 0) / 3)
 
 
-def test_questions_are_answered_by_the_model_itself(model, tokenizer):
-    """Without anything replaced: the record has a row a question, and one seed gives one record."""
+def test_questions_are_answered_by_the_model_itself(monkeypatch, model, tokenizer):
+    """Without an answer replaced: the record has a row a question, and one seed gives one record, in any slots."""
     questions = [{"id": str(i), "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
-    a, b = (
-        evaluate_questions(
-            model, tokenizer, questions, PROCESS, n=2, ks=(1,), max_new_tokens=6, examples=EXAMPLES[:2], slots=slots
-        )
-        for slots in (2, 6)
-    )
+    flags = dict(n=2, ks=(1,), max_new_tokens=6, examples=EXAMPLES[:2])
+    a = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
+    monkeypatch.setattr(sampler, "SLOTS", 2)
+    b = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
     assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
 
 
@@ -373,10 +366,8 @@ def fake_samples(monkeypatch, tokenizer, answers: list[list[str]]) -> None:
     """These answers in place of the model's, each ended by a stop token."""
 
     def sample(model, prompts, n, *, stop, max_new_tokens, **_):
-        ids = [[*tokenizer.encode(text), stop] for row in answers for text in row]
-        lengths = torch.tensor(list(map(len, ids)))
-        tokens = torch.tensor([i + [stop] * (max_new_tokens - len(i)) for i in ids])
-        return Samples(tokens, torch.zeros(tokens.shape), lengths, lengths > 0, torch.arange(len(ids)) // n)
+        return [[Continuation([*tokenizer.encode(text), stop], np.zeros(0), True) for text in row]
+                for row in answers[: len(prompts)]]  # fmt: skip
 
     monkeypatch.setattr(sampler, "sample", sample)
 

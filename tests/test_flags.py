@@ -242,7 +242,7 @@ CHANGES = dict(
     clip_high=(0.0, dict(inner_epochs=2, lr=0.1, prompts=3, rollouts=6)), dual_clip=(1.01, dict(inner_epochs=3, lr=0.1, prompts=3, rollouts=6)), advantage="mean",
     aggregation=("sequence", dict(prompts=4, rollouts=4, max_new_tokens=16)), kl=0.1, entropy=0.1, temperature=0.7, top_p=0.5, max_new_tokens=6, format_score=0.5,
     zero_variance=("keep", FEW), resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json",
-    band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, slots=2, kv_gib=1e-5, save_rollouts=1,
+    band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, kv_gib=1e-5, save_rollouts=1,
     solutions="all", rows=3, loss="token_sum", sft_micro_tokens=16, sft_order="file", sft_cut=3, save_minutes=1e-9, grader=("gsm8k", dict(prompts=4, rollouts=4)),
     prompt="question_answer", sft_weight=(0.9, dict(mode="combined")),
     mode="combined", weight=0.9, weight_end=0.9, adapt="signal", sft_lr=1e-2, sft_beta1=0.5, sft_beta2=0.5,

@@ -12,15 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import (
     GPT,
     GPTConfig,
-    KVCache,
     config_of,
-    dense_params,
     forward_flops,
     sequence_flops,
     train_flops,
 )
 from packing import Packed, packed_batches
-from sampler import _members
+from sampler import KVCache
 from tools.olmo2 import to_olmo2
 
 CPU = torch.device("cpu")
@@ -120,7 +118,7 @@ SMALL = GPTConfig(vocab_size=32, d_model=8, n_layers=3, n_heads=2, d_ff=16, cont
 def test_flops_against_a_hand_count():
     """2 per parameter of the matrices and head, 4·L·C per key; backward twice that; sums over a sequence are exact."""
     # a layer: q 8x8, k 8x4, v 8x4, o 8x8, three of 8x16; the head 32x8
-    assert dense_params(SMALL) == 3 * (64 + 32 + 32 + 64 + 3 * 128) + 256 == 1984
+    assert forward_flops(SMALL, 0) == 2 * (3 * (64 + 32 + 32 + 64 + 3 * 128) + 256) == 2 * 1984
     # a key costs a layer 2 heads x (2·4 for the score + 2·4 for the value)
     assert forward_flops(SMALL, 5) == 2 * 1984 + 3 * 5 * 2 * (8 + 8)
     steps = [forward_flops(SMALL, i + 1) for i in range(10)]
@@ -156,7 +154,7 @@ def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kv_heads):
     prompts = random_ids(rng, (7, 1, 30))
     owner, joins = np.array([2, 0, 1, 0, 2]), np.array([0, 0, 1, 3, 3])
     answers = random_ids(rng, [12] * 5)
-    cache = KVCache(model.config, prompts=4, prompt_len=30, slots=5, new_tokens=12, like=torch.empty(0))
+    cache = KVCache(model.config, entries=4, prompt_len=30, slots=5, new_tokens=12, like=torch.empty(0))
     padded = torch.tensor([p + [0] * (30 - len(p)) for p in prompts])
     entries = np.array([2, 0, 3])  # where each prompt is kept: in another order and with a hole
     hidden = model(padded, attend=cache.prefill(torch.from_numpy(entries)))
@@ -165,11 +163,11 @@ def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kv_heads):
 
     def step(rows, own):
         """Feed token number own[i] of rows[i]; its hidden state must be that of the full forward."""
-        length = torch.tensor([len(prompts[owner[r]]) for r in rows])
-        members = torch.from_numpy(_members(entries[owner[rows]]))
+        length = np.array([len(prompts[owner[r]]) for r in rows])
         tokens = torch.tensor([[answers[r][i]] for r, i in zip(rows, own, strict=True)])
-        own = torch.tensor(own)
-        got = model(tokens, (length + own)[:, None], cache.decode(own, length, members))[:, 0]
+        own = np.array(own)
+        attend = cache.decode(entries[owner[rows]], length, own)
+        got = model(tokens, torch.from_numpy(length + own)[:, None], attend)[:, 0]
         for i, r in enumerate(rows):
             want = model(torch.tensor([prompts[owner[r]] + answers[r][: own[i] + 1]]))[0, -1]
             torch.testing.assert_close(got[i], want, atol=1e-5, rtol=0)

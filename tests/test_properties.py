@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import average
 import rl
+import sampler
 import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
@@ -261,7 +262,8 @@ def test_19_answers_stay_with_their_question(monkeypatch):
         return float(len(text) + int(answer)) % 3, False
 
     monkeypatch.setattr(rl, "reward_of", reward_of)
-    policy, g = for_the_world(), grpo(prompts=5, slots=3, minibatch=2, inner_epochs=2)
+    monkeypatch.setattr(sampler, "SLOTS", 3)
+    policy, g = for_the_world(), grpo(prompts=5, minibatch=2, inner_epochs=2)
     groups, _ = g.rollouts(policy)
     assert sorted(x.question["id"] for x in groups) == [q["id"] for q in QUESTIONS]
     with torch.no_grad():

@@ -1,7 +1,10 @@
 """The sampler's properties, each a test."""
 
+import contextlib
 import itertools
 import math
+from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +16,9 @@ import rl
 import sampler
 from cli import UserError
 from data.tokenizer import load_tokenizer
-from model import GPT, KVCache, config_of
+from model import GPT, config_of
 from runtime import Process
-from sampler import Samples, choose, sample, uniform
+from sampler import Continuation, KVCache, choose, sample, sample_over_ranks, uniform
 
 STOP = 5
 CPU = torch.device("cpu")
@@ -37,14 +40,36 @@ def prompts() -> list[list[int]]:
     return [[STOP, 0], *(rng.integers(128, size=n).tolist() for n in (17, 9, 30, 1, 12)), [0, 0, STOP]]
 
 
-def draw(model, prompts, n=4, **changes) -> Samples:
-    flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1)
-    return sample(model, prompts, n, **{**flags, **changes})
+@dataclass
+class Rows:
+    """Continuations as padded tensors: row r continues prompt r // n. Padding is garbage, which `mask` leaves out."""
+
+    continuations: list[Continuation]
+    width: int
+
+    def __post_init__(self):
+        self.lengths = torch.tensor([len(c.tokens) for c in self.continuations], dtype=torch.long)
+        self.finished = torch.tensor([c.finished for c in self.continuations], dtype=torch.bool)
+        self.tokens = torch.full((len(self.lengths), self.width), 77)
+        self.log_probs = torch.full((len(self.lengths), self.width), 7.7)
+        for row, c in enumerate(self.continuations):
+            assert len(c.tokens) == len(c.log_probs) and c.log_probs.dtype == np.float32
+            self.tokens[row, : len(c.tokens)] = torch.tensor(c.tokens)
+            self.log_probs[row, : len(c.tokens)] = torch.from_numpy(c.log_probs)
+        self.mask = torch.arange(self.width) < self.lengths[:, None]
 
 
-def answers(samples: Samples) -> list[list[int]]:
+def draw(model, prompts, n=4, slots=sampler.SLOTS, **changes) -> Rows:
+    flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1) | changes
+    with mock.patch.object(sampler, "SLOTS", slots):
+        drawn = sample(model, prompts, n, **flags)
+    assert [len(rows) for rows in drawn] == [n] * len(prompts)
+    return Rows([c for rows in drawn for c in rows], flags["max_new_tokens"])
+
+
+def answers(rows: Rows) -> list[list[int]]:
     """The generated tokens of each row, its stop token included."""
-    return [t[:length].tolist() for t, length in zip(samples.tokens, samples.lengths, strict=True)]
+    return [c.tokens for c in rows.continuations]
 
 
 def full_log_probs(model, prompt: list[int], answer: list[int], temperature: float) -> Tensor:
@@ -128,7 +153,6 @@ def test_3_one_prefill_for_n_rows_equals_n_prefills(model, prompts):
     shared, separate = draw(model, prompts[1:3], n=5), draw(model, [prompts[1]] * 5 + [prompts[2]] * 5, n=1)
     assert answers(shared) == answers(separate)
     torch.testing.assert_close(shared.log_probs * shared.mask, separate.log_probs * separate.mask, atol=1e-5, rtol=0)
-    assert shared.prompt_index.tolist() == [0] * 5 + [1] * 5
 
 
 def test_4_rows_differ_and_repeat_with_the_seed(model, prompts):
@@ -143,12 +167,33 @@ def test_4_rows_differ_and_repeat_with_the_seed(model, prompts):
 
 
 def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
-    """row_ids: two ranks that share the prompts draw what one process draws."""
-    want = answers(draw(model, prompts, n=3))
-    for rank in (0, 1):
-        mine = np.arange(len(prompts))[rank::2]
-        ids = (mine[:, None] * 3 + np.arange(3)).ravel()
-        assert answers(draw(model, [prompts[i] for i in mine], n=3, row_ids=ids)) == [want[r] for r in ids]
+    """sample_over_ranks: one, two, or more ranks than prompts draw the same rows, and every rank gets what was made of
+    them in the order of the prompts; a batch that begins at another number draws other rows."""
+
+    class Rank(Process):
+        made = None
+
+        def gather(self, thing):  # first each rank makes its share, then all get all
+            self.made = thing
+            return [rank.made or [] for rank in ranks]
+
+    def make(i, rows):
+        return i, [c.tokens for c in rows]
+
+    def run(process, **changes):
+        flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1) | changes
+        return sample_over_ranks(model, prompts, 3, process, make, **flags)
+
+    drawn = answers(draw(model, prompts, n=3))
+    want = [(i, drawn[3 * i : 3 * i + 3]) for i in range(len(prompts))]
+    assert run(Process(0, 1, CPU, torch.float32)) == want
+    assert run(Process(0, 1, CPU, torch.float32), first=7) != want
+    for world in (2, len(prompts) + 2):
+        ranks = [Rank(r, world, CPU, torch.float32) for r in range(world)]
+        for rank in ranks[1:]:
+            with contextlib.suppress(IndexError):  # the shares of later ranks are not there yet
+                run(rank)
+        assert run(ranks[0]) == want and [run(rank) for rank in ranks] == [want] * world
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,13 +362,20 @@ def test_6_stopping_changes_nothing_but_the_end(model, prompts):
         assert got == (whole[: whole.index(STOP) + 1] if STOP in whole else whole)
 
 
-def test_6_what_lies_behind_the_end_is_not_read(model, prompts):
-    """Property 6: with anything written behind the rows' ends, mask and responses (which rewards come from) are the
-    same."""
-    s = draw(model, prompts)
-    mask, responses = s.mask.clone(), [s.response(row) for row in range(len(s.lengths))]
-    s.tokens[~s.mask] = torch.randint(128, (int((~mask).sum()),))
-    assert torch.equal(s.mask, mask) and [s.response(row) for row in range(len(s.lengths))] == responses
+def test_6_what_earlier_rows_left_in_a_slot_is_not_read(model, prompts, monkeypatch):
+    """Property 6: with garbage in the buffers of tokens and log-probs, behind the ends of rows, the answers are the same:
+    they hold nothing behind their ends."""
+    want, plain = draw(model, prompts, slots=5), sampler.Slots.__init__
+
+    def filled(self, *args):
+        plain(self, *args)
+        self.tokens.fill_(STOP)
+        self.log_probs.fill_(math.nan)
+
+    monkeypatch.setattr(sampler.Slots, "__init__", filled)
+    got = draw(model, prompts, slots=5)
+    assert answers(got) == answers(want) and torch.equal(got.log_probs, want.log_probs)
+    assert torch.equal(got.finished, want.finished)
 
 
 def test_7_the_mask_holds_the_stop_token_and_truncated_rows_have_none(model, prompts):
@@ -334,9 +386,9 @@ def test_7_the_mask_holds_the_stop_token_and_truncated_rows_have_none(model, pro
     for row, answer in enumerate(answers(s)):
         assert s.tokens[row][s.mask[row]].tolist() == answer
         if s.finished[row]:
-            assert answer[-1] == STOP and STOP not in answer[:-1] and s.response(row) == answer[:-1]
+            assert answer[-1] == STOP and STOP not in answer[:-1] and s.continuations[row].text_tokens == answer[:-1]
         else:
-            assert STOP not in answer and len(answer) == 24 and s.response(row) == answer
+            assert STOP not in answer and len(answer) == 24 and s.continuations[row].text_tokens == answer
 
 
 @torch.no_grad()
@@ -450,6 +502,6 @@ def test_what_cannot_be_sampled_is_a_user_error(model):
 
 
 def test_nothing_to_sample_gives_no_rows(model, prompts):
-    """No prompts (a rank without a share) or n = 0: empty tensors, no error."""
-    for s in (draw(model, [], n=4), draw(model, prompts, n=0)):
-        assert s.tokens.shape == (0, 24) and s.mask.shape == (0, 24)
+    """No prompts (a rank without a share) or n = 0: no continuations, no error."""
+    flags = dict(stop=STOP, max_new_tokens=24)
+    assert sample(model, [], 4, **flags) == [] and sample(model, prompts, 0, **flags) == [[]] * len(prompts)
