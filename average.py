@@ -39,10 +39,8 @@ from runtime import (
     clip_gradients,
     load_checkpoint,
     make_optimizer,
-    open_checkpoint,
     optimizer_step,
     reduce_gradients,
-    save_checkpoint,
 )
 from sft import SFTConfig, make_sft, sft_update
 
@@ -69,6 +67,15 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
     other: str = ""  # soup: the second checkpoint
     # the paper's settings; paper_combined: those of the authors' runs of --mode combined; flags beside it win
     preset: Literal["", "paper", "paper_combined"] = ""
+
+    def check(self) -> None:
+        """UserError for flags that no run can have."""
+        refuse_idle(self, idle_in(self.mode))
+        super().check()
+        if self.sft_steps + self.rl_steps < 1:
+            raise UserError("--sft_steps and --rl_steps must not both be 0")
+        if self.mode == "soup" and not self.other:
+            raise UserError("--mode soup: name the second checkpoint with --other")
 
 
 PAPER = dict(
@@ -146,28 +153,25 @@ def is_rl_step(config: Config, step: int) -> bool:
 
 def soup(config: Config, run: Run) -> None:
     """Write the weighted mean of two finished models of one shape: w of --init, 1 - w of --other."""
-    if not config.other:
-        raise UserError("--mode soup: name the second checkpoint with --other")
-    a, b = load_checkpoint(config.init), load_checkpoint(config.other)
-    for key in ("config", "tokenizer"):
-        if a[key] != b[key]:
+    other, progress = load_checkpoint(config.other), run.progress
+    for key, mine in (("config", asdict(run.model.config)), ("tokenizer", run.tokenizer.name)):
+        if mine != other[key]:
             raise UserError(
-                f"--init and --other differ in {key}: {a[key]} and {b[key]}; only equal models can be averaged"
+                f"--init and --other differ in {key}: {mine} and {other[key]}; only equal models can be averaged"
             )
     shared = 0.0  # FLOPs of the stages that both have behind them
-    for one, other in zip(a["lineage"], b["lineage"], strict=False):
-        if one != other:
+    for one, two in zip(run.lineage, other["lineage"], strict=False):
+        if one != two:
             break
         shared = one.get("flops")
-    flops = None if None in (a["flops"], b["flops"], shared) else a["flops"] + b["flops"] - shared
-    a["model"] = {k: config.weight * v + (1 - config.weight) * b["model"][k] for k, v in a["model"].items()}
-    a |= {"stage": "average", "step": 0, "flops": flops, "args": asdict(config)}
-    a["lineage"] = [*a["lineage"], {key: a[key] for key in ("stage", "step", "flops", "args")}]
-    a.pop("train", None)
+    known = None not in (progress.flops, other["flops"], shared)
+    progress.flops = progress.flops + other["flops"] - shared if known else None
+    for name, weight in run.model.state_dict().items():
+        weight.mul_(config.weight).add_((1 - config.weight) * other["model"][name].to(weight))
     run.claim()
+    run.save(keep=False)
     if run.process.main:
-        save_checkpoint(run.out / "last.pt", a)
-        print(f"wrote {run.out / 'last.pt'}; next: python eval.py --checkpoint {run.out / 'last.pt'}")
+        print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}")
     run.close()
 
 
@@ -186,20 +190,12 @@ def idle_in(mode: str) -> dict[str, str]:
     return dict.fromkeys(set().union(*acting.values()) - acting[mode], why)
 
 
-def check(config: Config) -> None:
-    refuse_idle(config, idle_in(config.mode))
-    config.check()
-    if config.sft_steps + config.rl_steps < 1:
-        raise UserError("--sft_steps and --rl_steps must not both be 0")
-
-
 def main(config: Config) -> None:
-    process, run, last = begin(config, "average", lambda: check(config))
+    run = begin(config, "average")
     if config.mode == "soup":
         return soup(config, run)
-    start = open_checkpoint(config, last, process)
-    model, tokenizer, progress = start.model, start.tokenizer, start.progress
-    grpo, sft = make_grpo(config, start, process), make_sft(config, start, process)
+    model, tokenizer, process, progress = run.model, run.tokenizer, run.process, run.progress
+    grpo, sft = make_grpo(run), make_sft(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
     sft_betas = (config.sft_beta1, config.sft_beta2)
@@ -207,9 +203,8 @@ def main(config: Config) -> None:
         model, config.sft_lr, config.sft_weight_decay, sft_betas, config.decay
     )  # parallel alone uses it
     streams = TwoStreams(model, optimizer, second)
-    start.restore({"optimizer": optimizer, "sft_optimizer": second}, {"grpo": grpo.order, "sft": sft.order})
+    run.restore(optimizer=optimizer, sft_optimizer=second, grpo=grpo.order, sft=sft.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(start)
     log = RolloutLog(run, tokenizer, 4, config.show)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
@@ -272,18 +267,9 @@ def main(config: Config) -> None:
         log(groups, trained["updates"] > 0)
         return merge(sampled, trained)
 
-    def state() -> dict:
-        both = {"optimizer": optimizer.state_dict(), "sft_optimizer": second.state_dict()}
-        return both | {"grpo": grpo.order.position, "sft": sft.order.position}
-
-    kept = config.kept(steps)
-
-    def due(step: int) -> bool:
-        return config.due(step, steps, kept)
-
     make = {"parallel": parallel, "combined": combined}.get(config.mode, alternate)
     shown = ("reward", "signal", "sft_loss", "val_pass@1")
-    for step in run.steps(steps, kept, state, evaluate, due, shown):
+    for step in run.steps(steps, evaluate, shown):
         step.log(**make(step.lr))
 
 

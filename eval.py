@@ -514,12 +514,6 @@ class HeldOut(SamplerConfig):
             idle["eval_items"] = "without tasks (--eval_tasks)"
         return idle
 
-    def due(self, step: int, total: int, kept: set[int]) -> bool:
-        """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
-        if self.eval_every < 0:
-            return step == 0 or step in kept
-        return bool(self.eval_every) and (step % self.eval_every == 0 or step == total)
-
 
 def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, process: Process):
     """A function without arguments that evaluates `model` as it is and returns metrics: val_pass@k, val_process@k (the

@@ -35,12 +35,9 @@ from model import GPT, SCALES, config_of, train_flops
 from runtime import (
     Clock,
     Process,
-    Progress,
     RunConfig,
-    Start,
     begin,
     make_optimizer,
-    open_checkpoint,
     optimizer_step,
     to_device,
 )
@@ -88,6 +85,37 @@ class Config(RunConfig):
     val_tokens: int = 20_000  # held-out tokens per source in these evaluations
     verify: bool = True  # read all shards at the start, and refuse those that are not what was written
 
+    def check(self) -> None:
+        """Fill in what was left to the scale. UserError for flags that cannot be combined."""
+        refuse_idle(self, self.idle())
+        preset = PRESETS[self.scale]
+        if {"tokens", "steps"} <= given(self) and self.tokens and self.steps:
+            raise UserError("--tokens and --steps both say how long to train: pass one of them")
+        for name in ("batch", "seq_len", "lr", "save_at"):
+            setattr(self, name, getattr(self, name) or preset[name])
+        self.warmup = preset["warmup"] if self.warmup < 0 else self.warmup
+        if not self.steps:
+            self.tokens = self.tokens or preset["tokens"]
+            self.steps = max(1, round(parse_count(self.tokens) / self.tokens_per_step))
+        if self.data == WORLD and not self.mix:
+            self.mix = WORLD_MIX
+        context = SCALES[self.scale]["context"]
+        if self.seq_len > context:
+            raise UserError(f"--seq_len {self.seq_len} exceeds the context of --scale {self.scale}, {context}")
+        self.kept(self.steps)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.seq_len
+
+    def kept(self, total: int) -> set[int]:
+        """The steps whose checkpoints are kept."""
+        return set(parse_save_at(self.save_at, total, self.tokens_per_step))
+
+    def due(self, step: int, total: int, kept: set[int]) -> bool:
+        """An evaluation at the end in any case, and none of the untrained model."""
+        return step == total or bool(step and self.eval_every and step % self.eval_every == 0)
+
 
 def parse_count(text: str) -> float:
     """ "4M" -> 4e6. UserError for anything that is not a positive number with an optional k, M, B or T."""
@@ -115,27 +143,6 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
         at = [parse_count(part) / (1 if part[-1].isdigit() else tokens_per_step) for part in parts]
     kept = sorted({min(max(1, math.ceil(s - 1e-9)), steps) for s in at if s <= steps + 1} | {steps})
     return kept
-
-
-def resolve(config: Config) -> Config:
-    """Fill what was left to the scale. UserError for flags that cannot be combined."""
-    refuse_idle(config, config.idle())
-    preset = PRESETS[config.scale]
-    if {"tokens", "steps"} <= given(config) and config.tokens and config.steps:
-        raise UserError("--tokens and --steps both say how long to train: pass one of them")
-    for name in ("batch", "seq_len", "lr", "save_at"):
-        setattr(config, name, getattr(config, name) or preset[name])
-    config.warmup = preset["warmup"] if config.warmup < 0 else config.warmup
-    if not config.steps:
-        config.tokens = config.tokens or preset["tokens"]
-        config.steps = max(1, round(parse_count(config.tokens) / (config.batch * config.seq_len)))
-    if config.data == WORLD and not config.mix:
-        config.mix = WORLD_MIX
-    context = SCALES[config.scale]["context"]
-    if config.seq_len > context:
-        raise UserError(f"--seq_len {config.seq_len} exceeds the context of --scale {config.scale}, {context}")
-    parse_save_at(config.save_at, config.steps, config.batch * config.seq_len)
-    return config
 
 
 def rows_at_a_time(config: Config, device: torch.device) -> int:
@@ -220,7 +227,8 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
 
 
 def main(config: Config) -> None:
-    process, run, last = begin(config, "pretrain", lambda: resolve(config))
+    run = begin(config, "pretrain")
+    process, progress, tokens_per_step = run.process, run.progress, config.tokens_per_step
     if config.data == WORLD and process.main:
         build_world(WORLD)
     process.barrier()
@@ -232,20 +240,14 @@ def main(config: Config) -> None:
         )
     if config.verify:
         loader.verify(process)
-    tokens_per_step = config.batch * config.seq_len
-    if last:
-        start = open_checkpoint(config, last, process)
-        model = start.model
-        if start.tokenizer.name != tokenizer.name:
-            raise UserError(f"{run.out / 'last.pt'} has the tokenizer {last['tokenizer']!r}, --data {tokenizer.name!r}")
-    else:
-        model = GPT(config_of(config.scale, tokenizer.padded_vocab_size))
-        model.init_weights(config.seed).to(process.device)
-        start = Start(model, tokenizer, Progress(), lineage=[], train=None)
-    progress = start.progress
+    if not config.resume:
+        model = GPT(config_of(config.scale, tokenizer.padded_vocab_size)).init_weights(config.seed)
+        run.use(model.to(process.device), tokenizer)
+    elif run.tokenizer.name != tokenizer.name:
+        raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
+    model = run.model
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    start.restore({"optimizer": optimizer}, {})
-    run.open(start)
+    run.restore(optimizer=optimizer)
     trained = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)
     validation = Path(config.data) / "questions" / "validation.jsonl"
@@ -266,15 +268,8 @@ def main(config: Config) -> None:
             tqdm.write(f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  {numbers}\n{shown}")
         return values
 
-    def due(step: int) -> bool:
-        return step == config.steps or bool(step and config.eval_every and step % config.eval_every == 0)
-
-    def state() -> dict:
-        return {"optimizer": optimizer.state_dict()}
-
-    kept = set(parse_save_at(config.save_at, config.steps, tokens_per_step))
     with contextlib.closing(loader.iterate(progress.step, process.rows(config.batch))) as batches:
-        for step in run.steps(config.steps, kept, state, evaluate, due, ("loss", "lr", "tokens_per_s")):
+        for step in run.steps(config.steps, evaluate, shown=("loss", "lr", "tokens_per_s")):
             clock = Clock()
             _, rows = next(batches)
             batch = to_device(rows, process.device)

@@ -49,12 +49,10 @@ from runtime import (
     PostConfig,
     Process,
     Run,
-    Start,
     begin,
     load_checkpoint,
     load_model,
     make_optimizer,
-    open_checkpoint,
     optimizer_step,
 )
 from sampler import Continuation, SamplerConfig, sample_over_ranks
@@ -492,15 +490,17 @@ class RolloutLog:
 
     def __init__(self, run: Run, tokenizer: Tokenizer, groups: int, show: int):
         self.path, self.tokenizer, self.groups, self.show = run.out / "rollouts.jsonl.gz", tokenizer, groups, show
-        self.progress, self.main, self.silent = run.start.progress, run.process.main, 0
-        if self.main and self.path.exists():
-            self._drop_after(self.progress.step if run.config.resume else -1)
+        self.progress, self.main, self.silent = run.progress, run.process.main, 0
+        self.written_before = self.progress.step if run.config.resume else -1  # lines up to this step stay
 
     def __call__(self, groups: list[Group], learned: bool) -> None:
         step = self.progress.step + 1
         self.silent = 0 if learned else self.silent + 1
         if not self.main:
             return
+        if self.written_before is not None and self.path.exists():
+            self._drop_after(self.written_before)
+        self.written_before = None
         if self.silent and self.silent & (self.silent - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
             tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
                        f"learned; {self.silent} such steps in a row")  # fmt: skip
@@ -557,8 +557,9 @@ def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
     return kept
 
 
-def make_grpo(config, start: Start, process: Process) -> GRPO:
+def make_grpo(run: Run) -> GRPO:
     """The GRPO side of a stage, from its flags (PostConfig and GRPOConfig)."""
+    config = run.config
     questions = find_questions(config.data, config.questions, "train", config.limit)
     if config.difficulty:
         questions = in_band(questions, config.difficulty, config.band)
@@ -566,39 +567,27 @@ def make_grpo(config, start: Start, process: Process) -> GRPO:
     return GRPO(
         config,
         questions,
-        start.tokenizer,
-        process,
+        run.tokenizer,
+        run.process,
         config.seed,
-        start.model.config.context,
+        run.model.config.context,
         reference=load_model(load_checkpoint(config.init)).eval().requires_grad_(False) if config.kl > 0 else None,
     )
 
 
 def main(config: Config) -> None:
-    process, run, last = begin(config, "rl", config.check)
-    start = open_checkpoint(config, last, process)
-    model, tokenizer = start.model, start.tokenizer
-    grpo = make_grpo(config, start, process)
+    run = begin(config, "rl")
+    model, tokenizer, process = run.model, run.tokenizer, run.process
+    grpo = make_grpo(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    start.restore({"optimizer": optimizer}, {"grpo": grpo.order})
+    run.restore(optimizer=optimizer, grpo=grpo.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(start)
     log = RolloutLog(run, tokenizer, config.save_rollouts, config.show)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
-
-    def state() -> dict:
-        return {"optimizer": optimizer.state_dict(), "grpo": grpo.order.position}
-
-    kept = config.kept(steps)
-
-    def due(step: int) -> bool:
-        return config.due(step, steps, kept)
-
-    shown = ("reward", "signal", "length", "val_pass@1")
-    for step in run.steps(steps, kept, state, evaluate, due, shown):
+    for step in run.steps(steps, evaluate, shown=("reward", "signal", "length", "val_pass@1")):
         groups, sampled = grpo.rollouts(model)
         trained = update(grpo, model, optimizer, groups, run, step.lr)
         log(groups, trained["updates"] > 0)

@@ -76,6 +76,12 @@ class RunConfig:
         constant = {"final_lr": "at a constant learning rate (--schedule)"} if self.schedule == "constant" else {}
         return constant | getattr(super(), "idle", dict)()
 
+    def due(self, step: int, total: int, kept: set[int]) -> bool:
+        """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
+        if self.eval_every < 0:
+            return step == 0 or step in kept
+        return bool(self.eval_every) and (step % self.eval_every == 0 or step == total)
+
 
 @dataclass
 class PostConfig(RunConfig):
@@ -362,28 +368,6 @@ class Progress:
     skipped: int = 0  # steps skipped for a non-finite loss or gradient
 
 
-@dataclass
-class Start:
-    """Where a stage begins: at --init, or where last.pt stopped."""
-
-    model: GPT
-    tokenizer: Tokenizer
-    progress: Progress
-    lineage: list  # of the checkpoint behind this stage
-    train: dict | None  # what --resume goes on from; None: a fresh run
-
-    def restore(self, optimizers: dict[str, torch.optim.Optimizer], cursors: dict[str, "Cursor"]) -> None:
-        """Where last.pt stopped, the states of these, by their names in it; nothing in a fresh run. UserError."""
-        if self.train is None:
-            return
-        for name, optimizer in optimizers.items():
-            load_optimizer(optimizer, self.train.get(name))
-        for name, cursor in cursors.items():
-            cursor.position = self.train.get(name)
-            if type(cursor.position) is not int or not 0 <= cursor.position < 2**63:
-                raise UserError(f"last.pt: {name}, its position in the data, is {cursor.position!r}; start a new run")
-
-
 # Flags that a resumed run may change: where and how it runs, logs and saves; what is evaluated
 FREE = {
     *(
@@ -455,28 +439,26 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
     return last
 
 
-def begin(config: RunConfig, stage: str, check: Callable[[], None]) -> tuple[Process, "Run", dict | None]:
-    """What every stage starts with: flags of a run that is resumed, their check, this process, the run's folder.
+def begin(config: RunConfig, stage: str) -> "Run":
+    """A run of a stage: its flags checked, its process, its folder, and the model of --init or, with --resume, of last.pt.
 
-    Returns (process, run, last), last being the checkpoint that --resume goes on from.
+    pretrain.py has no --init: a new run of it begins without a model and gets one by `Run.use`.
     """
     last = take_up(config, stage)
-    check()
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
-    return process, Run(config, stage, process), last
-
-
-def open_checkpoint(config: PostConfig, last: dict | None, process: Process) -> Start:
-    """The model to go on from: that of `last` with --resume, else that of --init."""
-    if last is None:
-        checkpoint = load_checkpoint(config.init)
-        progress = Progress(tokens=checkpoint["tokens"], flops=checkpoint["flops"])
-        lineage, train = checkpoint["lineage"], None
-    else:
-        checkpoint, train = last, last["train"]
-        progress, lineage = Progress(**train["progress"]), last["lineage"][:-1]
-    tokenizer = load_tokenizer(checkpoint["tokenizer"])
-    return Start(load_model(checkpoint, process.device), tokenizer, progress, lineage, train)
+    config.check()
+    run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.kernels))
+    if last:
+        run.progress, run.lineage, run.saved = (
+            Progress(**last["train"]["progress"]),
+            last["lineage"][:-1],
+            last["train"],
+        )
+    elif init := getattr(config, "init", ""):
+        last = load_checkpoint(init)
+        run.progress, run.lineage = Progress(tokens=last["tokens"], flops=last["flops"]), last["lineage"]
+    if last:
+        run.use(load_model(last, run.process.device), load_tokenizer(last["tokenizer"]))
+    return run
 
 
 @dataclass
@@ -493,11 +475,12 @@ class Step:
 
 
 class Run:
-    """A run's folder and its loop: kept checkpoints, last.pt, metrics.jsonl; only rank 0 writes.
+    """A run of a stage: its model, its folder, its loop. Only rank 0 writes.
 
-        run.open(start)
-        for step in run.steps(total, kept, state, evaluate, due, shown):
-            ...                                  # make the step at step.lr
+        run = begin(config, "sft")                      # run.model, run.tokenizer, run.process, run.progress, run.out
+        run.restore(optimizer=optimizer, sft=order)     # what last.pt holds beside the model
+        for step in run.steps(total, evaluate):
+            ...                                         # make the step at step.lr
             step.log(loss=loss, flops=flops)
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
@@ -509,10 +492,15 @@ class Run:
     def __init__(self, config: RunConfig, stage: str, process: Process):
         self.config, self.stage, self.process = config, stage, process
         self.out = Path(config.out or f"out/{stage}")
-        self.start: Start | None = None
+        self.model: GPT | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.progress = Progress()
+        self.lineage: list[dict] = []  # of the checkpoint behind this stage
+        self.saved: dict = {}  # what last.pt holds beside the model, until it is restored
         self.last_good: Path | None = None
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._metrics = self._wandb = self._tensorboard = None
+        self._restored: dict[str, torch.optim.Optimizer | Cursor] = {}
         self._state: dict = {}  # optimizer states and cursors after the last whole step
         self._saved_at = time.monotonic()
         self._check_folder()
@@ -544,9 +532,36 @@ class Run:
         if problem:
             raise UserError(problem)
 
-    def open(self, start: Start) -> None:
+    def use(self, model: GPT, tokenizer: Tokenizer) -> None:
+        """The model that this run trains and saves."""
+        self.model, self.tokenizer = model, tokenizer
+
+    def restore(self, **things: "torch.optim.Optimizer | Cursor") -> None:
+        """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save writes
+        them. UserError if last.pt has something else."""
+        self._restored = things
+        if not self.config.resume:
+            return
+        for name, thing in things.items():
+            if isinstance(thing, Cursor):
+                thing.position = self.saved.get(name)
+                if type(thing.position) is not int or not 0 <= thing.position < 2**63:
+                    raise UserError(
+                        f"last.pt: {name}, its position in the data, is {thing.position!r}; start a new run"
+                    )
+            else:
+                load_optimizer(thing, self.saved.get(name))
+        self.saved = {}  # the file is mapped, and would stay in use
+
+    def _take_state(self) -> None:
+        self._state = {
+            name: thing.position if isinstance(thing, Cursor) else thing.state_dict()
+            for name, thing in self._restored.items()
+        }
+
+    def open(self) -> None:
         """Create the folder and open the logs. Lines after the step that a resumed run goes on from are dropped."""
-        self.start, resume_step = start, start.progress.step
+        resume_step = self.progress.step
         self.claim()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
@@ -597,9 +612,9 @@ class Run:
                 if isinstance(value, int | float):
                     self._tensorboard.add_scalar(key, value, step)
 
-    def save(self, train: dict, keep: bool) -> Path:
+    def save(self, keep: bool) -> Path:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
-        model, progress = self.start.model, self.start.progress
+        model, progress = self.model, self.progress
         path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
         self.last_good, self._saved_at = path, time.monotonic()
         if not self.process.main:
@@ -612,53 +627,45 @@ class Run:
             "format": FORMAT,
             "stage": self.stage,
             "config": asdict(model.config),
-            "tokenizer": self.start.tokenizer.name,
-            "tokenizer_digest": tokenizer_digest(self.start.tokenizer.name),
+            "tokenizer": self.tokenizer.name,
+            "tokenizer_digest": tokenizer_digest(self.tokenizer.name),
             "model": model.state_dict(),
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": progress.flops,
-            "lineage": [*self.start.lineage, entry],
+            "lineage": [*self.lineage, entry],
             "args": args,
             "metrics": {"skipped": progress.skipped},
         }
-        save_checkpoint(self.out / "last.pt", {**checkpoint, "train": {**train, "progress": asdict(progress)}})
+        save_checkpoint(self.out / "last.pt", {**checkpoint, "train": {**self._state, "progress": asdict(progress)}})
         if keep:
             save_checkpoint(path, checkpoint)
         return path
 
     def skip(self, what: str) -> None:
         """Count a step whose loss or gradient is not finite; stop the run after --max_skipped of them."""
-        progress = self.start.progress
+        progress = self.progress
         progress.skipped += 1
         if progress.skipped > self.config.max_skipped:
             good = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was written yet"
             raise UserError(f"{what} not finite in {progress.skipped} steps (--max_skipped); {good}; try a lower --lr")
 
-    def steps(
-        self,
-        total: int,
-        kept: set[int],
-        state: Callable[[], dict],
-        evaluate: Callable[[], dict],
-        due: Callable[[int], bool],
-        shown: tuple[str, ...],
-    ) -> Iterator[Step]:
+    def steps(self, total: int, evaluate: Callable[[], dict], shown: tuple[str, ...] = ()) -> Iterator[Step]:
         """The steps that are left of `total`. Around each: log, save, evaluate, progress bar, signals; then close the run.
 
         Args:
-            kept: the steps whose checkpoints are kept.
-            state: optimizer states and data cursors, for exact resume.
-            evaluate: held-out metrics of the model as it is.
-            due: is there an evaluation after so many steps?
+            evaluate: held-out metrics of the model as it is; called as --eval_every says.
             shown: the metrics on the progress bar.
         """
-        config, process, progress = self.config, self.process, self.start.progress
-        self._state, process.stop = state(), self._stop
-        if self.start.train is not None:
-            self._take_up(total, kept, state)
+        config, process, progress = self.config, self.process, self.progress
+        kept = config.kept(total)
+        self.open()
+        self._take_state()
+        process.stop = self._stop
+        if config.resume:
+            self._take_up(total, kept)
         # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
-        if due(progress.step) and not max(process.gather(self.evaluated)):
+        if config.due(progress.step, total, kept) and not max(process.gather(self.evaluated)):
             self.log(progress.step, **evaluate())
         bar = tqdm(
             total=total, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True, mininterval=1
@@ -671,7 +678,8 @@ class Run:
                 progress.step += 1
                 if progress.flops is not None:
                     progress.flops += values["flops"]
-                self._state, process.updated = state(), False
+                self._take_state()
+                process.updated = False
                 values |= {"flops": progress.flops, "skipped": progress.skipped}
                 self.log(
                     progress.step, **values
@@ -680,8 +688,8 @@ class Run:
                 # rank 0's clock alone counts: the other ranks write nothing
                 late = config.save_minutes and time.monotonic() - self._saved_at >= 60 * config.save_minutes
                 if keep or late or (config.save_every and progress.step % config.save_every == 0):
-                    self.save(self._state, keep)  # before evaluating: a crash there loses nothing
-                if due(progress.step):
+                    self.save(keep)  # before evaluating: a crash there loses nothing
+                if config.due(progress.step, total, kept):
                     held_out_values = evaluate()
                     self.log(progress.step, **held_out_values)
                     values |= held_out_values
@@ -694,12 +702,12 @@ class Run:
             print(f"wrote {self.last_good}; next: python eval.py --checkpoint {self.last_good}", file=sys.stderr)
         self.close()
 
-    def _take_up(self, total: int, kept: set[int], state: Callable[[], dict]) -> None:
+    def _take_up(self, total: int, kept: set[int]) -> None:
         """Of a resumed run: write the kept checkpoint that a kill after last.pt has cost; say so if there is nothing to do."""
-        step = self.start.progress.step
+        step = self.progress.step
         self.last_good = self.out / (f"step_{step:07d}.pt" if step in kept else "last.pt")
         if not self.last_good.exists():
-            self.save(state(), keep=True)
+            self.save(keep=True)
         if step > total:
             raise UserError(f"{self.out / 'last.pt'} is at step {step}, beyond the {total} steps of this run (--steps)")
         if step == total and self.process.main:
@@ -729,7 +737,7 @@ class Run:
     def _stop(self) -> NoReturn:
         """On every rank: save the last whole step, to which nothing of the model or the optimizer has been added, and
         exit with the code that a signal gives."""
-        self.save(self._state, keep=False)
+        self.save(keep=False)
         self.process.barrier()  # where one rank has exited, torchrun kills the others half a minute later
         self.close()
         if self.process.main:

@@ -36,10 +36,8 @@ from runtime import (
     PostConfig,
     Process,
     Run,
-    Start,
     begin,
     make_optimizer,
-    open_checkpoint,
     optimizer_step,
 )
 
@@ -173,10 +171,11 @@ class SFT:
         return stats
 
 
-def make_sft(config, start: Start, process: Process) -> SFT:
+def make_sft(run: Run) -> SFT:
     """The SFT side of a stage, from its flags (PostConfig and SFTConfig)."""
+    config = run.config
     questions = find_questions(config.data, config.questions, "train", config.limit)
-    return SFT(config, questions, start.tokenizer, process, config.seed, start.model.config.context)
+    return SFT(config, questions, run.tokenizer, run.process, config.seed, run.model.config.context)
 
 
 def sft_update(sft: SFT, model: GPT, optimizer, run: Run, lr: float) -> dict:
@@ -190,28 +189,17 @@ def sft_update(sft: SFT, model: GPT, optimizer, run: Run, lr: float) -> dict:
 
 
 def main(config: Config) -> None:
-    process, run, last = begin(config, "sft", config.check)
-    start = open_checkpoint(config, last, process)
-    model, tokenizer = start.model, start.tokenizer
-    sft = make_sft(config, start, process)
+    run = begin(config, "sft")
+    model, tokenizer, process = run.model, run.tokenizer, run.process
+    sft = make_sft(run)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    start.restore({"optimizer": optimizer}, {"sft": sft.order})
+    run.restore(optimizer=optimizer, sft=sft.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    run.open(start)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
-
-    def state() -> dict:
-        return {"optimizer": optimizer.state_dict(), "sft": sft.order.position}
-
-    kept = config.kept(steps)
-
-    def due(step: int) -> bool:
-        return config.due(step, steps, kept)
-
-    for step in run.steps(steps, kept, state, evaluate, due, ("sft_loss", "grad_norm", "val_pass@1")):
+    for step in run.steps(steps, evaluate, shown=("sft_loss", "grad_norm", "val_pass@1")):
         if process.main and config.show and step.number % config.show == 0:
             prompt, solution = sft.data[step.number % len(sft.data)]
             tqdm.write("  | " + tokenizer.decode(prompt + solution).replace("\n", "\n  | "))

@@ -300,11 +300,13 @@ def test_flags_that_no_run_could_have_had(args, good, world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("position", [None, -1, 0.5, "1", True, 10**30])
-def test_positions_in_the_data_that_are_none(good, position):
+def test_positions_in_the_data_that_are_none(good, tmp_path, position):
     """A cursor is a count: anything else is one line."""
-    start = runtime.Start(None, None, None, [], good["train"] | {"sft": position})
+    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    run = runtime.Run(runtime.RunConfig(out=str(tmp_path), resume=True), "sft", one)
+    run.saved = good["train"] | {"sft": position}
     with pytest.raises(UserError, match="sft, its position in the data"):
-        start.restore({}, {"sft": runtime.Cursor(5, 0)})
+        run.restore(sft=runtime.Cursor(5, 0))
 
 
 def test_logits_that_are_not_finite_end_in_one_line(good):

@@ -194,7 +194,7 @@ def test_saves_by_time_change_nothing(base, world, tmp_path, monkeypatch, whole)
     the same to the bit."""
     saved, save = [], runtime.Run.save
     monkeypatch.setattr(
-        runtime.Run, "save", lambda self, *a, **k: saved.append(self.start.progress.step) or save(self, *a, **k)
+        runtime.Run, "save", lambda self, *a, **k: saved.append(self.progress.step) or save(self, *a, **k)
     )
     start("rl", tmp_path / "often", base, world, save_minutes=1e-9)
     assert saved == [1, 2, 3]
@@ -244,7 +244,7 @@ def test_no_rank_exits_before_the_run_is_saved(monkeypatch):
     """A rank that writes nothing waits for the one that does: torchrun kills the rest of a group that one has left."""
     order = []
     run = object.__new__(runtime.Run)
-    run._state, run.process = {}, runtime.Process(1, 2, torch.device("cpu"), torch.float32, stop_signal=signal.SIGTERM)
+    run.process = runtime.Process(1, 2, torch.device("cpu"), torch.float32, stop_signal=signal.SIGTERM)
     monkeypatch.setattr(runtime.Process, "barrier", lambda process: order.append("barrier"))
     for step in ("save", "close"):
         monkeypatch.setattr(runtime.Run, step, lambda *args, step=step, **kwargs: order.append(step))

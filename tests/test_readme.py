@@ -137,7 +137,8 @@ def test_parser_of_the_readme():
 
 def test_named_checkpoints_of_the_default_run_exist():
     """The checkpoints of out/pretrain that README and docstrings name are kept by `pretrain.py` without flags."""
-    config = pretrain.resolve(pretrain.Config())
+    config = pretrain.Config()
+    config.check()
     kept = pretrain.parse_save_at(config.save_at, config.steps, config.batch * config.seq_len)
     texts = [(ROOT / name).read_text() for name in ("README.md", "sft.py", "rl.py", "average.py", "eval.py")]
     named = {int(step) for text in texts for step in re.findall(r"out/pretrain/step_(\d+)\.pt", text)}

@@ -263,8 +263,7 @@ def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base):
     assert not np.isfinite(runtime.optimizer_step(model, optimizer, one, 1e-3, 1.0))
     assert same(before, dict(model.state_dict()))
     run_ = runtime.Run(runtime.RunConfig(out=str(tmp_path / "r"), max_skipped=1), "pretrain", one)
-    run_.start = runtime.Start(model, None, runtime.Progress(), [], None)
     run_.last_good = tmp_path / "good.pt"
     run_.skip("loss")
     refused("good.pt", run_.skip, "loss")
-    assert run_.start.progress.skipped == 2 and os.path.basename(run_.last_good) == "good.pt"
+    assert run_.progress.skipped == 2 and os.path.basename(run_.last_good) == "good.pt"

@@ -418,7 +418,7 @@ def reader_safetensors(t, st):
 
 def reader_metrics(t, st):
     """metrics.jsonl of a run that goes on."""
-    from runtime import Process, Progress, Run, RunConfig, Start
+    from runtime import Process, Run, RunConfig
 
     one = Process(0, 1, torch.device("cpu"), torch.float32)
     Path("m").mkdir()
@@ -426,7 +426,8 @@ def reader_metrics(t, st):
 
     def read(path):
         run = Run(RunConfig(out="m", resume=True), "pretrain", one)
-        run.open(Start(None, None, Progress(step=4), [], None))
+        run.progress.step = 4
+        run.open()
         run.close()
 
     return [(t.base.parent / "metrics.jsonl").read_bytes()], file_reader("m/metrics.jsonl", read), changed_json(st)
