@@ -539,7 +539,8 @@ def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
             scale = {"smoke": "smoke", "paper": "olmo2-1b"}.get(budget, "micro")
             flags = dict(plan=plan, budget=budget, scale=scale, seeds=(1,), recipes=tuple(excursion.RECIPES))
             for cell in plan_of(tmp_path, **flags).values():
-                stage, words = Path(cell.command[0]).stem, cell.command[1:]
+                words = cell.command[int(cell.command[0] == "-m") :]  # python -m excursion choose, or python rl.py ...
+                stage, words = Path(words[0]).stem, words[1:]
                 mode = flag(cell, "mode") if "--mode" in words else ""
                 if (key := (stage, mode, *(word for word in words if word.startswith("--")))) in seen:
                     continue

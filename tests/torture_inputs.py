@@ -363,7 +363,7 @@ COMMANDS = {  # every stage, in each of its modes: flags beside the one that is 
     "prepare": "--input {T} --tokenizer world --workers 1 --out new",
     "prepare --questions also": "--input {Q} --tokenizer world --validation_questions 10 --workers 1 --out new",
     "prepare --input world": "--max_tokens 10000 --out new",
-    "hf": "--weights {H} --tokenizer world --out new.pt",
+    "olmo2": "--weights {H} --tokenizer world --out new.pt",
     "excursion plan": "--scale smoke --data {W} --out new",
 }
 NUMBERS = [
