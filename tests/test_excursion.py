@@ -526,10 +526,10 @@ def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
     """The commands of every recipe, plan and budget are accepted by the stage's own checks of ranges and of flags without
     effect."""
     checks = {
-        "average": (average, average.check),
+        "average": (average, average.Config.check),
         "eval": (evaluation, lambda c: cli.refuse_idle(c, evaluation.idle(c))),
         "excursion": (excursion, lambda c: None),
-        "pretrain": (pretrain, pretrain.resolve),
+        "pretrain": (pretrain, pretrain.Config.check),
         "rl": (rl, rl.Config.check),
         "sft": (sft, sft.Config.check),
     }
