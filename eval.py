@@ -37,9 +37,9 @@ import kernels
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
 from data.prompt import few_shot_prompt, fitting, left_out
-from data.questions import HUB_QUESTIONS, load_examples, load_questions
-from data.readers import parse_record, read_records
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.questions import HUB_QUESTIONS, find_questions, load_examples
+from data.tasks import check_pairs, find_tasks, task_pairs
+from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from files import MALFORMED, write_jsonl, write_text
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
@@ -349,22 +349,6 @@ def continuation_log_probs(
     return [merged[i] for i in range(len(pairs))]
 
 
-def check_pairs(pairs: list[tuple[list[int], list[int]]], limit: int, label: str) -> None:
-    """UserError for a pair that has no likelihood in a context of `limit` tokens."""
-    for i, (context, continuation) in enumerate(pairs):
-        if not context or not continuation or len(continuation) > limit:
-            raise UserError(f"{label}: item {i} has an empty context or continuation, or one beyond {limit} tokens")
-
-
-def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
-    """(context, continuation) of every choice of every item, or of every cloze item."""
-    if "choices" in items[0]:
-        texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
-    else:
-        texts = [(item["context"], " " + item["continuation"].lstrip()) for item in items]
-    return [(tokenizer.encode(context), tokenizer.encode(continuation)) for context, continuation in texts]
-
-
 def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: Process, label: str, seed=0) -> dict:
     """A likelihood task, each value with its interval.
 
@@ -387,12 +371,6 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, items: list[dict], process: 
     right = np.array([r[1] for r in results], dtype=float)
     record = {"accuracy": mean_interval(right, seed), "log_prob": mean_interval([r[0] for r in results], seed)}
     return {**record, "items": right.astype(int).tolist()}
-
-
-def _join(query: str, choice: str) -> tuple[str, str]:
-    """(context, continuation): the space belongs to the continuation, as in running text."""
-    query = query.rstrip()
-    return (f"{query}\nAnswer:" if query.startswith("Question:") else query), " " + choice.strip()
 
 
 @torch.no_grad()
@@ -565,61 +543,9 @@ def held_out(config: HeldOut, data: str, model: GPT, tokenizer: Tokenizer, proce
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_items(path: Path) -> list[dict]:
-    """Likelihood items of a jsonl file, in one of the two forms of evaluate_task. UserError for anything else."""
-    items = []
-    for record in read_records(path):
-        try:
-            item = parse_record(record.content)
-            choices = item.get("choices")
-            if choices is not None and not (
-                0 <= item["gold"] < len(choices) and all(c.strip() for c in choices) and item["query"]
-            ):
-                raise ValueError("gold is no index of choices, or a choice or the query is empty")
-            if choices is None and not (item["context"].strip() and item["continuation"].strip()):
-                raise ValueError("context or continuation is empty")
-            if items and ("choices" in items[0]) != (choices is not None):
-                raise ValueError("one file has items of one form")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{record.where}: no likelihood item ({error}): see eval.py's evaluate_task") from None
-        items.append(item)
-    if not items:
-        raise UserError(f"{path}: no likelihood item in it")
-    return items
-
-
 def is_base(checkpoint: dict) -> bool:
     """Has the model only been pretrained?"""
     return all(entry["stage"] == "pretrain" for entry in checkpoint["lineage"])
-
-
-def default_new_tokens(tokenizer: Tokenizer) -> int:
-    """Longest response: the world's solutions have at most 64 tokens, the paper's evaluation is cut at 512 and more."""
-    return 64 if tokenizer.name == "world" else 512
-
-
-def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
-    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`); the first `limit` of them."""
-    in_data = Path(data) / "questions" / f"{name}.jsonl"
-    if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
-        raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
-    return load_questions(in_data if in_data.exists() else name, split, limit=limit)
-
-
-def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, list[dict]]:
-    """name → items of likelihood tasks; "all": every one in DATA/tasks."""
-    folder = Path(data) / "tasks"
-    tasks = {}
-    for name in names:
-        if name == "all":
-            paths = sorted(folder.glob("*.jsonl"))
-        else:
-            paths = [p for p in (folder / f"{name}.jsonl", Path(name)) if p.is_file()][:1]
-            if not paths:
-                raise UserError(f"--tasks {name}: neither {folder / name}.jsonl nor a file")
-        for path in paths:
-            tasks[path.name.split(".")[0]] = load_items(path)[: limit or None]
-    return tasks
 
 
 @dataclass

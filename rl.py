@@ -38,8 +38,9 @@ from tqdm import tqdm
 
 from cli import UserError, cli
 from data.prompt import fitting, left_out
-from data.tokenizer import Tokenizer
-from eval import HeldOut, default_new_tokens, find_questions, held_out
+from data.questions import find_questions
+from data.tokenizer import Tokenizer, default_new_tokens
+from eval import HeldOut, held_out
 from files import MALFORMED, named, write_jsonl
 from model import GPT, sequence_flops
 from packing import packed_batches

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from cli import UserError, cli
 from data.prompt import encode_prompt, encode_solution, listed
+from data.questions import find_questions
 from data.tokenizer import Tokenizer
-from eval import HeldOut, find_questions, held_out
+from eval import HeldOut, held_out
 from model import GPT, sequence_flops
 from packing import packed_batches
 from runtime import (

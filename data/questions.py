@@ -100,6 +100,14 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
 # Loading
 
 
+def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
+    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`); the first `limit` of them."""
+    in_data = Path(data) / "questions" / f"{name}.jsonl"
+    if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
+        raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
+    return load_questions(in_data if in_data.exists() else name, split, limit=limit)
+
+
 def load_questions(
     name: str | Path, split: str = "train", strict: bool = False, limit: int = 0, folder: str = ""
 ) -> list[dict]:

@@ -132,6 +132,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     return Tokenizer(name, encoding, vocab_size, eos, pad)
 
 
+def default_new_tokens(tokenizer: Tokenizer) -> int:
+    """Longest response: the world's solutions have at most 64 tokens, the paper's evaluation is cut at 512 and more."""
+    return 64 if tokenizer.name == "world" else 512
+
+
 def tokenizer_digest(name: str) -> str:
     """What the ids of a tokenizer mean: a digest of its ranks (which need not be there) and its pattern."""
     if name == "world":

@@ -19,9 +19,10 @@ import sampler
 import sft
 from cli import UserError, cli
 from data.prompt import few_shot_prompt
+from data.questions import find_questions
+from data.tasks import find_tasks, load_items, question_and_choice
 from data.tokenizer import load_tokenizer
 from eval import (
-    _join,
     bits_per_byte,
     build_prompts,
     compare,
@@ -29,11 +30,8 @@ from eval import (
     entropy,
     evaluate_questions,
     evaluate_task,
-    find_questions,
-    find_tasks,
     guess_floor,
     held_out,
-    load_items,
     majority_vote,
     mean_interval,
     pass_at_k,
@@ -559,8 +557,8 @@ def test_plain_and_length_normalised_accuracy_differ_as_they_should(monkeypatch,
 def harness_accuracies(items: list[dict], log_p: list[list[float]]) -> tuple[list[float], list[float]]:
     """acc and acc_norm of each item by lm-evaluation-harness's own code; the texts that it asks for must be ours."""
     datasets, harness = pytest.importorskip("datasets"), pytest.importorskip("lm_eval.api.task")
-    texts = [_join(item["query"], choice) for item in items for choice in item["choices"]]
-    docs = [{"gold": i["gold"], "context": _join(i["query"], "x")[0], "choices": [c.strip() for c in i["choices"]]}
+    texts = [question_and_choice(item["query"], choice) for item in items for choice in item["choices"]]
+    docs = [{"gold": i["gold"], "context": question_and_choice(i["query"], "x")[0], "choices": [c.strip() for c in i["choices"]]}
             for i in items]  # fmt: skip
     data = datasets.Dataset.from_list(
         docs[:1]

@@ -16,6 +16,8 @@ import runtime
 import sft
 from cli import UserError
 from data.loader import Loader
+from data.questions import find_questions
+from data.tasks import find_tasks
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
 
@@ -62,7 +64,7 @@ def test_no_fp64_on_the_models_device(world):
     model, reference = (GPT(config_of("smoke", tokenizer.padded_vocab_size)) for _ in range(2))
     model, reference = model.to(DEVICE), reference.to(DEVICE)
     process = runtime.Process(0, 1, DEVICE, torch.float32)
-    questions = evaluation.find_questions(str(world), "train", "train", 4)
+    questions = find_questions(str(world), "train", "train", 4)
     optimizers = [runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2)]
     loader = Loader(world, None, 2, 64, seed=0)
     flags = rl.GRPOConfig(prompts=2, rollouts=2, max_new_tokens=4, kl=0.1, entropy=0.1, zero_variance="keep",
@@ -97,7 +99,7 @@ def test_no_fp64_on_the_models_device(world):
         streams.average(snapshot, delta, 0.5)
         common = dict(n=2, ks=(1,), max_new_tokens=4)
         evaluation.evaluate_questions(model, tokenizer, questions, process, **common)
-        items = evaluation.find_tasks(str(world), ("all",), 2)
+        items = find_tasks(str(world), ("all",), 2)
         for name, task in items.items():
             evaluation.evaluate_task(model, tokenizer, task, process, name)
         evaluation.bits_per_byte(model, tokenizer, loader, "math", 200, process)

@@ -19,6 +19,7 @@ import rl
 import runtime
 import sft
 from cli import UserError, apply_preset, check_ranges
+from data.questions import find_questions
 from data.tokenizer import load_tokenizer
 
 
@@ -97,11 +98,11 @@ def test_rl_on_nothing_says_so(base, world, tmp_path, capsys):
 def test_36_37_sft_rows(world, capsys):
     """Properties 36, 37: no validation question in the Gold set; one stop token, at the end; long rows are reported."""
     tokenizer = load_tokenizer("world")
-    questions = evaluation.find_questions(str(world), "train", "train", 40)
+    questions = find_questions(str(world), "train", "train", 40)
     one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
     rows = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, 256).data
     assert len(rows) > 40 and all(s.count(tokenizer.eos) == 1 and s[-1] == tokenizer.eos for _, s in rows)
-    held_out = {q["question"] for q in evaluation.find_questions(str(world), "validation", "test")}
+    held_out = {q["question"] for q in find_questions(str(world), "validation", "test")}
     assert not held_out & {tokenizer.decode(p).rsplit(" Let's", 1)[0] for p, _ in rows}
     median = sorted(len(p) + len(s) for p, s in rows)[len(rows) // 2]
     short = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, median).data

@@ -17,6 +17,7 @@ import rl
 import runtime
 import sft
 from cli import UserError
+from data.questions import find_questions
 from model import GPTConfig
 from tools import olmo2
 
@@ -209,7 +210,7 @@ def test_gsm8k_form_as_rl_data(base, world, tmp_path):
     """Questions in GSM8K's own form, by the command: a new model gets none right, which is said; nothing is updated."""
     file = tmp_path / "gsm8k.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
-    assert [q["answer"] for q in evaluation.find_questions("", str(file), "train")] == ["72", "10", "2400"]
+    assert [q["answer"] for q in find_questions("", str(file), "train")] == ["72", "10", "2400"]
     out = tmp_path / "run"
     flags = ["--prompts", "2", "--rollouts", "3", "--steps", "3", "--max_new_tokens", "12", "--eval_every", "0"]
     code, said, err = run(
@@ -250,7 +251,7 @@ def difficulty(base, world, tmp_path_factory) -> Path:
     record = json.loads(path.read_text())
     (rows,) = (part["questions"] for part in record["questions"].values())
     assert list(record["questions"]) == ["train"] and record["tasks"] == record["text"] == {}
-    questions = evaluation.find_questions(str(world), "train", "train", 8)
+    questions = find_questions(str(world), "train", "train", 8)
     assert [(r["id"], r["n"]) for r in rows] == [(q["id"], 64) for q in questions]
     for row, c in zip(rows, (0, 1, 2, 8, 9, 15, 16, 64), strict=True):
         row["c"] = c
@@ -265,7 +266,7 @@ def difficulty(base, world, tmp_path_factory) -> Path:
 def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, kept):
     """easy is a pass rate of 25% and more, hard 12.5% and less, hardest 3.1% and less, LOW:HIGH inclusive; questions
     that the record does not have are in no band. rl.py trains on those and no other."""
-    questions = evaluation.find_questions(str(world), "train", "train", 12)
+    questions = find_questions(str(world), "train", "train", 12)
     want = [questions[i]["id"] for i in kept]
     assert [q["id"] for q in rl.in_band(questions, str(difficulty), band)] == want
     flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2, save_rollouts=9)
@@ -310,7 +311,7 @@ def test_difficulty_records_that_do_not_fit(tmp_path, difficulty):
 def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
     """Property 33 with --resample: steps draw different numbers of batches, and a killed run goes on with the batch
     that it would have drawn."""
-    few = [q["answer"] for q in evaluation.find_questions(str(world), "train", "train", 12)][::3]
+    few = [q["answer"] for q in find_questions(str(world), "train", "train", 12)][::3]
     monkeypatch.setattr(rl, "reward_of", lambda text, answer, *_: (float(len(text) % 3) * (answer in few), False))
     flags = TINY | dict(init=str(base / "last.pt"), data=str(world), resample=3, prompts=2)
     rl.main(rl.Config(out=str(tmp_path / "whole"), **flags))

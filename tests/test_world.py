@@ -11,8 +11,7 @@ import pytest
 
 from data import world
 from data.prompt import INSTRUCTION, few_shot_prompt, format_prompt
-from data.tokenizer import load_tokenizer
-from eval import default_new_tokens
+from data.tokenizer import default_new_tokens, load_tokenizer
 from model import SCALES
 from verifier import is_correct
 from verifier.process import equations as written

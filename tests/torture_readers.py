@@ -275,7 +275,7 @@ def reader_prepare(t, st):
 
 
 def reader_tasks(t, st):
-    from eval import load_items
+    from data.tasks import load_items
 
     paths = sorted((t.world / "tasks").glob("*.jsonl"))
     seeds = [b"\n".join(path.read_bytes().splitlines()[:3]) for path in paths]
