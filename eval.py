@@ -3,7 +3,6 @@
     python eval.py --checkpoint out/pretrain/step_*.pt                     # the world's questions, tasks and text
     python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears are there?"
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
-    python eval.py --compare out/base/eval/last.json out/rl_seed0/eval/last.json out/rl_seed1/eval/last.json
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate
 
 Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice: *strict*
@@ -24,7 +23,6 @@ log-likelihood by its characters, the space before it not counted, as lm-evaluat
 import json
 import math
 import sys
-from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -40,14 +38,14 @@ from data.prompt import few_shot_prompt, fitting, left_out
 from data.questions import HUB_QUESTIONS, find_questions, load_examples
 from data.tasks import check_pairs, find_tasks, task_pairs
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
-from files import MALFORMED, write_jsonl, write_text
+from files import write_jsonl, write_text
+from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
 from model import GPT
 from runtime import Process, end_process, load_checkpoint, load_model, start_process
 from sampler import Continuation, SamplerConfig, sample, sample_over_ranks
 from verifier import GRADERS, canonical, extract_answer, judge
 from verifier.process import equations, sound
 
-BOOTSTRAP = 2000  # resamples of the questions
 BATCH_TOKENS = 8192  # in one forward pass of a likelihood task
 
 
@@ -56,9 +54,6 @@ class Config(SamplerConfig):
     """Flags of eval.py."""
 
     checkpoint: tuple[str, ...] = ()  # one or more .pt files
-    # instead: evaluation records; the change from the first one to the others (say, three seeds of one recipe, averaged),
-    # paired by question, with bootstrap 95% intervals over questions
-    compare: tuple[str, ...] = ()
     data: str = "out/data"  # folder of data/prepare.py: names below are looked up in it
     questions: tuple[str, ...] = ("test_easy", "test_hard")  # DATA/questions/NAME.jsonl, files, or gsm8k, math (hub)
     split: str = "test"  # of a hub data set
@@ -104,69 +99,6 @@ PRESETS = {
         prompt="question_answer", grader="gsm8k", truncated="score",
     )
 }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Statistics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def pass_at_k(n: np.ndarray | int, c: np.ndarray, k: int) -> np.ndarray:
-    """Probability that at least one of k samples, drawn from n of which c are right, is right: 1 - C(n-c, k) / C(n, k).
-
-    Args:
-        n, c: (Q,) or scalars. k: at most every n (ValueError else).
-    """
-    n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
-    if k < 1 or (n < k).any():
-        raise ValueError(f"pass@{k} needs at least {k} samples a question, there are {int(n.min())}")
-    i = np.arange(k)  # the product of (n - c - i) / (n - i) hits zero when fewer than k are wrong
-    return 1.0 - np.prod(np.clip((n - c)[..., None] - i, 0, None) / (n[..., None] - i), axis=-1)
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> dict:
-    """Mean of one value per question, with a bootstrap 95% interval over questions."""
-    values = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (BOOTSTRAP, len(values)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-
-
-def majority_vote(answers: list[str | None]) -> str | None:
-    """The most frequent answer, equal values counted together; of equally frequent ones the first. No answer, no vote."""
-    votes = Counter(canonical(a) for a in answers if a is not None)  # Counter keeps the order of first appearance
-    if not votes:
-        return None
-    winner = max(votes, key=votes.get)
-    return next(a for a in answers if a is not None and canonical(a) == winner)
-
-
-def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray:
-    """(Q,) pass@k of each question's answers when they are judged against another question's right answer: what luck gives.
-
-    The mean over all other questions, which is what random permutations of the questions give on average, exactly: a
-    question's answers are right together only where another question has their value, so the distinct values suffice.
-
-    Args:
-        answers: of each question, the normal forms (verifier.canonical) of its n samples, None without an answer.
-        gold: of each question, that of the right answer. ValueError for a single question.
-    """
-    if len(gold) < 2:
-        raise ValueError("a guess floor needs two questions")
-    wanted, floor = Counter(gold), np.zeros(len(gold))
-    for i, attempts in enumerate(answers):
-        counts = {a: c for a, c in Counter(attempts).items() if a in wanted}
-        others = np.array([wanted[a] - (a == gold[i]) for a in counts])
-        if counts:
-            floor[i] = others @ pass_at_k(len(attempts), np.array(list(counts.values())), k) / (len(gold) - 1)
-    return floor.round(6)  # what a record keeps of them has the record's mean
-
-
-def entropy(values: list) -> float:
-    """Nats of the empirical distribution of a question's n samples over their values; at most log n."""
-    share = np.array(list(Counter(values).values())) / len(values)
-    return round(float((share * -np.log(share)).sum()), 6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -675,33 +607,6 @@ def print_table(records: list[dict]) -> None:
         print(*(f"{cell:>24}" for cell in cells))
 
 
-def compare(paths: tuple[str, ...], seed: int = 0) -> dict:
-    """{set: {"pass@k", "lenient@1" or "process@k": interval}}: mean over the other records of the change from the first record,
-    question by question. UserError unless all records have the same questions."""
-    try:
-        first, *others = [json.loads(Path(path).read_text())["questions"] for path in paths]
-        table = {}
-        for name, base in first.items():
-            ids = [q["id"] for q in base["questions"]]
-            if any([q["id"] for q in other[name]["questions"]] != ids for other in others):
-                raise UserError(f"--compare: the records hold different questions in {name}; evaluate them alike")
-
-            def values(record: dict, key: str, k: int) -> np.ndarray:
-                rows = record["questions"]
-                return pass_at_k(np.array([q["n"] for q in rows]), np.array([q[key] for q in rows]), k)
-
-            columns = {column: ("c", int(column[5:])) for column in base["strict"]} | {"lenient@1": ("c_lenient", 1)}
-            if all("process" in record[name] for record in (first, *others)):
-                columns |= {f"process{column[4:]}": ("c_process", int(column[5:])) for column in base["process"]}
-            table[name] = {
-                column: mean_interval(np.mean([values(o[name], *at) for o in others], 0) - values(base, *at), seed)
-                for column, at in columns.items()
-            }
-    except MALFORMED as error:
-        raise UserError(f"--compare: these are not evaluation records of the same sets ({error!r})") from None
-    return table
-
-
 def main_accuracy(task: dict) -> dict:
     """The accuracy that the paper reports of a task: length-normalised where there are choices."""
     return task.get("accuracy_norm", task["accuracy"])
@@ -730,8 +635,6 @@ def idle(config: Config) -> dict[str, str]:
     if config.ask:
         acting = {"ask", "checkpoint", "temperature", "top_p", "max_new_tokens", "seed", "device", "dtype", "kernels"}
         return dict.fromkeys(names - acting, "beside --ask")
-    if config.compare:
-        return dict.fromkeys(names - {"compare", "seed"}, "beside --compare")
     idle = {}
     if config.difficulty:
         idle |= dict.fromkeys(
@@ -750,18 +653,7 @@ def idle(config: Config) -> dict[str, str]:
 
 def main(config: Config) -> None:
     config.checkpoint = expand("--checkpoint", config.checkpoint)
-    config.compare = expand("--compare", config.compare)
     refuse_idle(config, idle(config))
-    if config.compare:
-        if len(config.compare) < 2:
-            raise UserError("--compare: name two or more records")
-        print(f"change from {config.compare[0]}, points of % [95% interval, paired by question]")
-        for name, row in compare(config.compare, config.seed).items():
-            cells = (
-                f"{k} {100 * v['mean']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}]" for k, v in row.items()
-            )
-            print(f"{name:<16}", "   ".join(cells))
-        return
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdecimal():

@@ -7,6 +7,7 @@
     python -m excursion run --budget study                       # questions), then the grid and order x rate x dose
     python -m excursion run --plan sharpening --budget study
     python -m excursion report --records results/excursion   # tables and figures again, from committed records alone
+    python -m excursion compare BASE.json SEED0.json SEED1.json      # the change from one record of eval.py to others
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
 `run` executes the cells whose file is missing, the first of the plan first, several at a time with one thread each, and
@@ -57,7 +58,7 @@ from tyro.conf import Positional
 import pretrain
 from cli import UserError
 from data.tokenizer import load_tokenizer
-from excursion import known, report
+from excursion import compare, known, report
 from excursion.runner import Cell, Runner, read_state
 from files import MALFORMED, read_json, replacing_path, write_text
 from model import SCALES, config_of, train_flops
@@ -73,8 +74,10 @@ class Config:
     RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]"}
 
     # plan: print the commands; run: execute what is missing, then report; report: tables and figures of what is there;
-    # choose: (a cell of a plan) link the kept checkpoint of OUT/run that is best on validation to OUT/best.pt
-    command: Positional[Literal["plan", "run", "report", "choose"]] = "run"
+    # choose: (a cell of a plan) link the kept checkpoint of OUT/run that is best on validation to OUT/best.pt;
+    # compare: the change from the first evaluation record to the mean of the others, paired by question
+    command: Positional[Literal["plan", "run", "report", "choose", "compare"]] = "run"
+    files: Positional[tuple[str, ...]] = ()  # of `compare`: records of eval.py
     plan: Literal[
         "grid", "checkpoints", "sweep", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"
     ] = "grid"  # see above
@@ -960,6 +963,10 @@ def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
 
 
 def main(config: Config) -> None:
+    if config.command == "compare":
+        return compare.print_changes(config.files)
+    if config.files:
+        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does")
     if config.command == "choose":
         choose(Path(config.out))
         return

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from cli import UserError
-from eval import pass_at_k
 from excursion.stats import Estimate, bootstrap, estimate
+from measures import pass_at_k
 
 # recipe → (name, colour, marker, line, filled): the palette of Okabe and Ito, and never colour alone
 STYLE = {

@@ -18,8 +18,9 @@ import rl
 import runtime
 import sft
 from cli import UserError, cli, reason
+from excursion import __main__ as command
 
-STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
+STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation, "excursion": command}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,8 @@ def place(base, world, tmp_path_factory) -> Path:
     shutil.rmtree(folder / "no_questions/questions")
     (folder / "nothing").mkdir()
     (folder / "no_rows.jsonl").write_text("")
+    nothing = {"n": 4, "strict": {"pass@1": {}}, "questions": []}
+    (folder / "no_question.json").write_text(json.dumps({"questions": {"set": nothing}}))
     (folder / "bad_rows.jsonl").write_text('{"prompt": 1}\nnot json\n')
     (folder / "unsolved.jsonl").write_text('{"question": "How many?", "answer": "2"}\n')
     (folder / "long.jsonl").write_text(json.dumps({"question": "How " * 400, "answer": "2", "solutions": ["2 " * 400]}))
@@ -70,8 +73,9 @@ FLAGS = {
     "rl": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4",
     "average": "--init {G} --data {W} --limit 8 --steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4 --rows 2",
     "eval": "--checkpoint {G} --data {W} --limit 2 --samples 2 --k 1 --max_new_tokens 4",
+    "excursion": "",
 }
-ALONE = {"--mode soup": "--init {G}", "--ask": "--checkpoint {G}", "--compare": ""}  # instead, beside these
+ALONE = {"--mode soup": "--init {G}", "--ask": "--checkpoint {G}"}  # instead, beside these
 POST = ("sft", "rl", "average")
 CASES = [
     # checkpoints
@@ -156,8 +160,10 @@ CASES = [
     ("eval", "--temperature -1", "--temperature"),
     ("eval", "--top_p 0", "--top_p"),
     ("eval", "--max_new_tokens 256", "context"),
-    ("eval", "--compare {P}/text.pt", "two or more"),
-    ("eval", "--compare {P}/text.pt {P}/none.json", "not evaluation records"),
+    ("excursion", "compare {P}/text.pt", "two or more"),
+    ("excursion", "compare {P}/text.pt {P}/none.json", "not evaluation records"),
+    ("excursion", "compare {P}/no_question.json {P}/no_question.json", "no question to take a mean over"),
+    ("excursion", "report {P}/text.pt", "takes no files"),
     ("eval", "--checkpoint {G} {P}/run/last.pt --out {OUT}", "same record"),
     ("eval", "--ask " + "How" * 300, "longest question"),
 ]
@@ -181,7 +187,7 @@ def test_one_line_and_exit_code_2(stage, flags, says, base, world, place, tmp_pa
     beside = next((ALONE[start] for start in ALONE if flags.startswith(start)), FLAGS[stage])
     given = [] if flags in ("--checkpoint",) else beside.format(**names).split()
     flags = [] if flags == "--checkpoint" else flags.format(**names).split()
-    out = [] if {"--out", "--ask", "--compare"} & set(flags) else ["--out", str(tmp_path / "new")]
+    out = [] if {"--out", "--ask", "compare"} & set(flags) else ["--out", str(tmp_path / "new")]
     before = sorted(place.rglob("*"))
     monkeypatch.setattr(sys, "argv", [f"{stage}.py", *given, *out, *flags])
     with pytest.raises(SystemExit) as exit_:

@@ -21,7 +21,7 @@ from data import prepare
 from data import tokenizer as tokenizers
 from data.loader import Loader, Source
 from data.questions import load_questions
-from eval import compare
+from excursion.compare import compare
 from files import DIGESTS, check_digest, read_json, write_jsonl
 from runtime import Process
 from tools import olmo2

@@ -25,18 +25,14 @@ from data.tokenizer import load_tokenizer
 from eval import (
     bits_per_byte,
     build_prompts,
-    compare,
     continuation_log_probs,
-    entropy,
     evaluate_questions,
     evaluate_task,
-    guess_floor,
     held_out,
-    majority_vote,
-    mean_interval,
-    pass_at_k,
     print_table,
 )
+from excursion.compare import compare
+from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
 from model import GPT, config_of
 from runtime import Process
 from sampler import Continuation
@@ -111,6 +107,8 @@ def test_bootstrap_interval_is_a_function_of_values_and_seed():
     values = np.random.default_rng(0).random(50)
     assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
     assert mean_interval([0.25] * 9) == {"mean": 0.25, "low": 0.25, "high": 0.25}
+    with pytest.raises(ValueError, match="no question"):
+        mean_interval([])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -448,10 +446,10 @@ def test_compare_pairs_by_question(tmp_path, record):
         compare(tuple(map(str, paths)))
 
 
-def test_flags_without_effect_beside_compare_are_refused():
-    """They end in a line, as beside --ask; so does --k without a number."""
-    with pytest.raises(UserError, match="--samples has no effect beside --compare"):
-        evaluation.main(evaluation.Config(compare=("a.json", "b.json"), samples=4))
+def test_flags_without_effect_beside_ask_are_refused():
+    """They end in a line; so does --k without a number."""
+    with pytest.raises(UserError, match="--samples has no effect beside --ask"):
+        evaluation.main(evaluation.Config(checkpoint=("a.pt",), ask="What?", samples=4))
     with pytest.raises(UserError, match="^--k: name"):
         evaluation.main(evaluation.Config(checkpoint=("a.pt",), k=()))
 

@@ -250,7 +250,7 @@ CHANGES = dict(
     curriculum=(1, dict(mode="curriculum")),
     scale="micro", mix="math=1", tokens=("384", dict(steps=None, tokens="256")), batch=2, seq_len=16, micro_batch=1, compile="on", z_loss=1.0,
     doc_mask=True, val_tokens=900,
-    checkpoint=("{P}/b.pt",), compare=("{P}/rates.json", "{P}/rates.json"), split="train", tasks=("facts",), text=("general",),
+    checkpoint=("{P}/b.pt",), split="train", tasks=("facts",), text=("general",),
     samples=3, k=(2,), shots="1", examples=("gsm8k", dict(shots="1")), 
     ask="What?",
 )  # fmt: skip

@@ -15,7 +15,7 @@ FLOORS = (
     ("data",),
     ("model",),
     ("checkpoint",),
-    ("packing", "sampler", "runtime"),
+    ("measures", "packing", "sampler", "runtime"),
     ("eval",),
     ("sft", "rl", "pretrain"),
     ("average",),

@@ -58,13 +58,13 @@ def parse(command: str) -> tuple[str, list[str]]:
     module = words.pop(0)
     module = words.pop(0) if module == "-m" else module.removesuffix(".py")
     small = SMALL[module]
-    if "--resume" in words or "--compare" in words or module == "data.prepare" and "--input" not in words:
+    if "--resume" in words or "compare" in words or module == "data.prepare" and "--input" not in words:
         small = ""  # they have no size of their own
     elif "--ask" in words:
         small = "--max_new_tokens 4"
     elif module == "pretrain":  # of --steps and --tokens one may be given
         small += " --steps 4" if "--steps" in words else " --tokens 512"
-    elif module == "excursion" and "report" not in words:  # hours; the plan has to make sense
+    elif module == "excursion" and not {"report", "compare"} & set(words):  # hours; the plan has to make sense
         words = ["plan", *(word for word in words if word not in ("run", "plan"))]
     return module, words + small.split()
 

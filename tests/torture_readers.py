@@ -301,7 +301,7 @@ def record_of(t) -> dict:
 
 
 def reader_records(t, st):
-    from eval import compare
+    from excursion.compare import compare
 
     record = json.dumps(record_of(t)).encode()
     Path("good.json").write_bytes(record)
