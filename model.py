@@ -27,8 +27,7 @@ import kernels
 # attend(layer, q, k, v) -> (B, T, H, D), from q (B, T, H, D) and k, v (B, T, H_kv, D) after norms and rotary embedding
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-
-# of a GPTConfig's whole numbers, far beyond any model of this code
+# Largest whole numbers that a configuration from a file may have, far beyond any model of this code
 LIMITS = {
     "vocab_size": 2**22,
     "d_model": 2**16,
@@ -53,7 +52,8 @@ class GPTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        """ValueError for what no model can be, or no machine can hold: a configuration may come from a foreign file."""
+        """Derive head_dim (D). ValueError for sizes that no model can have or no machine can hold: a configuration may
+        come from a foreign file."""
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not (name != "n_kv_heads") <= value <= limit:

@@ -35,7 +35,7 @@ NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts th
 
 @dataclass
 class SamplerConfig:
-    """Flags of whatever samples. They change memory and time, not the answers."""
+    """The flag of every stage that samples. It changes memory and time, not the answers."""
 
     kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB
 
@@ -149,7 +149,7 @@ def sample(
         retired = slots.retire()
         if retired and progress:
             progress(retired)
-    return [slots.finished[i : i + n] for i in range(0, len(slots.finished), n)]
+    return [slots.answers[i : i + n] for i in range(0, len(slots.answers), n)]
 
 
 # A row that decodes or waits: its number, where its prompt stands in the cache, the prompt's length, tokens generated so
@@ -194,16 +194,17 @@ class Slots:
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts to prefill, the last first
         self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a slot
         self.live = np.zeros(0, ROW)  # rows that decode, in the order of their slots
-        self.finished: list[Continuation | None] = [None] * (len(prompts) * n)
-        self.unfinished = len(self.finished)
+        self.answers: list[Continuation | None] = [None] * (len(prompts) * n)
+        self.unfinished = len(self.answers)
 
     def prefill(self) -> None:
-        """Compute the next prompts, when a slot is free and no row waits for it. Their n rows wait from then on."""
+        """Compute the next prompts once for their n rows, which then wait. Does nothing while rows wait or no slot is
+        free: so few prompts stand in the cache."""
         if not self.order or len(self.waiting) or len(self.live) == self.slots:
             return
         free = np.setdiff1d(np.arange(self.entries), self.live["entry"])
         entry = free[: min(self.prefill_batch, len(self.order))]
-        if not len(entry):  # each holds the prompt of a straggler
+        if not len(entry):  # every entry holds the prompt of a live row
             return
         taken = [self.order.pop() for _ in entry]  # the longest first: the last ones to wait for are short
         length = np.array([len(self.prompts[i]) for i in taken])
@@ -220,7 +221,7 @@ class Slots:
         self.waiting = self.waiting.ravel()
 
     def admit(self) -> None:
-        """Give the free slots to waiting rows, which come behind the live ones."""
+        """Give free slots to waiting rows, so that no slot is idle. They stand behind the live rows."""
         free = self.slots - len(self.live)
         if free and len(self.waiting):
             self.live = np.concatenate([self.live, self.waiting[:free]])
@@ -248,7 +249,8 @@ class Slots:
         live["new"] += 1
 
     def retire(self) -> int:
-        """Copy out the rows that are done, and close the gaps with rows from the end; returns how many were done."""
+        """Copy out the rows that are done and move rows from the end into their slots, so that decoding reads no gaps.
+        Returns how many rows were done."""
         live = self.live
         done = (live["token"] == self.stop) | (live["new"] == self.max_new_tokens)
         if not done.any():
@@ -260,7 +262,8 @@ class Slots:
             answer = Continuation(token[:length].tolist(), log_prob[:length].copy(), finished)
             if not np.isfinite(answer.log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
                 raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
-            self.finished[row["row"]] = answer
+            self.answers[row["row"]] = answer
+        # The first `left` slots stay; rows that live behind them move into the gaps
         left = len(live) - len(tokens)
         holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])
         if len(holes):
