@@ -1,7 +1,8 @@
-"""The command: python -m excursion (plan.py has its flags)."""
+"""python -m excursion"""
 
 from cli import cli
-from excursion.plan import Config, main
+from excursion.command import main
+from excursion.config import Config
 
 if __name__ == "__main__":
     cli(main, Config)

@@ -11,9 +11,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend that needs no screen
 import numpy as np  # noqa: E402
 
-from excursion.findings import Claim, trajectory  # noqa: E402
-from excursion.plan_findings import models, stage_flops  # noqa: E402
-from excursion.records import STYLE, Entry, Grid, Questions, by_variant, combine, contrast, label, million  # noqa: E402
+from excursion.claims import Claim  # noqa: E402
+from excursion.contrasts import Grid, by_variant, combine, contrast, models, trajectory  # noqa: E402
+from excursion.plan_findings import stage_flops  # noqa: E402
+from excursion.recipes import RECIPES, label  # noqa: E402
+from excursion.records import Entry, Questions, million  # noqa: E402
 from excursion.sharpening import Sharpening  # noqa: E402
 from excursion.stats import Estimate  # noqa: E402
 
@@ -113,7 +115,7 @@ def figure_lines(
             ]
         if not found:
             continue
-        name, colour, marker, line, filled = STYLE[recipe]
+        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
         x = [
             np.mean([e.record["flops"] for e in g.models(recipe, t).values()]) if flops else t / scale for t, _ in found
         ]
@@ -222,7 +224,7 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
         return None
     figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (5.8, 4.4))
     for recipe, points in paths.items():
-        name, colour, marker, line, filled = STYLE[recipe]
+        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
         draw_path(ax, points, colour, marker, name, line, filled)
     base = g.level("base", tokens, measure)
     if base is not None:
@@ -248,7 +250,7 @@ def figure_entropy(g: Grid, tokens: int, kind: str):
                 found[step] = c.estimate()
         if len(found) < 2:
             continue
-        name, colour, marker, line, filled = STYLE[recipe]
+        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
         y = [p.mean for p in found.values()]
         ax.errorbar(list(found), y, bars(list(found.values()), 1), color=colour, marker=marker, ls=line, lw=1.7, capsize=2.5,
                     ms=marker_size(marker), mfc=colour if filled else "white")  # fmt: skip
@@ -350,7 +352,7 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
         ]
         if not curves:
             continue
-        name, colour, _, line, _ = STYLE[recipe]
+        name, (colour, _, line, _) = label(recipe), RECIPES[recipe].look
         share = np.linspace(0, 1, 101)
         rows = np.array([np.interp(share, x / x[-1], y if len(x) < 15 else smooth(y)) for x, y in curves]) * scale
         rows[:, share < max(c[0][0] / c[0][-1] for c in curves)] = np.nan  # before the first of them began
@@ -403,7 +405,7 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
         return None
     figure, ax = panel(title, xlabel, (5.6, 3.6))
     ends = []
-    for recipe in [r for r in STYLE if any(e.recipe == r for group in groups.values() for e in group)]:
+    for recipe in [r for r in RECIPES if any(e.recipe == r for group in groups.values() for e in group)]:
         at, points = [], []
         for i, group in enumerate(groups.values()):
             last = max(e.tokens for e in group)
@@ -417,7 +419,7 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
                 points.append(c.estimate())
         if not points:
             continue
-        name, colour, marker, line, filled = STYLE[recipe]
+        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
         y = [100 * p.mean for p in points]
         ax.errorbar(at, y, bars(points), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker), capsize=2.5,
                     mfc=colour if filled else "white")  # fmt: skip

@@ -17,27 +17,13 @@ One *start* per comparison, named before the runs: the base with worked examples
 0-shot base, from which training begins, stands beside it. No test question chooses a start, a step or a checkpoint.
 """
 
-from dataclasses import dataclass, field, replace
-
 import numpy as np
 
-from excursion.records import (
-    STARTS,
-    Contrast,
-    Entry,
-    Grid,
-    Key,
-    Questions,
-    Row,
-    combine,
-    contrast,
-    general_bits,
-    label,
-    mean_of,
-    million,
-    task_items,
-)
-from excursion.stats import ALPHA, Estimate, holm, ratio
+from excursion.claims import Claim, Finding, claim
+from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, mean_of, runs
+from excursion.recipes import STARTS, label
+from excursion.records import Entry, Questions, general_bits, million, task_items
+from excursion.stats import ratio
 
 # Margins and rules, named before the runs
 MATCH = 0.05  # pass rates within this are alike: the paper calls up to 1.1 points at 20 B tokens and later a match, 10.7 at 10 B not
@@ -55,151 +41,6 @@ PAPER_GAIN = (
 )
 PAPER_DOSE = 320  # sampled answers per training question: 32 in each of 10 epochs
 BELOW = " Below that dose this finding can be shown, not contradicted."
-
-
-@dataclass
-class Claim:
-    """A contrast with a stated direction."""
-
-    text: str
-    x: Estimate | None
-    wanted: str  # "above" or "below" the margin, or "alike": within ± margin
-    margin: float = 0.0
-    at: int | None = None  # one checkpoint; None: the mean over all
-    counts: bool = True  # towards the finding's verdict; else it stands beside
-    unit: str = "points"  # of 100; or bits (per byte), log (of a factor)
-    needs: str = ""  # what was missing
-    boot: tuple[float, float] | None = None
-    small: float = 0.0  # an effect that is certainly smaller than this contradicts "above"
-    settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
-    shown_as: str = ""  # in place of mean and interval
-    visible_as: str = ""
-    wish: str = ""  # in place of what is expected
-    p_shown: float = 1.0  # after Holm
-    p_against: float = 1.0
-
-    @property
-    def tests(self) -> tuple[float, float]:
-        """p-values of "shown" and of "contradicted", two-sided, before Holm (equivalence: one-sided, see stats.py)."""
-        x, m = self.x, self.margin
-        if x is None:
-            return 1.0, 1.0
-        if self.wanted == "alike":
-            return x.p_within(m), min(1.0, 2 * min(x.p_above(m), x.p_below(-m)))
-        if self.wanted == "below":
-            x, m = replace(x, mean=-x.mean), -m
-        against = min(1.0, 2 * x.p_below(m))
-        if self.small:
-            against = min(against, x.p_below(m + self.small))
-        return min(1.0, 2 * x.p_above(m)), against
-
-    @property
-    def verdict(self) -> str:
-        if self.x is None:
-            return "not run"
-        if self.p_shown <= ALPHA:
-            return "shown"
-        return "contradicted" if self.p_against <= ALPHA and self.settles else "unclear"
-
-    def number(self, value: float, sign: str = "+") -> str:
-        if self.unit == "log":
-            return f"×{np.exp(value):.2f}"
-        text = f"{100 * value:{sign}.1f}" if self.unit == "points" else f"{value:{sign}.4f}"
-        return text.replace("-", "−")
-
-    @property
-    def numbers(self) -> str:
-        if self.x is None:
-            return "–"
-        if self.shown_as:
-            return self.shown_as
-        if np.isinf(self.x.se):
-            return f"{self.number(self.x.mean)} [one value: no interval]"
-        return f"{self.number(self.x.mean)} [{self.number(self.x.low)}, {self.number(self.x.high)}]"
-
-    @property
-    def bootstrap(self) -> str:
-        return (
-            "–"
-            if self.boot is None or np.isinf(self.boot[0])
-            else f"[{self.number(self.boot[0])}, {self.number(self.boot[1])}]"
-        )
-
-    @property
-    def visible(self) -> str:
-        """The smallest effect that four of five such studies would see."""
-        if self.x is None or np.isinf(self.x.se):
-            return "–"
-        return self.visible_as or self.number(self.x.visible, "")
-
-    @property
-    def n(self) -> str:
-        if self.x is None:
-            return "–"
-        if self.x.questions == 1:
-            return f"{self.x.seeds}"
-        clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""
-        return f"{self.x.seeds} × {self.x.questions}{clusters}"
-
-    @property
-    def expected(self) -> str:
-        if self.wish:
-            return self.wish
-        if self.unit == "log":
-            return "above ×1" if self.wanted == "above" else "below ×1"
-        margin = f"{100 * self.margin:g}" if self.unit == "points" else f"{self.margin:g}"
-        return f"within ± {margin}" if self.wanted == "alike" else f"{'>' if self.wanted == 'above' else '<'} {margin}"
-
-
-@dataclass
-class Finding:
-    number: str
-    title: str
-    claims: list[Claim] = field(default_factory=list)
-    any_of: bool = False  # one primary contrast is enough to show it, and all must speak against it to contradict it
-    notes: list[str] = field(default_factory=list)
-    needs: str = ""  # what to run, if nothing of it was
-
-    def __post_init__(self):
-        for claims in ([c for c in self.claims if c.counts and c.x is not None],):
-            tests = [c.tests for c in claims]
-            for c, shown, against in zip(claims, holm([t[0] for t in tests]), holm([t[1] for t in tests]), strict=True):
-                c.p_shown, c.p_against = shown, against
-        for c in self.claims:
-            if not c.counts:
-                c.p_shown, c.p_against = c.tests
-
-    @property
-    def primary(self) -> list[Claim]:
-        return [c for c in self.claims if c.counts]
-
-    @property
-    def beside(self) -> list[Claim]:
-        return [c for c in self.claims if not c.counts and c.x is not None]
-
-    @property
-    def verdict(self) -> str:
-        verdicts = [c.verdict for c in self.primary]
-        if set(verdicts) <= {"not run"}:
-            return "not run"
-        if self.any_of:
-            return (
-                "shown" if "shown" in verdicts else "contradicted" if set(verdicts) == {"contradicted"} else "unclear"
-            )
-        if "contradicted" in verdicts:
-            return "contradicted"
-        return "not run" if "not run" in verdicts else "shown" if set(verdicts) == {"shown"} else "unclear"
-
-
-def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **more) -> Claim:
-    if c is None:
-        return Claim(text, None, wanted, margin, **more)
-    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), **more)
-
-
-def listed(names: list[str]) -> str:
-    """a, b and c"""
-    return " and ".join([", ".join(names[:-1]), *names[-1:]][len(names) < 2 :])
 
 
 class Contrasts:
@@ -456,62 +297,6 @@ class Contrasts:
 
     def all(self) -> list[Finding]:
         return [self.one(), self.two(), self.three_a(), self.three_b(), self.three_c(), *self.four(), self.five()]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Trajectories
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:
-    """{step: model} of one run, with the model that it started from as step 0, asked in the same way."""
-    path = dict(sorted(g.paths.get((recipe, tokens), {}).get(key, {}).items()))
-    start = g.models(STARTS.get(recipe, ""), tokens).get(key)
-    return {0: start, **path} if start is not None and path else path
-
-
-def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
-    """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, between two judged steps on a straight line.
-
-    What a question adds to the crossing of pass@1 belongs to its share of the result: with slope b of pass@k over pass@1
-    there, a question counts pass@k - b (pass@1 - level). The mean is that of the line; the variance now holds that of the
-    crossing (the delta method).
-    """
-    ones, ks = [[measure(e) for e in points] for measure in (m.at(1), m)]
-    if any(row is None for row in ones + ks) or len({row.ids for row in ones}) > 1:
-        return None
-    means = [row.values.mean() for row in ones]
-    for i in range(len(points) - 1):
-        if means[i] <= level <= means[i + 1] and means[i] < means[i + 1]:
-            w = (level - means[i]) / (means[i + 1] - means[i])
-            one, top = ((1 - w) * rows[i].values + w * rows[i + 1].values for rows in (ones, ks))
-            slope = (ks[i + 1].values.mean() - ks[i].values.mean()) / (means[i + 1] - means[i])
-            return Row(top - slope * (one - level), ks[i].ids, ks[i].clusters)
-    return None
-
-
-def runs(g: Grid, recipe: str, tokens: int) -> dict[Key, list[Entry]]:
-    """The trajectories of a recipe by replicate."""
-    return {key: list(trajectory(g, recipe, tokens, key).values()) for key in g.paths.get((recipe, tokens), {})}
-
-
-def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> Contrast | None:
-    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs of
-    fewer than three models, or without two points of pass@1 in common, do not count."""
-    rows = {}
-    for key in sorted(set(a) & set(b)):
-        ones = [[m.at(1)(e) for e in run] for run in (a[key], b[key])]
-        if min(map(len, ones)) < 3 or any(row is None for run in ones for row in run):
-            continue
-        means = [[row.values.mean() for row in run] for run in ones]
-        low, high = max(v[0] for v in means), min(max(v) for v in means)
-        if high - low < 0.02:
-            continue
-        terms = []
-        for level in low + (high - low) * np.array([0.25, 0.5, 0.75]):
-            terms += [(1 / 3, at_pass1(a[key], level, m)), (-1 / 3, at_pass1(b[key], level, m))]
-        rows[key] = terms
-    return combine(rows)
 
 
 def grid_findings(entries: list[Entry]) -> list[Finding]:

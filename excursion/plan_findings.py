@@ -5,29 +5,12 @@ Rules, verdicts and intervals are those of findings.py. What has no records is "
 
 import numpy as np
 
-from excursion.findings import MATCH, Claim, Finding, claim, grid_findings, listed
-from excursion.records import (
-    Contrast,
-    Entry,
-    Key,
-    Questions,
-    by_variant,
-    contrast,
-    main_temperature,
-    million,
-    stopped,
-)
+from excursion.claims import Claim, Finding, claim, listed
+from excursion.contrasts import Contrast, by_variant, contrast, judged_alike, models
+from excursion.findings import MATCH, grid_findings
+from excursion.records import Entry, Questions, million
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import log_spread_ratio
-
-
-def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:
-    """By replicate: where the run is stopped, or its end."""
-    paths: dict[Key, dict[int, Entry]] = {}
-    for e in entries:
-        for key in e.keys:
-            paths.setdefault(key, {})[e.step] = e
-    return {key: path[max(path)] if end else stopped(path) for key, path in paths.items()}
 
 
 def per_seed(values: list[float]) -> Contrast | None:
@@ -221,12 +204,6 @@ def demonstrations_answer(f: Finding) -> str:
         ]
         words += [f"{word} SFT on {listed(counts)} solutions"] if counts else []
     return f"RL is {listed(words)}." if words else "Not run: plan demonstrations."
-
-
-def judged_alike(entries: list[Entry]) -> list[Entry]:
-    """Those at the main temperature."""
-    main = main_temperature(entries)
-    return [e for e in entries if e.temperature == main]
 
 
 def all_findings(entries: list[Entry]) -> list[Finding]:

@@ -6,7 +6,6 @@ record lacks (older ones have no `process`, `floor`, `entropy`, `step`) is absen
 """
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,34 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import UserError
-from excursion.stats import Estimate, bootstrap, estimate
 from measures import pass_at_k
-
-# recipe → (name, colour, marker, line, filled): the palette of Okabe and Ito, and never colour alone
-STYLE = {
-    "base": ("base with examples", "#000000", "o", "--", True),
-    "base_0shot": ("base 0-shot", "#000000", "o", ":", False),
-    "rl": ("RL from base", "#0072B2", "s", "-", True),
-    "rl_dose": ("RL alone, averaging's dose", "#0072B2", "s", ":", False),
-    "sft": ("SFT, best", "#E69F00", "^", "-", True),
-    "sft_converged": ("SFT to the end", "#E69F00", "^", "--", False),
-    "sft_dose": ("SFT alone, averaging's dose", "#E69F00", "<", ":", False),
-    "sft_rl": ("RL after SFT", "#D55E00", "D", "-", True),
-    "sft_converged_rl": ("RL after SFT to the end", "#D55E00", "D", "--", False),
-    "gold": ("SFT-Gold", "#009E73", "v", "-", True),
-    "gold_rl": ("RL after Gold", "#56B4E9", ">", "-", True),
-    "parallel": ("averaging", "#CC79A7", "*", "-", True),
-    "combined": ("combined loss", "#7F7F7F", "P", "-", True),
-    "interleaved": ("interleaved", "#7F7F7F", "X", "--", True),
-    "sft_dose_rl": ("RL after SFT, averaging's doses", "#D55E00", "d", ":", False),
-    "parallel_paper": ("averaging, the paper's ratio of rates", "#CC79A7", "*", "--", False),
-    "soup": ("soup of RL and SFT", "#7F7F7F", "h", ":", True),
-}
-STARTS = {  # the model that a recipe's training began from, asked in the same way: without examples
-    "rl": "base_0shot", "rl_dose": "base_0shot", "sft": "base_0shot", "gold": "base_0shot", "parallel": "base_0shot",
-    "combined": "base_0shot", "interleaved": "base_0shot", "sft_dose": "base_0shot", "sft_rl": "sft",
-    "sft_converged_rl": "sft_converged", "gold_rl": "gold", "sft_dose_rl": "sft_dose", "parallel_paper": "base_0shot",
-}  # fmt: skip
 
 Key = tuple[int, int]  # of a replicate: seed of its pretraining run, seed of everything after
 
@@ -267,130 +239,5 @@ def general_bits(e: Entry) -> Row | None:
     return None if np.isnan(e.bits) else Row(np.array([e.bits]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Records beside each other
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def stopped(path: dict[int, Entry]) -> Entry:
-    """The model of a run that was judged at several steps: the one that is marked as best on validation, else the last."""
-    marked = [step for step, e in path.items() if e.meta.get("primary")]
-    return path[max(marked or path)]
-
-
-def main_temperature(entries: list[Entry]) -> float:
-    """The paper's 0.6; where nothing was judged at it, the one that most were judged at."""
-    counts = Counter(e.temperature for e in entries)
-    return max(sorted(counts), key=counts.get) if counts and 0.6 not in counts else 0.6
-
-
-class Grid:
-    """Entries of one variant and one sampling temperature, by recipe, pretraining tokens, replicate and step."""
-
-    def __init__(self, entries: list[Entry], temperature: float | None = None):
-        temperature = main_temperature(entries) if temperature is None else temperature
-        self.temperature = temperature
-        entries = [e for e in entries if e.temperature == temperature]
-        self.paths: dict[tuple[str, int], dict[Key, dict[int, Entry]]] = {}
-        for e in entries:
-            for key in e.keys:
-                self.paths.setdefault((e.recipe, e.tokens), {}).setdefault(key, {})[e.step] = e
-        self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
-        self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
-        self.tokens = sorted({tokens for _, tokens in self.at})
-        self.recipes = [r for r in STYLE if any(recipe == r for recipe, _ in self.at)]
-        self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
-        self.entries = entries
-
-    def has(self, *recipes: str) -> bool:
-        return all(r in self.recipes for r in recipes)
-
-    def steps(self, recipe: str, tokens: int) -> list[int]:
-        """Steps at which every replicate was judged."""
-        paths = self.paths.get((recipe, tokens), {})
-        return sorted(set.intersection(*(set(p) for p in paths.values()))) if paths else []
-
-    def models(self, recipe: str, tokens: int, step: int | str | None = None) -> dict[Key, Entry]:
-        """By replicate: where the run is stopped; at its "end"; or at a step."""
-        if step is None or step == "end":
-            return (self.end if step else self.at).get((recipe, tokens), {})
-        return {key: path[step] for key, path in self.paths.get((recipe, tokens), {}).items() if step in path}
-
-    def level(self, recipe: str, tokens: int, measure, step: int | str | None = None) -> "Contrast | None":
-        """The measure itself, of a recipe's models."""
-        return contrast([(1.0, self.models(recipe, tokens, step))], measure)
-
-
-@dataclass
-class Contrast:
-    """(S, Q) of a weighted sum of a measure, what clusters its columns, and the replicates of its rows."""
-
-    values: np.ndarray
-    clusters: tuple[str, ...] | None
-    keys: tuple[Key, ...]
-
-    def estimate(self) -> Estimate:
-        return estimate(self.values, self.clusters)
-
-    def bootstrap(self) -> tuple[float, float]:
-        return bootstrap(self.values, self.clusters)
-
-
-def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
-    """Σ weight · values for each replicate, at the questions that all rows have. None if a row is missing or they share
-    nothing."""
-    flat = [row for terms in rows.values() for _, row in terms]
-    if not flat or any(row is None for row in flat):
-        return None
-    if flat[0].ids is None:
-        if len({len(row.values) for row in flat}) > 1:
-            return None
-        clusters = None
-    else:
-        shared = set.intersection(*(set(ids) for ids in {row.ids for row in flat}))
-        ids = tuple(i for i in flat[0].ids if i in shared)
-        if not ids:
-            return None
-        rows = {key: [(weight, row.take(ids)) for weight, row in terms] for key, terms in rows.items()}
-        clusters = flat[0].take(ids).clusters
-    values = np.array([sum(weight * row.values for weight, row in terms) for terms in rows.values()])
-    return Contrast(values, clusters, tuple(rows))
-
-
-def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast | None:
-    """Σ weight · measure, question by question, at the replicates that all terms have."""
-    keys = sorted(set.intersection(*(set(models) for _, models in terms)))
-    return combine({key: [(weight, measure(models[key])) for weight, models in terms] for key in keys})
-
-
-def mean_of(found: list[Contrast | None]) -> Contrast | None:
-    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out. (At
-    some checkpoints each seed has a pretraining run of its own, at others all share one.)"""
-    found = [c for c in found if c is not None]
-    if not found or len({c.values.shape[1] for c in found}) > 1:
-        return None
-    by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
-    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
-    shared = sorted(set.intersection(*(set(n) for n in names)))
-    if not shared:
-        return None
-    rows = [c.values[[n.index(key) for key in shared]] for c, n in zip(found, names, strict=True)]
-    keys = tuple((key, key) for key in shared) if by_seed else tuple(shared)
-    return Contrast(np.mean(rows, axis=0), found[0].clusters, keys)
-
-
-def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
-    """The entries of a named plan: those whose variant has exactly these keys, grouped by their values."""
-    groups: dict[tuple, list[Entry]] = {}
-    for e in entries:
-        if set(e.variant) == set(keys):
-            groups.setdefault(tuple(e.variant[key] for key in keys), []).append(e)
-    return dict(sorted(groups.items()))
-
-
 def million(tokens: float) -> str:
     return f"{tokens / 1e6:.3g} M" if tokens < 1e9 else f"{tokens / 1e9:.3g} B"
-
-
-def label(recipe: str) -> str:
-    return STYLE[recipe][0] if recipe in STYLE else recipe

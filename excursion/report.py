@@ -17,10 +17,13 @@ import numpy as np
 
 from eval import main_accuracy
 from excursion import figures as draw
+from excursion.claims import Finding, listed
+from excursion.contrasts import Grid, by_variant, judged_alike, trajectory
 from excursion.figures import plt
-from excursion.findings import Contrasts, Finding, listed, trajectory
-from excursion.plan_findings import all_findings, judged_alike, questions
-from excursion.records import STYLE, Entry, Grid, Questions, by_variant, label, load, million
+from excursion.findings import Contrasts
+from excursion.plan_findings import all_findings, questions
+from excursion.recipes import RECIPES, label
+from excursion.records import Entry, Questions, load, million
 from excursion.sharpening import Sharpening
 from files import write_text
 
@@ -360,7 +363,7 @@ def short_flops(x: float) -> str:
 
 
 def place(e: Entry) -> int:
-    return list(STYLE).index(e.recipe) if e.recipe in STYLE else len(STYLE)
+    return list(RECIPES).index(e.recipe) if e.recipe in RECIPES else len(RECIPES)
 
 
 def table_entries(doc: Document, entries: list[Entry]) -> None:

@@ -14,8 +14,10 @@ the start seldom answers (is it the dose per solved question?).
 
 import numpy as np
 
-from excursion.findings import Finding, at_equal_pass1, claim, listed, runs
-from excursion.records import STARTS, Contrast, Entry, Grid, Key, Questions, contrast, label, main_temperature
+from excursion.claims import Finding, claim, listed
+from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, main_temperature, runs
+from excursion.recipes import STARTS, label
+from excursion.records import Entry, Key, Questions
 
 RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
 Terms = list[tuple[float, dict[Key, Entry]]]

@@ -44,7 +44,7 @@ STAGES = {  # command → module
     "eval": "eval",
     "prepare": "data.prepare",
     "olmo2": "tools.olmo2",
-    "excursion": "excursion.plan",
+    "excursion": "excursion.command",
 }
 MEMORY = 6 << 30  # bytes that a fork may have more than this process: what asks for terabytes fails, not the machine
 GRACE = 20  # seconds for a run that is stopped to save and exit

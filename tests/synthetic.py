@@ -1,4 +1,4 @@
-"""Records made by hand, in the form that excursion.py leaves, for tests of findings and of the report."""
+"""Records made by hand, in the form that an excursion leaves, for tests of findings and of the report."""
 
 import json
 

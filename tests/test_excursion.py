@@ -21,8 +21,12 @@ import rl
 import runtime
 import sft
 from cli import UserError
-from excursion import plan as excursion
-from excursion import report
+from excursion import choose, command, report
+from excursion.cells import record_name
+from excursion.collect import thin_curve
+from excursion.config import BUDGETS, Config, resolve
+from excursion.plan import PLANS, make_plan
+from excursion.recipes import RECIPES
 from excursion.runner import Cell, Runner
 
 TINY = ["--scale", "smoke", "--tokens", "30k", "--checkpoints", "30k"]
@@ -100,7 +104,8 @@ def test_records_of_unknown_flops_are_reported(tmp_path):
         assert text.count("unknown |") == (2 if len(unknown) == 1 else 6) and "nan" not in text
         assert (folder / "figures/pass_at_k_flops.png").exists() == (len(unknown) == 1)
     lines = [{"step": s, "flops": None, "reward": 0.5} for s in (1, 2)]
-    assert excursion.thin_curve(lines) == {"reward": [[1, 0.5], [2, 0.5]]}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert thin_curve(tmp_path / "metrics.jsonl") == {"reward": [[1, 0.5], [2, 0.5]]}
 
 
 def test_soup_records_count_pretraining_once():
@@ -159,37 +164,35 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
     assert len(lines["whole"]) == 7 and lines["whole"] == lines["middle"] == lines["end"]
 
 
-def make_config(tmp_path, **flags) -> excursion.Config:
-    return excursion.resolve(excursion.Config(command="plan", out=str(tmp_path / "out"), **flags))
+def make_config(tmp_path, **flags) -> Config:
+    return resolve(Config(command="plan", out=str(tmp_path / "out"), **flags))
 
 
-@pytest.mark.parametrize("plan", excursion.PLANS)
+@pytest.mark.parametrize("plan", PLANS)
 def test_plans_of_the_smallest_scale(tmp_path, plan):
     """Checkpoints a few thousand tokens apart have folders of their own."""
     config = make_config(tmp_path, plan=plan, scale="smoke")
-    folders = {c.name.split("/")[1] for c in excursion.make_plan(config) if c.kind == "rl"}
+    folders = {c.name.split("/")[1] for c in make_plan(config) if c.kind == "rl"}
     assert plan != "grid" or len(folders) > 2
 
 
-@pytest.mark.parametrize("plan", excursion.PLANS)
+@pytest.mark.parametrize("plan", PLANS)
 def test_plans(tmp_path, capsys, plan):
     """Each cell comes after those that make what it needs, no two make one file or one record; makefile and sbatch script
     say the same as the list; what it takes stands before it, in comments."""
-    config = make_config(
-        tmp_path, plan=plan, scale="micro", budget="study", seeds=(1, 2), recipes=tuple(excursion.RECIPES)
-    )
-    cells = excursion.make_plan(config)
+    config = make_config(tmp_path, plan=plan, scale="micro", budget="study", seeds=(1, 2), recipes=tuple(RECIPES))
+    cells = make_plan(config)
     made = set()
     for cell in cells:
         assert made.issuperset(cell.needs), cell.name
         made.update(cell.results)
     assert len({c.name for c in cells}) == len(cells) and len(made) == sum(len(c.results) for c in cells)
-    names = [excursion.record_name(c) for c in cells if c.meta]
+    names = [record_name(c) for c in cells if c.meta]
     assert len(set(names)) == len(names)
     hours = sum(c.cost for c in cells) / 3600
     for form in ("list", "make", "slurm"):
         config.format = form
-        excursion.print_plan(config, cells)
+        command.print_plan(config, cells)
         text = capsys.readouterr().out
         assert f"# {plan}, budget study: {len(cells)} commands, about {hours:.1f} core-hours" in text
         if form == "list":
@@ -204,7 +207,7 @@ def test_plans(tmp_path, capsys, plan):
 
 
 def plan_of(tmp_path, **flags) -> dict[str, Cell]:
-    return {c.name: c for c in excursion.make_plan(make_config(tmp_path, **{"scale": "micro", **flags}))}
+    return {c.name: c for c in make_plan(make_config(tmp_path, **{"scale": "micro", **flags}))}
 
 
 def flag(cell: Cell, name: str) -> str:
@@ -377,14 +380,14 @@ def test_runs_are_stopped_at_their_best_validation_point(tmp_path, capsys):
     write_metrics(tmp_path / "process/run", process, (10, 20, 30, 40))
     for name, best in (("plain", "20"), ("process", "10")):
         for _ in range(2):
-            excursion.choose(tmp_path / name)
+            choose.choose(tmp_path / name)
             assert (tmp_path / name / "best.pt").read_text() == best
     for line in ("null", '{"step": [], "val_pass@1": 0.5}', '{"step": 1, "val_pass@1": null}'):
         (tmp_path / "plain/run/metrics.jsonl").write_text(line)
         with pytest.raises(UserError, match="no metrics of a run"):
-            excursion.choose(tmp_path / "plain")
+            choose.choose(tmp_path / "plain")
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        excursion.choose(tmp_path / "none")
+        choose.choose(tmp_path / "none")
 
 
 @pytest.mark.parametrize("note", ["null", "[]", "{}", '{"command": ["x"], "rc": 0, "seconds": "long"}', "[" * 100_000])
@@ -403,7 +406,7 @@ def test_rates_are_chosen_on_validation(tmp_path):
     runs = [c for c in cells if c.kind in ("rl", "sft", "average")]
     assert len(runs) == 15 and {flag(c, "steps") for c in runs if c.kind != "sft"} == {"320"}
     config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl", "sft", "parallel", "sft_rl"))
-    cells = excursion.make_plan(config)
+    cells = make_plan(config)
     curves = {"0.333333": (0.3, 0.1), "1": (0.2, 0.2), "3": (0.1, 0.15)}
     for cell in [c for c in cells if c.run and c.kind != "pretrain smoke"]:
         values = curves[cell.name.split("/sweep")[1].split("/")[0]]
@@ -411,25 +414,23 @@ def test_rates_are_chosen_on_validation(tmp_path):
         write_metrics(cell.run, lines)
         note = tmp_path / f"out/{cell.name}.json"
         note.write_text(json.dumps({"command": cell.command, "rc": 0, "seconds": 1.0}))
-    excursion.write_rates(config, excursion.swept(config, cells))
+    choose.write_rates(config, choose.swept(config, cells))
     table = json.loads((tmp_path / "out/rates.json").read_text())
     assert [table[r]["factor"] for r in ("rl", "sft", "parallel", "sft_rl")] == pytest.approx([1 / 3] * 4, abs=1e-6)
     assert table["parallel"]["sft_lr"] == pytest.approx(5e-5 / 3) and "lr" not in table["parallel"]
     # the same from the notes alone, in another place; a run by another command is not taken
     (tmp_path / "out").rename(tmp_path / "old")
     again = replace(config, records=str(tmp_path / "old/records"))
-    assert len(excursion.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")])
+    assert len(choose.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")])
     next(c for c in cells if c.kind == "rl").command.append("--seed")
-    assert (
-        len(excursion.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")]) - 1
-    )
+    assert len(choose.swept(again, cells)) == len([c for c in cells if c.run and not c.kind.startswith("pretrain")]) - 1
 
 
 def test_a_sweep_takes_no_run_of_another_command(tmp_path):
     """A finished run in OUT that was made with other flags does not count as one of this sweep, nor do damaged notes: the
     runner then refuses the first, and makes the others."""
     config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl",))
-    cells = excursion.make_plan(config)
+    cells = make_plan(config)
     runs = [c for c in cells if c.kind == "rl"]
     for cell, more in zip(runs, ([], ["--kl", "1"], []), strict=True):
         write_metrics(cell.run, [{"step": 1, "val_pass@1": 0.5}])
@@ -438,7 +439,7 @@ def test_a_sweep_takes_no_run_of_another_command(tmp_path):
     (tmp_path / "out/records").mkdir(exist_ok=True)
     for damaged in ("[1]", "3", '{"x": 3}', json.dumps({runs[1].name: {"command": runs[1].command}})):
         (tmp_path / "out/records/sweep.json").write_text(damaged)
-        assert excursion.swept(config, cells).keys() == {runs[0].name, runs[2].name}
+        assert choose.swept(config, cells).keys() == {runs[0].name, runs[2].name}
     with pytest.raises(UserError, match="another command"):
         Runner([c for c in cells if c.name == runs[1].name], tmp_path / "out")
 
@@ -447,7 +448,7 @@ def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
     """The early one is the first whose base with examples has a process-right pass@1 of 3%; luck does not count. Pretraining
     keeps the same checkpoints for the choice and for the grid after it; without any good enough nothing is chosen."""
     config = make_config(tmp_path, scale="micro", plan="checkpoints", budget="study")
-    cells = excursion.make_plan(config)
+    cells = make_plan(config)
     judged = [c for c in cells if c.kind == "eval"]
     assert len(judged) == 24 and all(flag(c, "questions") == "validation" and not c.meta for c in judged)
     tokens = sorted({c.name.split("/")[1] for c in judged})
@@ -463,9 +464,9 @@ def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
 
     write(lambda i: 0.01)
     with pytest.raises(UserError, match="pretrain for longer"):
-        excursion.write_checkpoints(config, cells)
+        choose.write_checkpoints(config, cells)
     write(lambda i: 0.008 * i)
-    excursion.write_checkpoints(config, cells)
+    choose.write_checkpoints(config, cells)
     assert "process" in capsys.readouterr().out
     grid = plan_of(tmp_path, budget="study")
     places = {name.split("/")[1] for name in grid if name.endswith("/rl/train")}
@@ -516,8 +517,10 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(factors=()), "--factors"),
     ]:
         with pytest.raises(UserError, match=match) as error:
-            excursion.make_plan(make_config(tmp_path, scale="micro", **flags))
+            make_plan(make_config(tmp_path, scale="micro", **flags))
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--rollout_counts 1: must lie in"):  # rl.py would refuse it, hours later
+        cli.check_ranges(Config(rollout_counts=(1, 64)))
     code, _, err = excursion_run("report", "--records", tmp_path / "none", "--out", tmp_path)
     assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
 
@@ -528,16 +531,16 @@ def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
     checks = {
         "average": (average, average.Config.check),
         "eval": (evaluation, lambda c: cli.refuse_idle(c, evaluation.idle(c))),
-        "excursion": (excursion, lambda c: None),
+        "excursion": (command, lambda c: None),
         "pretrain": (pretrain, pretrain.Config.check),
         "rl": (rl, rl.Config.check),
         "sft": (sft, sft.Config.check),
     }
     seen = set()
-    for plan in excursion.PLANS:
-        for budget in excursion.BUDGETS:
+    for plan in PLANS:
+        for budget in BUDGETS:
             scale = {"smoke": "smoke", "paper": "olmo2-1b"}.get(budget, "micro")
-            flags = dict(plan=plan, budget=budget, scale=scale, seeds=(1,), recipes=tuple(excursion.RECIPES))
+            flags = dict(plan=plan, budget=budget, scale=scale, seeds=(1,), recipes=tuple(RECIPES))
             for cell in plan_of(tmp_path, **flags).values():
                 words = cell.command[int(cell.command[0] == "-m") :]  # python -m excursion choose, or python rl.py ...
                 stage, words = Path(words[0]).stem, words[1:]

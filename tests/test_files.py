@@ -16,7 +16,7 @@ import pretrain
 import rl
 from cli import cli
 from data import prepare
-from excursion import plan as excursion
+from excursion import command as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
 from runtime import load_checkpoint, save_checkpoint
 

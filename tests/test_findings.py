@@ -8,11 +8,16 @@ import recompute
 from synthetic import STEPS, World, make_entry, save, study
 
 from cli import UserError
-from excursion import plan as excursion
 from excursion import report
-from excursion.findings import ADVANTAGE, Claim, Contrasts, Finding, at_equal_pass1, claim, runs
+from excursion.cells import record_name
+from excursion.claims import Claim, Finding, claim
+from excursion.config import Config, resolve
+from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, mean_of, runs
+from excursion.findings import ADVANTAGE, Contrasts
+from excursion.plan import make_plan
 from excursion.plan_findings import all_findings, demonstrations, demonstrations_answer, questions
-from excursion.records import Contrast, Grid, Questions, contrast, general_bits, load, mean_of, task_items
+from excursion.recipes import RECIPES
+from excursion.records import Questions, general_bits, load, task_items
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import Estimate, estimate
 
@@ -358,17 +363,17 @@ def test_rates_are_compared_at_steps_that_both_have():
 
 
 def records_of_the_plans(tmp_path) -> list:
-    """What excursion.py would leave of the study's plans: their cells' own .cell.json, with answers made up here."""
+    """What an excursion would leave of the study's plans: their cells' own .cell.json, with answers made up here."""
     w, found = World(40), {}
     for plan in ("grid", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"):
-        config = excursion.Config(command="plan", plan=plan, scale="micro", budget="study", out=str(tmp_path / "out"))
-        for cell in excursion.make_plan(excursion.resolve(config)):
-            if not cell.meta or excursion.record_name(cell) in found:
+        config = Config(command="plan", plan=plan, scale="micro", budget="study", out=str(tmp_path / "out"))
+        for cell in make_plan(resolve(config)):
+            if not cell.meta or record_name(cell) in found:
                 continue
             meta = dict(cell.meta)
             recipe, tokens, seed, points = meta.pop("recipe"), meta.pop("tokens"), meta.pop("seed"), meta["points"]
             meta["step"] = meta["step"] or (points[-1] if points else 0)
-            meta["primary"] = excursion.RECIPES[recipe].judged != "points" or meta["step"] == (points or [0])[-2:][0]
+            meta["primary"] = RECIPES[recipe].judged != "points" or meta["step"] == (points or [0])[-2:][0]
             curve = {"val_pass@1": [[0, 0.02], *([s, 0.1 + 0.3 * s / max(points)] for s in points)],
                      "reward": [[s, 0.1 + 1e-4 * (s + seed)] for s in range(1, 400, 4)],
                      "flops": [[1, 1e10], [max(points or [2]), 1e13]]}  # fmt: skip
@@ -376,12 +381,12 @@ def records_of_the_plans(tmp_path) -> list:
             ability = -3.0 + (meta["step"] / 160 if recipe.endswith("rl") or recipe == "parallel" else 0.5)
             ability += 0.8 * recipe.startswith(("sft", "gold"))
             entry = w.entry(recipe, tokens, seed, ability, curve=curve if points else {}, args=args, **meta)
-            found[excursion.record_name(cell)] = entry
+            found[record_name(cell)] = entry
     return list(found.values())
 
 
 def test_the_plans_of_the_study_answer_every_finding(tmp_path):
-    """The plans, rates, steps, seeds and marks that excursion.py writes are those that the findings read: run as planned, no
+    """The plans, rates, steps, seeds and marks that an excursion writes are those that the findings read: run as planned, no
     finding is "not run", no primary contrast lacks a record, and the dose is the paper's."""
     entries = records_of_the_plans(tmp_path)
     found = [*all_findings(entries), *(f for f, _ in questions(entries))]

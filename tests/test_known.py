@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from excursion import known
+from excursion.cells import record_name
 from excursion.runner import Cell
 
 
@@ -14,29 +15,25 @@ def plan(out: Path) -> list[Cell]:
     cells = []
     for unit in ("one", "two"):
         base, model = out / unit / "base.pt", out / unit / "rl.pt"
+        judged = [
+            Cell(f"{unit}/{recipe}/eval", "eval", ["eval.py"], [out / unit / f"{recipe}.json"], [path], 1.0, meta=meta(recipe))
+            for recipe, path in (("base", base), ("rl", model))
+        ]  # fmt: skip
         cells += [
             Cell(f"{unit}/pretrain", "pretrain micro", ["pretrain.py"], [base], [], 1.0, out / unit / "pretrain"),
-            Cell(
-                f"{unit}/base/eval",
-                "eval",
-                ["eval.py"],
-                [out / unit / "base.json"],
-                [base],
-                1.0,
-                meta={"recipe": "base"},
-            ),
+            judged[0],
             Cell(f"{unit}/rl/train", "rl", ["rl.py"], [model], [base], 1.0, out / unit / "rl"),
-            Cell(f"{unit}/rl/eval", "eval", ["eval.py"], [out / unit / "rl.json"], [model], 1.0, meta={"recipe": "rl"}),
+            judged[1],
         ]
     return cells
 
 
-def name(cell: Cell) -> str:
-    return cell.name.replace("/", "-")
+def meta(recipe: str, seeds: list[int] | None = None) -> dict:
+    return {"recipe": recipe, "step": 0, "points": [], "temperature": 0.6, "seeds": seeds or [1]}
 
 
 def commands(cell: Cell) -> dict[str, str]:
-    return {"command": " ".join(["python", *cell.command]), "evaluation": "python eval.py"}
+    return {"command": f"python {'rl' if cell.name.endswith('rl/eval') else 'eval'}.py", "evaluation": "python eval.py"}
 
 
 @pytest.mark.parametrize("weights", ["same", "other"])
@@ -47,22 +44,25 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
     records.mkdir()
     for cell in cells:
         if cell.meta and cell.name != "two/rl/eval":
-            (records / f"{name(cell)}.cell.json").write_text(json.dumps(commands(cell)))
-            (records / f"{name(cell)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
+            (records / f"{record_name(cell)}.cell.json").write_text(json.dumps(commands(cell)))
+            (records / f"{record_name(cell)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
 
     def run(some: list[Cell]) -> bool:
         ran.extend(cell.name for cell in some)
         return True
 
     monkeypatch.setattr(known, "load_checkpoint", lambda path: {"lineage": [{"weights": "same"}]})
-    left, stand = known.left(cells, name, commands, records, run)
+    left, standing = known.left(cells, records, run)
     assert ran == ["two/pretrain"]
     if weights == "same":
         assert [cell.name for cell in left] == ["two/pretrain", "two/rl/train", "two/rl/eval"]
-        assert stand == {"one/base/eval", "one/rl/eval", "two/base/eval"}
+        assert {cell.name for cell in standing} == {"one/base/eval", "one/rl/eval", "two/base/eval"}
     else:
         assert [cell.name for cell in left] == ["two/pretrain", "two/base/eval", "two/rl/train", "two/rl/eval"]
-        assert stand == {"one/base/eval", "one/rl/eval"} and "another pretraining run" in capsys.readouterr().err
+        assert {cell.name for cell in standing} == {
+            "one/base/eval",
+            "one/rl/eval",
+        } and "another pretraining run" in capsys.readouterr().err
     rl = next(cell for cell in cells if cell.name == "one/rl/eval")
     for said, stands in (
         ({"command": "python rl.py"}, True),  # an older record does not say how it was judged
@@ -70,20 +70,20 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
         (commands(rl) | {"evaluation": "python eval.py --samples 4"}, False),
         ({}, False),
     ):
-        (records / "one-rl-eval.cell.json").write_text(json.dumps(said))
-        expected = commands(rl) | {"command": "python rl.py"}
-        assert known.made_by(records / "one-rl-eval.cell.json", expected) == stands
-    left, stand = known.left(cells, name, commands, records, run)
-    assert "one/rl/eval" in {cell.name for cell in left} - stand
+        (records / "one-rl.cell.json").write_text(json.dumps(said))
+        assert known.has_record(rl, cells, records) == stands
+    left, standing = known.left(cells, records, run)
+    assert rl in left and rl not in standing
 
 
 def test_records_that_stand_are_copied(tmp_path):
     """They take part in the report of the run that goes on, for all seeds that start from their model in this plan."""
     for folder in ("records", "out"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "records/a.json").write_text("{}")
-    (tmp_path / "records/a.cell.json").write_text('{"name": "a", "seeds": [1]}')
-    known.copy(tmp_path / "records", tmp_path / "out", {"a": [1, 2]})
-    assert json.loads((tmp_path / "out/a.cell.json").read_text()) == {"name": "a", "seeds": [1, 2]}
-    known.copy(tmp_path / "out", tmp_path / "out", {"a": [1, 2]})  # onto itself: nothing to do
-    assert (tmp_path / "out/a.json").read_text() == "{}"
+    (tmp_path / "records/one-base.json").write_text("{}")
+    (tmp_path / "records/one-base.cell.json").write_text('{"name": "one-base", "seeds": [1]}')
+    cell = Cell("one/base/eval", "eval", [], [], [], 1.0, meta=meta("base", [1, 2]))
+    known.copy([cell], tmp_path / "records", tmp_path / "out")
+    assert json.loads((tmp_path / "out/one-base.cell.json").read_text()) == {"name": "one-base", "seeds": [1, 2]}
+    known.copy([cell], tmp_path / "out", tmp_path / "out")  # onto itself: nothing to do
+    assert (tmp_path / "out/one-base.json").read_text() == "{}"

@@ -37,7 +37,7 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "excursion": "",
 }
 
-PROGRAMS = {"excursion": "excursion.plan"}  # where the flags and main() of a package are
+PROGRAMS = {"excursion": "excursion.command"}  # where the flags and main() of a package are
 
 
 def commands(markdown: str) -> list[str]:

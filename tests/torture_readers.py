@@ -337,25 +337,24 @@ def reader_report(t, st):
 
 
 def reader_rates(t, st):
-    from excursion import plan as excursion
+    from excursion.config import Config, resolve
+    from excursion.plan import make_plan
 
     rates = json.dumps({"rl": {"factor": 1.0}, "sft": {"factor": 3.0}}).encode()
 
     def read(path):
-        return excursion.make_plan(
-            excursion.resolve(excursion.Config(command="plan", scale="smoke", out="r", data=str(t.world)))
-        )
+        return make_plan(resolve(Config(command="plan", scale="smoke", out="r", data=str(t.world))))
 
     return [rates], file_reader("r/rates.json", read), changed_json(st)
 
 
 def reader_choose(t, st):
-    from excursion import plan as excursion
+    from excursion.choose import choose
 
     Path("c/run").mkdir(parents=True)
     Path("c/run/step_0000001.pt").write_bytes(b"x")
     lines = b'{"step": 1, "loss": 2.0}\n{"step": 1, "val_pass@1": 0.5}\n'
-    return [lines], file_reader("c/run/metrics.jsonl", lambda p: excursion.choose(Path("c"))), changed_json(st)
+    return [lines], file_reader("c/run/metrics.jsonl", lambda p: choose(Path("c"))), changed_json(st)
 
 
 def reader_cells(t, st):

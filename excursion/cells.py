@@ -1,0 +1,347 @@
+"""From a recipe to cells: the commands that make a model from a base checkpoint, and those that judge it.
+
+plan.py says which recipes, from which checkpoints. What lies where: see command.py.
+"""
+
+import math
+import os
+import shlex
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import pretrain
+from cli import UserError
+from data.tokenizer import load_tokenizer
+from excursion.config import Config
+from excursion.recipes import RECIPES
+from excursion.runner import Cell
+from model import config_of, train_flops
+
+ROOT = Path(__file__).parent.parent
+
+# Seconds on one idle core at micro: of a training answer (2.05 s per step of 16 x 32; up to 2.7 where most questions carry
+# signal), a judged answer (512 x 32 in 45 s), an SFT row (0.2 s per step of 32), a token of pretraining, a token read
+# (likelihood), and of starting a command
+SECONDS = {
+    "answer": 2.05 / 512,
+    "judged": 45 / (512 * 32),
+    "row": 0.2 / 32,
+    "token": 1e-4,
+    "read": 1.5e-5,
+    "start": 4.0,
+}
+
+
+@dataclass
+class Base:
+    """A checkpoint M_t to start from."""
+
+    folder: str  # seed2/4.00M
+    checkpoint: Path
+    tokens: int
+    seed: int  # of what is done from here
+    source: int  # seed of its pretraining run
+    primary: bool  # one of those that are worked on first
+    scale: str
+    variant: dict  # what differs from the grid
+
+
+def vary(base: Base, **variant) -> Base:
+    """The same checkpoint for cells that differ in something else than the recipe."""
+    seed, tokens = base.folder.rsplit("/", 1)
+    return replace(base, folder=f"{seed}/{variant_name(variant)}/{tokens}", variant=base.variant | variant)
+
+
+def variant_name(variant: dict) -> str:
+    """{"band": "0:1", "n": 5} → "0-1_n5", for the name of a folder (a colon would mean something to make)."""
+    words = (f"{k}{v:g}" if isinstance(v, int | float) else str(v) for k, v in variant.items())
+    return "_".join(words).replace(":", "-")
+
+
+def count_name(tokens: float) -> str:
+    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; names sort by tokens up to a billion."""
+    return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
+
+
+def record_name(cell: Cell) -> str:
+    """seed1/4.00M/rl/eval_step_0000048 → seed1-4.00M-rl@48; without a step at the end of a run; -T1 at temperature 1"""
+    meta = cell.meta
+    step = f"@{meta['step']}" if meta["step"] and meta["step"] != meta["points"][-1] else ""
+    return "-".join([*cell.name.split("/")[:-2], meta["recipe"] + step]) + ("-T1" if meta["temperature"] == 1 else "")
+
+
+def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
+    """Of an evaluation: the command that made the model, and its own."""
+    home = cell.name.rsplit("/", 1)[0]
+    made = [c for c in cells if c.run and c.name == f"{home}/train"]
+    both = {"command": (made or [cell])[0], "evaluation": cell}
+    return {key: shlex.join(["python", *c.command]) for key, c in both.items()}
+
+
+def script(name: str) -> str:
+    """Path of a stage from here, as a user would type it."""
+    return os.path.relpath(ROOT / f"{name}.py")
+
+
+def flags_of(flags: dict) -> list[str]:
+    """{"lr": 1e-4, "k": (1, 8)} → ["--lr", "0.0001", "--k", "1", "8"]"""
+    words = []
+    for key, value in flags.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{key}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return words
+
+
+def grid_of(n: int, early: int) -> list[int]:
+    """Places of the five checkpoints of a grid among n: one before the early one, that, the next (main), one between main
+    and the last, the last."""
+    main = min(early + 1, n - 1)
+    return sorted({max(0, early - 1), early, main, (main + n) // 2, n - 1})
+
+
+@lru_cache
+def size_of(scale: str) -> float:
+    """FLOPs a token, micro = 1, both with the world's vocabulary: what SECONDS are multiplied by."""
+    vocab = load_tokenizer("world").padded_vocab_size
+    return train_flops(config_of(scale, vocab), 256) / train_flops(config_of("micro", vocab), 256)
+
+
+class Builder:
+    """Collects the cells of a plan; a cell that is asked for twice is one.
+
+    Args:
+        factors: recipe → factor of its learning rates.
+        chosen: what OUT/checkpoints.json says; empty: nothing.
+    """
+
+    def __init__(self, config: Config, factors: dict[str, float], chosen: dict[str, list[float]]):
+        self.config, self.factors, self.chosen = config, factors, chosen
+        self.out = Path(config.out)
+        self.part = ""  # of the plan, of the cells that are added now
+        self.cells: dict[str, Cell] = {}
+
+    def add(self, cell: Cell) -> Cell:
+        cell.part = self.part
+        assert self.cells.setdefault(cell.name, cell).command == cell.command, cell.name
+        return self.cells[cell.name]
+
+    def seconds(self, scale: str, **counts: float) -> float:
+        """Estimated for a command on one idle core."""
+        return SECONDS["start"] + size_of(scale) * sum(SECONDS[what] * count for what, count in counts.items())
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Pretraining
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def counts(self, total: float) -> tuple[list[float], list[float], list[float]]:
+        """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from."""
+        c = self.config
+        kept = [round(total * 0.3 ** (1 - i / (c.kept - 1)), -3) for i in range(c.kept)] if c.kept > 1 else []
+        if c.checkpoints != "auto":
+            counts = [pretrain.parse_count(part.strip()) for part in c.checkpoints.split(",")]
+            primary = [counts[len(counts) // 2]]
+        elif self.chosen:
+            counts, primary = self.chosen["checkpoints"], self.chosen["primary"]
+        elif kept:
+            places = grid_of(len(kept), len(kept) // 3)
+            counts, primary = [kept[i] for i in places], [kept[i] for i in places[1:3]]
+        else:
+            counts = [total * 0.55 ** (1 - i / 4) for i in range(5)]
+            primary = counts[2:3]
+        if c.primary:
+            primary = [pretrain.parse_count(part.strip()) for part in c.primary.split(",")]
+        return counts, primary, kept
+
+    def pretrain(
+        self, seed: int, source: int = -1, scale: str = "", tokens: str = "", mix: str = "", variant: dict | None = None
+    ) -> list[Base]:
+        """A pretraining run (of seed `source`; -1: the same) and its checkpoints as `seed` starts from them, in order."""
+        c, variant, source = self.config, variant or {}, seed if source < 0 else source
+        scale, tokens, mix = scale or c.scale, tokens or c.tokens, mix or c.mix
+        preset = pretrain.PRESETS[scale]
+        total, per_step = pretrain.parse_count(tokens), preset["batch"] * preset["seq_len"]
+        steps = max(1, round(total / per_step))
+        counts, primary, kept = self.counts(total)
+        if max(*counts, *primary) > total + per_step:
+            where = f"--checkpoints {c.checkpoints} --primary {c.primary}"
+            raise UserError(f"{where}: beyond the {tokens} tokens of pretraining (--tokens)")
+
+        def steps_of(counts: list[float]) -> set[int]:
+            return {pretrain.parse_save_at(f"{count / 1e3:g}k", steps, per_step)[0] for count in counts}
+
+        at, first = sorted(steps_of(counts)), steps_of(primary)
+        if not first <= set(at):
+            raise UserError(f"--primary {c.primary}: not all of them are among the checkpoints")
+        place, folder = ("/".join(filter(None, (f"seed{s}", variant_name(variant)))) for s in (source, seed))
+        run = self.out / place / "pretrain/run"
+        save_at = ",".join(dict.fromkeys(f"{count / 1e3:g}k" for count in sorted(counts + kept)))
+        flags = dict(scale=scale, data=c.data, seed=source, tokens=tokens, save_at=save_at, eval_every=0)
+        flags |= dict(mix=mix) if mix else {}
+        flags |= dict(save_every=max(20, steps // 20), out=run)
+        paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_of(counts + kept), steps})}
+        command = [script("pretrain"), *flags_of(flags)]
+        seconds = self.seconds(scale, token=total)
+        self.add(Cell(f"{place}/pretrain/train", f"pretrain {scale}", command, list(paths.values()), [], seconds, run))
+        return [
+            Base(f"{folder}/{count_name(n * per_step)}", paths[n], n * per_step, seed, source, n in first, scale, variant)
+            for n in at
+        ]  # fmt: skip
+
+    def main(self, seed: int) -> Base:
+        """The checkpoint of the plans that have one: the last of the primary ones."""
+        own = self.config.pretraining != "one"
+        return [b for b in self.pretrain(seed, seed if own else self.config.seeds[0]) if b.primary][-1]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Training
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def rates_of(self, recipe: str) -> dict[str, float]:
+        """Learning rates as flags. Those of a dose control are those of its side of the average."""
+        r, table = RECIPES[recipe], self.config.rates
+        name = r.rates or r.run or recipe
+        if name == "paper":  # the paper averages at RL's rate on both sides, a fortieth of SFT's
+            return {"lr": self.rates_of("rl")["lr"], "sft_lr": self.rates_of("sft")["lr"] / 40}
+        rates = {key: rate * r.dose * self.factors.get(name, 1.0) for key, rate in table[name].items()}
+        if "sft_lr" in rates:  # the sweep of averaging is one of its SFT side
+            rates["lr"] = table[name]["lr"] * r.dose * self.factors.get("rl", 1.0)
+        if r.mode == "combined":
+            return {"lr": rates["lr"]}  # one loss, one optimizer
+        if r.stage == "average":
+            return rates
+        return {"lr": rates["sft_lr"] if r.stage == "sft" and "sft_lr" in rates else rates["lr"]}
+
+    def steps_of(self, recipe: str, changes: dict) -> tuple[int, ...]:
+        """Named steps of a recipe's run; the last is its end."""
+        r, c = RECIPES[recipe], self.config
+        named = c.points if r.stage != "sft" or r.averaged else c.gold_points if recipe == "gold" else c.sft_points
+        end = changes.get("steps", named[-1])
+        return (*(s for s in named if s < end), end)
+
+    def train(self, recipe: str, base: Base, start: Path | None = None, **changes) -> Path:
+        """The cells that make a recipe's model, with those of what it starts from (unless `start` is given); the
+        model's path. `changes` are flags that differ from the plan's, and `needs`, further files that must be there."""
+        r = RECIPES[recipe]
+        if not r.stage:
+            return base.checkpoint
+        name = f"{base.folder}/{r.run or recipe}"
+        run = self.out / name / "run"
+        points = self.steps_of(recipe, changes)
+        last = run / f"step_{points[-1]:07d}.pt"
+        if r.run:
+            self.train(r.run, base, start, **changes)
+            return last
+        init = start or (self.train(r.after, base, **changes) if r.after else base.checkpoint)
+        if r.mode == "soup":
+            other = self.train("sft", base, **changes)
+            command = [script("average"), *flags_of(dict(init=init) | r.flags | dict(other=other, out=run))]
+            self.add(Cell(f"{name}/train", "soup", command, [run / "last.pt"], [init, other], SECONDS["start"]))
+            return run / "last.pt"
+        flags = self.training_flags(recipe, base, init, points)
+        flags |= {k: v for k, v in changes.items() if k != "needs"} | dict(out=run)
+        command = [script(r.stage), *flags_of(flags)]
+        kept = [run / f"step_{step:07d}.pt" for step in points]
+        needs = [init, *changes.get("needs", ())]
+        self.add(Cell(f"{name}/train", r.stage, command, kept, needs, self.training_seconds(base.scale, flags), run))
+        if r.judged != "best":
+            return last
+        best = self.out / name / "best.pt"
+        command = ["-m", "excursion", "choose", "--out", str(best.parent)]
+        self.add(Cell(f"{name}/choose", "choose", command, [best], [last], SECONDS["start"]))
+        return best
+
+    def training_flags(self, recipe: str, base: Base, init: Path, points: tuple[int, ...]) -> dict:
+        """Flags of a recipe's run: it ends at the last of `points`, and is saved and judged on validation at each."""
+        c, r = self.config, RECIPES[recipe]
+        flags = dict(init=init, data=c.data, seed=base.seed, limit=c.pool, steps=points[-1])
+        flags |= r.flags | self.rates_of(recipe)
+        if r.stage != "sft":
+            flags |= dict(prompts=c.prompts, rollouts=c.rollouts, kl=0) | self.length()
+        if r.stage != "rl":
+            flags |= dict(rows=c.average_rows if r.averaged else c.rows)
+        flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_samples=8, eval_tokens=0, eval_tasks=())
+        return flags | dict(save_at=",".join(map(str, points)), save_every=max(1, math.ceil(points[-1] / 16)))
+
+    def training_seconds(self, scale: str, flags: dict) -> float:
+        """Estimated for a training run with these flags."""
+        steps, every = flags["steps"], flags["eval_every"]
+        times = 1 + (len(flags["save_at"].split(",")) if every < 0 else math.ceil(steps / every))
+        answers = steps * flags.get("prompts", 0) * flags.get("rollouts", 0)
+        judged = flags["eval_samples"] * flags["eval_limit"] * times
+        return self.seconds(scale, answer=answers, row=steps * flags.get("rows", 0), judged=judged)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Evaluation
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def length(self) -> dict[str, int]:
+        """The flag of the longest answer, where the plan has one."""
+        longest = self.config.max_new_tokens
+        return dict(max_new_tokens=longest) if longest else {}
+
+    def ks(self) -> dict[str, tuple[int, ...]]:
+        """The flag of pass@k: the paper's, as far as there are samples."""
+        samples = self.config.samples
+        return dict(k=tuple(k for k in (1, 8, 32) if k <= samples) or (samples,))
+
+    def evaluate(self, recipe: str, base: Base, start: Path | None = None, **changes) -> None:
+        """All cells of a recipe, its evaluations on test questions included: of each named step, or of one model; at
+        temperature .6, some at 1 too. Arguments as of `train`."""
+        c, r = self.config, RECIPES[recipe]
+        last = self.train(recipe, base, start, **changes)
+        home, seed = base.folder, base.seed
+        if not r.stage and base.source != seed:  # several seeds start from this very model: one evaluation for all
+            home, seed = home.replace(f"seed{seed}", f"seed{base.source}", 1), base.source
+        points = self.steps_of(recipe, changes) if r.stage and r.mode != "soup" else ()
+        models = {0: last}  # step → model, 0: the only one
+        if r.judged == "points" and r.stage:
+            models = {step: last.with_name(f"step_{step:07d}.pt") for step in points}
+        meta = dict(
+            recipe=recipe, start=r.after or ("base" if r.stage else ""), seed=seed, seeds=[], tokens=base.tokens,
+            pretraining_seed=base.source, scale=base.scale, variant=base.variant, budget=c.budget, points=list(points),
+            rates=self.rates_of(recipe) if points else {},
+        )  # fmt: skip
+        meta["rates"] |= {k: v for k, v in changes.items() if k in ("lr", "sft_lr")}
+        if r.stage == "rl":
+            meta["rate"] = base.variant.get("rate", 1.0)  # times the rate of all RL stages
+            meta["paper"] = (recipe, meta["rate"]) in (("rl", 1.0), ("sft_rl", max(c.factors)))  # see plan_sharpening
+        for step, model in models.items():
+            hot = r.hot and c.points_t1 and (step in c.points_t1 or not step)
+            for temperature in (0.6, 1.0) if hot else (0.6,):
+                self.judge(home, recipe, model, meta | dict(step=step, temperature=temperature), base)
+
+    def judge(self, home: str, recipe: str, model: Path, meta: dict, base: Base) -> None:
+        """The cell of one evaluation on test questions. At temperature 1 these alone: the rest would be the same again."""
+        c, r, warm = self.config, RECIPES[recipe], meta["temperature"] == 1
+        folder = self.out / home / (r.run or recipe) / ("eval_t1" if warm else "eval")
+        flags = dict(checkpoint=model, data=c.data, questions=c.questions, samples=c.samples, limit=max(0, c.limit))
+        flags |= dict(temperature=1.0, tasks=(), text=()) if warm else dict(val_tokens=c.val_tokens)
+        flags |= self.ks() | dict(shots=r.flags.get("shots", 0)) | self.length() | dict(out=folder)
+        asked = len(c.questions) * (c.limit if c.limit > 0 else 256)
+        read = 0 if warm else 2 * c.val_tokens + 3 * (c.limit if c.limit > 0 else 1000) * 60
+        seconds = self.seconds(base.scale, judged=asked * c.samples, read=read)
+        name = f"{home}/{r.run or recipe}/{folder.name}_{model.stem}"
+        command, result = [script("eval"), *flags_of(flags)], folder / f"{model.stem}.json"
+        cell = self.add(Cell(name, "eval", command, [result], [model], seconds, meta=meta))
+        cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # that this evaluation stands for
+
+    def validate(self, recipe: str, base: Base) -> None:
+        """The cell that asks a base model validation questions."""
+        c, folder = self.config, self.out / base.folder / recipe / "validation"
+        flags = dict(
+            checkpoint=base.checkpoint, data=c.data, questions="validation", samples=c.samples, limit=c.val_limit
+        )
+        flags |= dict(shots=RECIPES[recipe].flags["shots"], tasks=(), text=(), out=folder) | self.ks()
+        seconds = self.seconds(c.scale, judged=c.val_limit * c.samples)
+        command, result = [script("eval"), *flags_of(flags)], folder / f"{base.checkpoint.stem}.json"
+        self.add(Cell(f"{base.folder}/{recipe}/validation", "eval", command, [result], [base.checkpoint], seconds))
+
+    def difficulty(self, recipe: str, base: Base, model: Path) -> Path:
+        """The cell that finds how often a model answers each training question; the file that it makes."""
+        c, folder = self.config, self.out / base.folder / "difficulty" / recipe
+        flags = dict(checkpoint=model, data=c.data, limit=c.pool, out=folder) | self.length()
+        seconds = self.seconds(base.scale, judged=64 * c.pool)
+        command, result = [script("eval"), "--difficulty", *flags_of(flags)], folder / f"{model.stem}.difficulty.json"
+        self.add(Cell(f"{base.folder}/difficulty/{recipe}", "eval", command, [result], [model], seconds))
+        return result

@@ -1,0 +1,193 @@
+"""What validation questions choose: the checkpoint of a run, the learning rates, the checkpoints to start from.
+
+Test questions choose nothing. Every run is kept at named steps and stopped by one rule, whatever the recipe: the named
+step with the best validation pass@1, process-right where that can be told (the answer right and every equation true).
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pretrain
+from cli import UserError
+from excursion.cells import count_name, grid_of
+from excursion.config import Config
+from excursion.recipes import RECIPES
+from excursion.runner import Cell, read_state
+from files import MALFORMED, read_json, replacing_path, write_text
+
+EARLY = 0.03  # validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The checkpoint of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def validation_scores(run: Path) -> dict[int, float]:
+    """step → validation pass@1 of a run, process-right where that can be told; of the starting model at step 0.
+    UserError for a run without a log."""
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        key = "val_process@1" if any("val_process@1" in line for line in lines) else "val_pass@1"
+        return {int(line["step"]): float(line[key]) for line in lines if key in line}
+    except MALFORMED as error:
+        raise UserError(f"{run / 'metrics.jsonl'}: no metrics of a run ({error})") from None
+
+
+def best_step(scores: dict[int, float], among: Iterable[int]) -> int:
+    """The step with the best score; of equals the earliest."""
+    return max(among, key=lambda step: (scores[step], -step))
+
+
+def choose(folder: Path) -> Path:
+    """FOLDER/best.pt: the kept checkpoint of FOLDER/run that is best on validation."""
+    scores = validation_scores(folder / "run")
+    paths = {step: folder / f"run/step_{step:07d}.pt" for step in scores}
+    paths = {step: path for step, path in paths.items() if path.exists()}
+    if not paths:
+        raise UserError(f"{folder / 'run'}: no kept checkpoint with a validation pass@1 (--save_at, --eval_every)")
+    step = best_step(scores, paths)
+    with replacing_path(folder / "best.pt") as part:
+        try:
+            os.link(paths[step], part)
+        except OSError:  # a file system without links
+            shutil.copyfile(paths[step], part)
+    print(f"validation pass@1 by step {scores}; {folder / 'best.pt'} is step {step}")
+    return paths[step]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning rates: --plan sweep
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sweep_runs(cells: list[Cell]) -> list[Cell]:
+    """The training runs that a sweep compares."""
+    return [cell for cell in cells if cell.run and not cell.kind.startswith("pretrain")]
+
+
+def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
+    """name → validation scores of the runs of a sweep that are finished, here or in --records; notes them in
+    OUT/records/sweep.json."""
+    notes: dict[str, dict] = {}
+    for folder in filter(None, (config.records, Path(config.out) / "records")):
+        with contextlib.suppress(UserError, *MALFORMED):
+            notes |= read_json(Path(folder) / "sweep.json")
+    scores = {}
+    for cell in sweep_runs(cells):
+        state = read_state(Path(config.out) / f"{cell.name}.json") or {}
+        if state.get("rc") == 0:  # by its own command, which need not be that of this plan
+            notes[cell.name] = {"command": state["command"], "scores": validation_scores(cell.run)}
+        with contextlib.suppress(*MALFORMED):  # no note, or none of ours
+            if notes[cell.name]["command"] == cell.command:
+                scores[cell.name] = {int(step): float(x) for step, x in notes[cell.name]["scores"].items()}
+    write_text(Path(config.out) / "records" / "sweep.json", json.dumps(notes, indent=1) + "\n")
+    return scores
+
+
+def factor_of(name: str, factors: tuple[float, ...]) -> float:
+    """The factor of a run of the sweep, of which its name has six digits."""
+    written = float(name.split("/sweep")[1].split("/")[0])
+    return min(factors, key=lambda factor: abs(factor - written))
+
+
+def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
+    """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named step,
+    which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the rate."""
+    scores: dict[str, dict[float, float]] = {}  # recipe → factor → score
+    for name, values in found.items():
+        best = max(value for step, value in values.items() if step)
+        scores.setdefault(name.split("/")[-2], {})[factor_of(name, config.sweep)] = best
+    table = {}
+    for recipe, by_factor in scores.items():
+        factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1
+        rates = config.rates[RECIPES[recipe].rates or recipe]
+        rates = {k: v * factor for k, v in rates.items() if k == "sft_lr" or "sft_lr" not in rates}
+        table[recipe] = {"factor": factor, **rates, "validation pass@1 by factor": by_factor}
+    write_text(Path(config.out) / "rates.json", json.dumps(table, indent=1) + "\n")
+    print(f"wrote {Path(config.out) / 'rates.json'}: " + ", ".join(f"{r} x {e['factor']:g}" for r, e in table.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where to start: --plan checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def validation_row(record: dict) -> dict:
+    """What is shown of a record of validation questions."""
+    asked = record["questions"]["validation"]
+    kinds = [kind for kind in ("strict", "process") if kind in asked]
+    return {kind: {k: round(v["mean"], 4) for k, v in asked[kind].items()} for kind in kinds} | {"box": asked["box"]}
+
+
+def write_checkpoints(config: Config, cells: list[Cell]) -> None:
+    """OUT/checkpoints.json from the validation records of --plan checkpoints. The early checkpoint is the first whose base
+    with worked examples has a pass@1 of EARLY, process-right where that can be told; the main one is the next; with one
+    before, one between main and the last, and the last they make the grid. UserError if none gets that far."""
+    table: dict[int, dict] = {}  # tokens → recipe → its row
+    for cell in cells:
+        if cell.name.endswith("/validation"):
+            record = json.loads(cell.result.read_text())
+            table.setdefault(record["tokens"], {})[cell.name.split("/")[-2]] = validation_row(record)
+    tokens = sorted(table)
+    for t in tokens:
+        print(f"{count_name(t)}  " + "  ".join(f"{recipe}: {row}" for recipe, row in table[t].items()))
+
+    def pass_1(row: dict) -> float:
+        return row["process" if "process" in row else "strict"]["pass@1"]
+
+    reached = [i for i, t in enumerate(tokens) if pass_1(table[t]["base"]) >= EARLY]
+    if not reached:
+        what = f"no checkpoint has a validation pass@1 of {EARLY:.0%} with examples"
+        raise UserError(f"{what}: pretrain for longer (--tokens)")
+    counts = [pretrain.parse_count(part) for part in config.checkpoints.split(",")]  # as the plan asked for them
+    places = grid_of(len(tokens), reached[0])
+    chosen = {"checkpoints": [counts[i] for i in places], "primary": counts[reached[0] : reached[0] + 2]}
+    write_text(Path(config.out) / "checkpoints.json", json.dumps({**chosen, "validation": table}, indent=1) + "\n")
+    print(f"wrote {Path(config.out) / 'checkpoints.json'}: {chosen}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was chosen, for the plans that come after
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def chosen(config: Config, name: str, plan: str, read: Callable) -> dict:
+    """What an earlier plan wrote to NAME.json in OUT, or in --records; {} if it was not run."""
+    places = [Path(folder) / f"{name}.json" for folder in (config.out, config.records) if folder]
+    path = next((place for place in places if place.exists()), None)
+    if path is None or config.plan == plan:
+        return {}
+    try:
+        return read(json.loads(path.read_text()))
+    except MALFORMED as error:
+        why = f"not what --plan {plan} writes ({error!r}); delete it or run that plan again"
+        raise UserError(f"{path}: {why}") from None
+
+
+def positive(value) -> float:
+    if not 0 < float(value) < 1e18:
+        raise ValueError(f"{value} is not a positive number")
+    return float(value)
+
+
+def chosen_rates(config: Config) -> dict[str, float]:
+    """recipe → factor of its learning rates."""
+    return chosen(config, "rates", "sweep", lambda table: {r: positive(row["factor"]) for r, row in table.items()})
+
+
+def chosen_checkpoints(config: Config) -> dict[str, list[float]]:
+    """Token counts of the "checkpoints" to start from, and of the "primary" ones among them."""
+
+    def read(table: dict) -> dict[str, list[float]]:
+        at = {key: [positive(count) for count in table[key]] for key in ("checkpoints", "primary")}
+        if not at["primary"] or not set(at["primary"]) <= set(at["checkpoints"]):
+            raise ValueError("the primary ones are not among the checkpoints")
+        return at
+
+    return chosen(config, "checkpoints", "checkpoints", read)

@@ -1,0 +1,82 @@
+"""What is kept of a finished evaluation: a record that is small enough to be committed, and what the plan knows of it.
+
+OUT/records/NAME.json is eval.py's own record; NAME.cell.json beside it says recipe, seed, step, curve, samples, seconds.
+"""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+from excursion.cells import commands_of, record_name
+from excursion.choose import best_step, validation_scores
+from excursion.config import Config
+from excursion.recipes import RECIPES
+from excursion.runner import Cell, read_state
+from files import write_text
+
+CURVE = ("reward", "length", "entropy", "val_pass@1", "val_pass@8", "val_process@1", "sft_loss", "flops")
+SHOWN = 3  # questions of each test set whose samples go into the record, 4 samples each
+# Of each question: what pass@k, process, entropies and their intervals are computed from. The rest has its means
+PER_QUESTION = ("id", "facts", "n", "c", "c_lenient", "c_process", "h_answers", "h_paths")
+
+
+def thin_curve(log: Path, points: int = 50) -> dict[str, list]:
+    """{metric: [[step, value], ...]} of a metrics.jsonl: at most so many points of each, the last one always. {} without
+    a log."""
+    curve: dict[str, list] = {}
+    for line in map(json.loads, log.read_text().splitlines() if log.exists() else ()):
+        for key in CURVE:
+            if line.get(key) is not None:  # FLOPs may be unknown
+                curve.setdefault(key, []).append([line["step"], float(f"{line[key]:.6g}")])
+    for key, values in curve.items():
+        every = math.ceil(len(values) / points)
+        curve[key] = values[::-every][::-1]
+    return curve
+
+
+def shown_samples(path: Path) -> list[dict]:
+    """A few answers of an evaluation, for the report's reader: the first questions of each test set."""
+    with gzip.open(path, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    shown = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        first = [row for row in rows if row["set"] == name][:SHOWN]
+        shown += [{**row, "samples": row["samples"][:4]} for row in first]
+    return shown
+
+
+def stop_of(cell: Cell, step: int, run: Path) -> dict:
+    """Which step of its run an evaluated model is, which step is the best on validation, and is the run stopped there?"""
+    points = cell.meta["points"]
+    if not (run / "metrics.jsonl").exists():
+        return {"step": step if points else 0, "primary": True}
+    scores = validation_scores(run)
+    best = best_step(scores, [p for p in points if p in scores])
+    judged_along = RECIPES[cell.meta["recipe"]].judged == "points"  # else one model stands for the run
+    return {"step": step, "primary": step == best or not judged_along, "best_step": best}
+
+
+def collect(config: Config, cells: list[Cell]) -> Path:
+    """Copy what the report needs of every evaluated cell to OUT/records; that folder."""
+    folder = Path(config.out) / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        if not cell.meta or not cell.result.exists():
+            continue
+        name, home, record = record_name(cell), cell.result.parent.parent, json.loads(cell.result.read_text())
+        notes = {"evaluation": Path(config.out) / f"{cell.name}.json", "training": home / "train.json"}
+        meta = {
+            "name": name,
+            **cell.meta,
+            **stop_of(cell, record["step"], home / "run"),
+            **commands_of(cell, cells),
+            "curve": thin_curve(home / "run/metrics.jsonl"),
+            "samples": shown_samples(cell.result.with_suffix(".jsonl.gz")),
+            "seconds": {what: (read_state(path) or {}).get("seconds") for what, path in notes.items()},
+        }
+        for asked in record["questions"].values():
+            asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
+        write_text(folder / f"{name}.json", json.dumps(record) + "\n")
+        write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")
+    return folder

@@ -1,0 +1,161 @@
+"""The whole experiment: every recipe from every kept checkpoint, evaluated, tabled, drawn.
+
+    python -m excursion --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
+    python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm)
+    python -m excursion run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
+    python -m excursion run --plan sweep --budget study          # checkpoints, at which rates (both on validation
+    python -m excursion run --budget study                       # questions), then the grid and order x rate x dose
+    python -m excursion run --plan sharpening --budget study
+    python -m excursion report --records results/excursion   # tables and figures again, from committed records alone
+    python -m excursion compare BASE.json SEED0.json SEED1.json      # the change from one record of eval.py to others
+
+A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
+`run` executes the cells whose file is missing, the first of the plan first, several at a time with one thread each, and
+may be killed and started again at any moment. `plan` begins with the estimated core-hours of its parts, in their order.
+A cell that fails is reported with its log and left alone until --retry.
+
+How a number in the report comes about, and the file that says how:
+
+    recipes.py      RL, SFT, averaging, ...: what is compared
+    config.py       with how many seeds, steps and answers: the flags and their budgets
+    plan.py         the cells of each plan; cells.py: the commands of one recipe
+    runner.py       executes them; known.py: leaves out those whose records are there already
+    choose.py       what validation decides: the step at which a run is stopped, learning rates, checkpoints
+    collect.py      copies what is kept of each evaluation to OUT/records
+    findings.py     from records to verdicts (and which files that takes); report.py: tables, figures, text
+
+What lies where:
+
+    OUT/seed1/pretrain/run/                  a stage's own files (checkpoints, metrics); beside it
+    OUT/seed1/pretrain/train.log, .json      what it printed; its command, exit code and seconds
+    OUT/seed1/4.00M/rl/run/, train.log ...   the same; run/step_0000048.pt: kept at a named step (--points)
+    OUT/seed1/4.00M/sft/best.pt              the kept checkpoint that is best on validation (`choose`)
+    OUT/seed1/4.00M/rl/eval/                 evaluation records of its checkpoints; eval_t1/: at temperature 1
+    OUT/records/seed1-4.00M-rl.json          the record of the end; seed1-4.00M-rl@48.json of a named step, -T1 appended at
+                                             temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
+    OUT/report.md, report.html, figures/     made by report.py from OUT/records alone
+"""
+
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from cli import UserError
+from excursion import known, report
+from excursion.choose import choose, sweep_runs, swept, write_checkpoints, write_rates
+from excursion.collect import collect
+from excursion.compare import print_changes
+from excursion.config import Config, resolve
+from excursion.plan import make_plan
+from excursion.runner import Cell, Runner
+
+
+def main(config: Config) -> None:
+    if config.command == "compare":
+        return print_changes(config.files)
+    if config.files:
+        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does")
+    if config.command == "choose":
+        choose(Path(config.out))
+        return
+    config = resolve(config)
+    if config.command == "report" and config.records:
+        report.write_report(Path(config.records), Path(config.out))
+        return
+    cells = make_plan(config)
+    if config.command == "plan":
+        return print_plan(config, cells)
+    do = {"sweep": sweep, "checkpoints": checkpoints}.get(config.plan, study)
+    if not do(config, cells):
+        sys.exit(1)
+
+
+def complete(config: Config, cells: list[Cell]) -> bool:
+    """Execute what is missing, if the command is `run`. False if some is missing in the end."""
+    return config.command != "run" or not Runner(cells, config.out, config.jobs, config.threads, config.retry)()
+
+
+def sweep(config: Config, cells: list[Cell]) -> bool:
+    """The runs that are not finished, here or in --records; then OUT/rates.json."""
+    done = swept(config, cells)
+    whole = complete(config, known.needed(cells, [cell for cell in sweep_runs(cells) if cell.name not in done]))
+    done = swept(config, cells)
+    print(f"{len(done)} runs of the sweep are finished: {Path(config.out) / 'records/sweep.json'}")
+    if whole and config.command == "run":
+        write_rates(config, done)
+    return whole
+
+
+def checkpoints(config: Config, cells: list[Cell]) -> bool:
+    """All cells; then OUT/checkpoints.json."""
+    whole = complete(config, cells)
+    if whole:
+        write_checkpoints(config, cells)
+    return whole
+
+
+def study(config: Config, cells: list[Cell]) -> bool:
+    """The cells without a record in --records; then the report of all records, whatever is missing."""
+    standing = []
+    if config.records:
+        cells, standing = known.left(cells, Path(config.records), lambda some: complete(config, some))
+    whole = complete(config, cells)
+    folder = collect(config, cells)
+    known.copy(standing, Path(config.records), folder)
+    report.write_report(folder, Path(config.out))
+    return whole
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Print a plan
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shell(cell: Cell, config: Config) -> str:
+    """The cell as one line of shell that goes on with a run that was killed."""
+    command = shlex.join(["python", *cell.command])
+    if cell.run:
+        run = shlex.quote(str(cell.run))
+        command = f"if [ -e {run}/last.pt ]; then {command} --resume; else rm -rf {run}; {command}; fi"
+    return f"export OMP_NUM_THREADS={config.threads}; {command}"
+
+
+def estimate(config: Config, cells: list[Cell]) -> list[str]:
+    """What a plan takes, part by part in the order of work. Of scales that are not for a CPU, the number of cells alone."""
+    hours: dict[str, list[float]] = {}
+    for cell in cells:
+        hours.setdefault(cell.part, []).append(cell.cost / 3600)
+    lines = [f"{config.plan}, budget {config.budget}: {len(cells)} commands"]
+    if config.scale in ("smoke", "micro", "mini"):
+        total = sum(map(sum, hours.values()))
+        lines[0] += f", about {total:.1f} core-hours in all (estimated: SECONDS in excursion/cells.py)"
+        done = 0.0
+        for part, costs in hours.items() if len(hours) > 1 else ():
+            done += sum(costs)
+            lines.append(f"{part}: {len(costs)} commands, {sum(costs):.1f} core-hours; {done:.1f} up to here")
+    return lines
+
+
+def print_plan(config: Config, cells: list[Cell]) -> None:
+    """The commands in order, as a list, as a makefile, or as sbatch commands; first, in comments, what they take."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    if config.format == "slurm":
+        print("#!/bin/sh\nset -e")
+    print(*(f"# {line}" for line in estimate(config, cells)), sep="\n")
+    if config.format == "list":
+        for cell in cells:
+            print(shlex.join(["python", *cell.command]))
+    elif config.format == "make":
+        print("all:", *(cell.result for cell in cells))
+        for cell in cells:
+            print(f"\n{' '.join(map(str, cell.results))}{' &' * (len(cell.results) > 1)}:", *cell.needs)
+            print("\t" + shell(cell, config).replace("$", "$$"))
+    else:
+        maker = {path: i for i, cell in enumerate(cells) for path in cell.results}
+        for i, cell in enumerate(cells):
+            after = "".join(f":$j{maker[path]}" for path in cell.needs)
+            depends = f"--dependency=afterok{after} " if after else ""
+            name = f"--job-name={cell.name} --parsable --requeue"
+            print(f"j{i}=$(sbatch {name} {depends}--wrap {shlex.quote(shell(cell, config))})")

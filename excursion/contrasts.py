@@ -1,0 +1,201 @@
+"""Records beside each other: what differs between recipes, question by question.
+
+A measure gives one value a question of a record (records.py). A *contrast* is a weighted sum of a measure over models, paired
+by seed and question: (S, Q) values, of which stats.py makes a mean with its interval.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from excursion.recipes import RECIPES, STARTS
+from excursion.records import Entry, Key, Questions, Row
+from excursion.stats import Estimate, bootstrap, estimate
+
+
+def stopped(path: dict[int, Entry]) -> Entry:
+    """The model of a run that was judged at several steps: the one that is marked as best on validation, else the last."""
+    marked = [step for step, e in path.items() if e.meta.get("primary")]
+    return path[max(marked or path)]
+
+
+def main_temperature(entries: list[Entry]) -> float:
+    """The paper's 0.6; where nothing was judged at it, the one that most were judged at."""
+    counts = Counter(e.temperature for e in entries)
+    return max(sorted(counts), key=counts.get) if counts and 0.6 not in counts else 0.6
+
+
+def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:
+    """By replicate: where the run is stopped, or its end."""
+    paths: dict[Key, dict[int, Entry]] = {}
+    for e in entries:
+        for key in e.keys:
+            paths.setdefault(key, {})[e.step] = e
+    return {key: path[max(path)] if end else stopped(path) for key, path in paths.items()}
+
+
+def judged_alike(entries: list[Entry]) -> list[Entry]:
+    """Those at the main temperature."""
+    main = main_temperature(entries)
+    return [e for e in entries if e.temperature == main]
+
+
+class Grid:
+    """Entries of one variant and one sampling temperature, by recipe, pretraining tokens, replicate and step."""
+
+    def __init__(self, entries: list[Entry], temperature: float | None = None):
+        temperature = main_temperature(entries) if temperature is None else temperature
+        self.temperature = temperature
+        entries = [e for e in entries if e.temperature == temperature]
+        self.paths: dict[tuple[str, int], dict[Key, dict[int, Entry]]] = {}
+        for e in entries:
+            for key in e.keys:
+                self.paths.setdefault((e.recipe, e.tokens), {}).setdefault(key, {})[e.step] = e
+        self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
+        self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
+        self.tokens = sorted({tokens for _, tokens in self.at})
+        self.recipes = [r for r in RECIPES if any(recipe == r for recipe, _ in self.at)]
+        self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
+        self.entries = entries
+
+    def has(self, *recipes: str) -> bool:
+        return all(r in self.recipes for r in recipes)
+
+    def steps(self, recipe: str, tokens: int) -> list[int]:
+        """Steps at which every replicate was judged."""
+        paths = self.paths.get((recipe, tokens), {})
+        return sorted(set.intersection(*(set(p) for p in paths.values()))) if paths else []
+
+    def models(self, recipe: str, tokens: int, step: int | str | None = None) -> dict[Key, Entry]:
+        """By replicate: where the run is stopped; at its "end"; or at a step."""
+        if step is None or step == "end":
+            return (self.end if step else self.at).get((recipe, tokens), {})
+        return {key: path[step] for key, path in self.paths.get((recipe, tokens), {}).items() if step in path}
+
+    def level(self, recipe: str, tokens: int, measure, step: int | str | None = None) -> "Contrast | None":
+        """The measure itself, of a recipe's models."""
+        return contrast([(1.0, self.models(recipe, tokens, step))], measure)
+
+
+@dataclass
+class Contrast:
+    """(S, Q) of a weighted sum of a measure, what clusters its columns, and the replicates of its rows."""
+
+    values: np.ndarray
+    clusters: tuple[str, ...] | None
+    keys: tuple[Key, ...]
+
+    def estimate(self) -> Estimate:
+        return estimate(self.values, self.clusters)
+
+    def bootstrap(self) -> tuple[float, float]:
+        return bootstrap(self.values, self.clusters)
+
+
+def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
+    """Σ weight · values for each replicate, at the questions that all rows have. None if a row is missing or they share
+    nothing."""
+    flat = [row for terms in rows.values() for _, row in terms]
+    if not flat or any(row is None for row in flat):
+        return None
+    if flat[0].ids is None:
+        if len({len(row.values) for row in flat}) > 1:
+            return None
+        clusters = None
+    else:
+        shared = set.intersection(*(set(ids) for ids in {row.ids for row in flat}))
+        ids = tuple(i for i in flat[0].ids if i in shared)
+        if not ids:
+            return None
+        rows = {key: [(weight, row.take(ids)) for weight, row in terms] for key, terms in rows.items()}
+        clusters = flat[0].take(ids).clusters
+    values = np.array([sum(weight * row.values for weight, row in terms) for terms in rows.values()])
+    return Contrast(values, clusters, tuple(rows))
+
+
+def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast | None:
+    """Σ weight · measure, question by question, at the replicates that all terms have."""
+    keys = sorted(set.intersection(*(set(models) for _, models in terms)))
+    return combine({key: [(weight, measure(models[key])) for weight, models in terms] for key in keys})
+
+
+def mean_of(found: list[Contrast | None]) -> Contrast | None:
+    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out. (At
+    some checkpoints each seed has a pretraining run of its own, at others all share one.)"""
+    found = [c for c in found if c is not None]
+    if not found or len({c.values.shape[1] for c in found}) > 1:
+        return None
+    by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
+    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
+    shared = sorted(set.intersection(*(set(n) for n in names)))
+    if not shared:
+        return None
+    rows = [c.values[[n.index(key) for key in shared]] for c, n in zip(found, names, strict=True)]
+    keys = tuple((key, key) for key in shared) if by_seed else tuple(shared)
+    return Contrast(np.mean(rows, axis=0), found[0].clusters, keys)
+
+
+def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
+    """The entries of a named plan: those whose variant has exactly these keys, grouped by their values."""
+    groups: dict[tuple, list[Entry]] = {}
+    for e in entries:
+        if set(e.variant) == set(keys):
+            groups.setdefault(tuple(e.variant[key] for key in keys), []).append(e)
+    return dict(sorted(groups.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trajectories
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:
+    """{step: model} of one run, with the model that it started from as step 0, asked in the same way."""
+    path = dict(sorted(g.paths.get((recipe, tokens), {}).get(key, {}).items()))
+    start = g.models(STARTS.get(recipe, ""), tokens).get(key)
+    return {0: start, **path} if start is not None and path else path
+
+
+def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
+    """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, between two judged steps on a straight line.
+
+    What a question adds to the crossing of pass@1 belongs to its share of the result: with slope b of pass@k over pass@1
+    there, a question counts pass@k - b (pass@1 - level). The mean is that of the line; the variance now holds that of the
+    crossing (the delta method).
+    """
+    ones, ks = [[measure(e) for e in points] for measure in (m.at(1), m)]
+    if any(row is None for row in ones + ks) or len({row.ids for row in ones}) > 1:
+        return None
+    means = [row.values.mean() for row in ones]
+    for i in range(len(points) - 1):
+        if means[i] <= level <= means[i + 1] and means[i] < means[i + 1]:
+            w = (level - means[i]) / (means[i + 1] - means[i])
+            one, top = ((1 - w) * rows[i].values + w * rows[i + 1].values for rows in (ones, ks))
+            slope = (ks[i + 1].values.mean() - ks[i].values.mean()) / (means[i + 1] - means[i])
+            return Row(top - slope * (one - level), ks[i].ids, ks[i].clusters)
+    return None
+
+
+def runs(g: Grid, recipe: str, tokens: int) -> dict[Key, list[Entry]]:
+    """The trajectories of a recipe by replicate."""
+    return {key: list(trajectory(g, recipe, tokens, key).values()) for key in g.paths.get((recipe, tokens), {})}
+
+
+def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> Contrast | None:
+    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs of
+    fewer than three models, or without two points of pass@1 in common, do not count."""
+    rows = {}
+    for key in sorted(set(a) & set(b)):
+        ones = [[m.at(1)(e) for e in run] for run in (a[key], b[key])]
+        if min(map(len, ones)) < 3 or any(row is None for run in ones for row in run):
+            continue
+        means = [[row.values.mean() for row in run] for run in ones]
+        low, high = max(v[0] for v in means), min(max(v) for v in means)
+        if high - low < 0.02:
+            continue
+        terms = []
+        for level in low + (high - low) * np.array([0.25, 0.5, 0.75]):
+            terms += [(1 / 3, at_pass1(a[key], level, m)), (-1 / 3, at_pass1(b[key], level, m))]
+        rows[key] = terms
+    return combine(rows)
