@@ -19,7 +19,6 @@ reader state to save:
 Nothing here knows the world size: a rank asks for its own rows of the global batch.
 """
 
-import json
 import math
 import queue
 import threading
@@ -32,14 +31,12 @@ import numpy as np
 from tqdm import tqdm
 
 from cli import UserError
-from data.tokenizer import check_tokenizer
-from files import MALFORMED, crc32, json_digest
+from data.shards import Source, Tokens
+from files import crc32
 
-META_FORMAT = 1
 # Named mixtures, for --mix. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2 mixtures), which
 # the paper pretrains on, % of tokens; its sources are those that `data.prepare --input dolmino` makes.
 MIXES = {"dolmino50": "dclm=47.2,flan=16.6,pes2o=5.85,wiki=7.11,stackexchange=2.45,math=20.8"}
-DTYPES = {"uint16": np.dtype(np.uint16), "uint32": np.dtype(np.uint32)}
 
 
 def parse_mix(text: str) -> dict[str, float] | None:
@@ -91,79 +88,6 @@ def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
         row -= before
         rest -= weight
     raise AssertionError("the last source takes every row that is left")
-
-
-class Tokens:
-    """The shards of one split of one source, memory-mapped and read as one stream."""
-
-    def __init__(self, folder: Path, shards: list[str], dtype: np.dtype, expected: int, digests: dict[str, str]):
-        self.folder = folder
-        self.digests = {folder / name: digests[name] for name in shards if name in digests}  # older ones have none
-        self.arrays = [_open_shard(folder / name, dtype) for name in shards]
-        self.ends = np.cumsum([len(array) for array in self.arrays], dtype=np.int64)  # exclusive end of each shard
-        self.size = int(self.ends[-1]) if shards else 0
-        if self.size != expected:
-            raise UserError(
-                f"{folder}: the shards hold {self.size:,} tokens, meta.json says {expected:,}; prepare it again"
-            )
-
-    def windows(self, seq_len: int) -> int:
-        """How many windows of seq_len + 1 tokens, overlapping by one, the stream holds."""
-        return max(0, (self.size - 1) // seq_len)
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """tokens[start : start + length] as int64, across shard boundaries."""
-        out, done = np.empty(length, np.int64), 0
-        shard = int(np.searchsorted(self.ends, start, side="right"))
-        while done < length:
-            array = self.arrays[shard]
-            offset = start + done - (int(self.ends[shard]) - len(array))
-            part = array[offset : offset + length - done]
-            out[done : done + len(part)] = part
-            done += len(part)
-            shard += 1
-        return out
-
-
-def _open_shard(path: Path, dtype: np.dtype) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: named in meta.json but missing; prepare it again") from None
-    except Exception as error:  # numpy lets the errors of Python's tokenizer and parser through
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: not a whole .npy file ({reason}); prepare it again") from None
-    if array.ndim != 1 or array.dtype != dtype:
-        raise UserError(
-            f"{path}: holds {array.dtype} of shape {array.shape}, meta.json says one row of {dtype}; prepare it again"
-        )
-    if array.offset + array.nbytes != path.stat().st_size:  # a damaged header may ask for less than there is
-        raise UserError(f"{path}: not a whole .npy file ({array.size} tokens and further bytes); prepare it again")
-    return array
-
-
-class Source:
-    """One sub-folder: its meta.json, its train and val tokens. Raises UserError for anything that does not fit."""
-
-    def __init__(self, folder: Path):
-        path = folder / "meta.json"
-        try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            if meta.get("digest", (ours := json_digest(meta))) != ours:
-                raise UserError(f"{path}: damaged or changed since it was written (digest); prepare it again")
-            if meta["format"] != META_FORMAT:
-                raise UserError(f"{path}: format {meta['format']!r}, this code reads {META_FORMAT}; prepare it again")
-            self.name, self.tokenizer, self.vocab_size = folder.name, meta["tokenizer"], int(meta["vocab_size"])
-            if "tokenizer_digest" in meta:
-                check_tokenizer(str(path), self.tokenizer, meta["tokenizer_digest"])
-            dtype, digests = DTYPES[meta["dtype"]], dict(meta.get("digests", {}))
-            train, val = (
-                Tokens(folder, meta[split]["shards"], dtype, meta[split]["tokens"], digests)
-                for split in ("train", "val")
-            )
-        except MALFORMED as error:
-            raise UserError(f"{path}: cannot be used ({type(error).__name__}: {error}); prepare it again") from None
-        self.train, self.val = train, val
 
 
 class Loader:

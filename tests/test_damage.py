@@ -17,10 +17,11 @@ import pretrain
 import rl
 from checkpoint import load_checkpoint
 from cli import UserError
-from data import prepare
+from data import prepare, shards
 from data import tokenizer as tokenizers
-from data.loader import Loader, Source
+from data.loader import Loader
 from data.questions import load_questions
+from data.shards import Source
 from excursion.compare import compare
 from files import DIGESTS, check_digest, read_json, write_jsonl
 from runtime import Process
@@ -228,7 +229,7 @@ READERS = {
     "record.json": (RECORD, lambda path: rl.in_band([{"id": "a"}], str(path), "0:1")),
     "compared.json": (RECORD, lambda path: compare((str(path), str(path)))),
     "digests": ({"x.jsonl": "00000000"}, lambda path: check_digest(path.parent / "x.jsonl")),
-    "progress.json": ({"made_from": {"seed": 0}, "records": 1, "digest": "0"}, lambda path: prepare._begin_or_resume(
+    "progress.json": ({"made_from": {"seed": 0}, "records": 1, "digest": "0"}, lambda path: shards.begin_or_resume(
         path.parent, {"made_from": {"seed": 0}})),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from conftest import SMALL
 import pretrain
 import rl
 from cli import cli
-from data import prepare
+from data import prepare, shards
 from excursion import command as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
 from runtime import load_checkpoint, save_checkpoint
@@ -60,7 +60,7 @@ def parts(folder: Path) -> list[Path]:
     lambda path: write_bytes(path, b"x" * 5000),
     lambda path: write_jsonl(path, [{"x": "y" * 5000}]),
     lambda path: save_checkpoint(path, {"model": {"x": torch.ones(2000)}}),
-    lambda path: prepare.write_shard(path, np.ones(1500, np.uint16)),
+    lambda path: shards._write_shard(path, np.ones(1500, np.uint16)),
 ], ids=["bytes", "jsonl", "checkpoint", "shard"])  # fmt: skip
 def test_a_full_disk_leaves_the_old_file(write, tmp_path):
     """Whatever is written in one piece: an OSError that names the file; the old content and no temporary remain."""
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_file(write, tmp_path):
 
 def test_a_shard_is_what_numpy_writes(tmp_path):
     tokens = np.arange(5000, dtype=np.uint16)
-    prepare.write_shard(tmp_path / "a.npy", tokens)
+    shards._write_shard(tmp_path / "a.npy", tokens)
     np.save(tmp_path / "b.npy", tokens)
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 

@@ -17,13 +17,16 @@ import pytest
 import zstandard
 
 from cli import UserError
-from data import prepare, world
+from data import encoder, shards, world
+from data import inputs as data_inputs
 from data.loader import Loader, locate, parse_mix
-from data.prepare import Config, build_world, main, shard_dtype
+from data.prepare import Config, build_world, main
 from data.prompt import format_prompt
 from data.questions import BannedQuestions, load_questions, normalise
 from data.readers import Record, stream_hub
+from data.shards import shard_dtype
 from data.tokenizer import load_tokenizer
+from files import take_lock
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = load_tokenizer("world")
@@ -113,7 +116,7 @@ def test_world_is_a_function_of_its_seed(small_world, tmp_path, capsys):
 def test_world_is_whole_or_absent(tmp_path, monkeypatch):
     """A build that fails, or that loses the race against another process, leaves no half-made folder."""
     out = tmp_path / "data"
-    monkeypatch.setattr(prepare, "_write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr(shards, "_write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         build_world(out, tokens=1000)
     assert list(tmp_path.iterdir()) == []
@@ -191,7 +194,7 @@ def test_dolmino(tmp_path, monkeypatch):
     without --max_tokens, each its share of it otherwise; and `--mix dolmino50` trains on them in the paper's shares."""
     copy = str(dolmino_copy(tmp_path / "copy"))
     out = run(tmp_path, "dolmino", local=copy)
-    assert {path.name for path in out.iterdir()} == set(KINDS)
+    assert {path.name for path in out.iterdir() if path.is_dir()} == set(KINDS)
     for config, files in KINDS.items():
         held = segments(out / config, "train") + segments(out / config, "val")
         assert sorted(held) == sorted(f"{config} {i} {text}" for i in range(len(files)) for text in texts(60))
@@ -219,10 +222,10 @@ def test_dolmino(tmp_path, monkeypatch):
     assert counts == [1] * 6  # a share below a token is not "all"
     asked = []
     monkeypatch.setattr(
-        prepare, "stream_hub", lambda *args: asked.append(args) or iter([{"text": t} for t in texts(20)])
+        data_inputs, "stream_hub", lambda *args: asked.append(args) or iter([{"text": t} for t in texts(20)])
     )
     hub = run(tmp_path, "dolmino", out=str(tmp_path / "hub"))
-    assert {path.name for path in hub.iterdir()} == set(KINDS)
+    assert {path.name for path in hub.iterdir() if path.is_dir()} == set(KINDS)
     assert [args[:2] for args in asked] == [("allenai/dolmino-mix-1124", name) for name in KINDS]
     with pytest.raises(UserError, match="dolmino is 6 sources"):
         run(tmp_path, "dolmino", source="mine")
@@ -327,10 +330,10 @@ def test_workers_change_nothing(tmp_path):
 
 def test_chunks_are_bounded(monkeypatch):
     """The chunks that workers are sent hold 64 records, or fewer where those are long, in either form; nothing is lost."""
-    monkeypatch.setattr(prepare, "MAX_RECORD", 1000)
+    monkeypatch.setattr(encoder, "MAX_RECORD", 1000)
     for content in (lambda n: b"x" * n, lambda n: {"text": "x" * n, "n": 1}):
         records = [Record(str(i), content(n), 0) for i, n in enumerate([1] * 100 + [400] * 10 + [2000, 1])]
-        chunks = list(prepare._chunks(iter(records)))
+        chunks = list(encoder._chunks(iter(records)))
         assert [record for chunk in chunks for record in chunk] == records
         assert [len(chunk) for chunk in chunks] == [64, 39, 3, 3, 2, 1]
 
@@ -462,7 +465,7 @@ def test_questions_only_and_never_replaced(tmp_path):
     """`only` writes no shards; the same call again changes nothing; other questions are refused."""
     path = write(tmp_path / "q.jsonl", question_rows(50))
     out = run(tmp_path, path, questions="only", validation_questions=10)
-    assert [path.name for path in out.iterdir()] == ["questions"]
+    assert {path.name for path in out.iterdir()} == {"questions", "lock"}
     before = files_of(out)
     run(tmp_path, path, questions="only", validation_questions=10)
     with pytest.raises(UserError, match="holds other questions"):
@@ -500,19 +503,19 @@ def test_interrupted_stream_goes_on(tmp_path, monkeypatch):
             yield row
 
     flags = {"shard_tokens": 3000, "subset": "math", "seed": 5, "val_fraction": 0.05}
-    monkeypatch.setattr(prepare, "stream_hub", stream)
+    monkeypatch.setattr(data_inputs, "stream_hub", stream)
     whole = run(tmp_path, "dolmino", out=str(tmp_path / "whole"), **flags)
     for breaks_at in (200, 201, 470):
-        monkeypatch.setattr(prepare, "stream_hub", lambda *args, at=breaks_at: stream(*args, breaks_at=at))
+        monkeypatch.setattr(data_inputs, "stream_hub", lambda *args, at=breaks_at: stream(*args, breaks_at=at))
         with pytest.raises(UserError, match="network gone"):
             run(tmp_path, "dolmino", **flags)
-    monkeypatch.setattr(prepare, "stream_hub", stream)
+    monkeypatch.setattr(data_inputs, "stream_hub", stream)
     out = run(tmp_path, "dolmino", **flags)
     assert files_of(out) == files_of(whole) and len(files_of(out)) > 6
     skips = [skip for *_, skip in asked[1:]]
     assert skips == sorted(skips) and 300 < skips[-1] <= 470
     assert set(args[:4] for args in asked) == {("allenai/dolmino-mix-1124", "math", "train", 5)}
-    assert [path.name for path in out.iterdir()] == ["math"]
+    assert {path.name for path in out.iterdir()} == {"math", "lock"}
 
 
 def test_other_settings_are_refused(tmp_path, capsys):
@@ -623,6 +626,24 @@ def test_no_validation_questions(tmp_path):
         run(tmp_path, source, questions="only", validation_questions=0, out=str(out))
     with pytest.raises(UserError, match="--source"):
         run(tmp_path, source, source="x" * 300)
+
+
+def test_two_into_one_folder(tmp_path):
+    """A folder that another prepare is at work in is refused in one line and left as it is; when that one has ended, it is
+    free. What is wrong with the flags is found before there is a folder."""
+    source = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(9)])
+    (tmp_path / "out").mkdir()
+    lock = take_lock(tmp_path / "out")  # the other process: a second descriptor is as good as a second process
+    with pytest.raises(UserError, match="out: another process is at work there") as error:
+        run(tmp_path, source)
+    assert "\n" not in str(error.value) and [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+    os.close(lock)
+    for _ in range(2):  # the lock is given back at the end
+        assert (run(tmp_path, source) / "t/meta.json").exists()
+    with pytest.raises(UserError, match="--validation_questions 99"):
+        rows = write(tmp_path / "q.jsonl", question_rows(9))
+        run(tmp_path, rows, questions="only", validation_questions=99, out=str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_kill_after_the_last_file_leaves_nothing(tmp_path):

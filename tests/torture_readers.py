@@ -231,7 +231,7 @@ FORMS = [
 
 
 def questions_in(suffix: str):
-    """Questions in a file of one of the kinds that data/questions.py reads."""
+    """Questions in a file of one of the kinds that data/readers.py reads."""
 
     def reader(t, st):
         from data.questions import load_questions
@@ -267,7 +267,7 @@ def reader_text(t, st):
 
 def reader_prepare(t, st):
     """Documents through data.prepare's encoder."""
-    from data.prepare import Encoder
+    from data.encoder import Encoder
 
     encoder = Encoder("world", ["What is 1 + 1, if you please, my dear old friend of mine?"], 0)
     lines = "\n".join(map(json.dumps, [*FORMS, {"text": "Rain."}])).encode()
