@@ -16,6 +16,7 @@ from test_prepare import dolmino_copy, question_rows, texts
 
 import pretrain
 from cli import cli
+from data import inputs as data_inputs
 from data import prepare
 from data import questions as data_questions
 
@@ -94,7 +95,7 @@ def place(world, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(prepare, "WORLD_TOKENS", 40_000)
     monkeypatch.setattr(pretrain, "build_world", lambda out: prepare.build_world(out, tokens=40_000))
     monkeypatch.setattr(data_questions, "stream_hub", hub)
-    monkeypatch.setattr(prepare, "stream_hub", hub)
+    monkeypatch.setattr(data_inputs, "stream_hub", hub)
     rows = [{"question": f"Ann has {i} bags of 4 nuts. How many nuts has she?", "answer": f"She has {i}*4=<<{i}*4={4 * i}>>{4 * i}.\n#### {4 * i}"} for i in range(50)]  # fmt: skip
     for name, part in {
         "gsm8k_train": rows[:40],
