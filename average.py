@@ -12,7 +12,7 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
     θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
 
 Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT (or --sft_weight); `interleaved` makes
---sft_steps SFT steps, then --rl_steps RL steps, and so on; `curriculum` begins with --curriculum SFT steps to 1 RL step,
+--sft_steps SFT steps, then --rl_steps RL steps, and so on; `curriculum` begins with --sft_steps SFT steps to 1 RL step,
 and each round has one SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
 
 Beyond the paper: --weight_end moves w linearly over the run; --adapt norm sets w so that both gradients (before
@@ -30,7 +30,7 @@ from torch import Tensor
 from cli import UserError, cli, refuse_idle
 from eval import HeldOut, held_out
 from model import GPT
-from rl import GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
+from rl import BETAS, GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
 from runtime import (
     Clock,
     PostConfig,
@@ -47,7 +47,7 @@ from sft import SFTConfig, make_sft, sft_update
 
 @dataclass
 class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
-    """Flags of average.py. --lr, --beta1, --beta2, --weight_decay are those of the RL side."""
+    """Flags of average.py. --lr is that of the RL side."""
 
     mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"  # see above
     weight: float = 0.5  # w, the share of the RL update (loss, or model)
@@ -56,14 +56,9 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
     adapt: Literal["", "norm", "signal"] = ""  # choose w at each step; see above
     lr: float = 1e-4  # of the RL side, and of RL steps
     sft_lr: float = 3e-4  # of the SFT side, and of SFT steps
-    beta2: float = 0.999  # of AdamW
-    sft_beta1: float = 0.9  # of the SFT side's AdamW
-    sft_beta2: float = 0.999  # of the SFT side's AdamW
     weight_decay: float = 0.01  # decoupled; see --decay
-    sft_weight_decay: float = 0.01  # of the SFT side
-    sft_steps: int = 1  # interleaved: SFT steps in a row
+    sft_steps: int = -1  # interleaved: SFT steps in a row (-1: 1); curriculum: those of the first round (-1: 200)
     rl_steps: int = 1  # interleaved: RL steps in a row
-    curriculum: int = 200  # curriculum: SFT steps of the first round
     other: str = ""  # soup: the second checkpoint
     # the paper's settings; paper_combined: those of the authors' runs of --mode combined; flags beside it win
     preset: Literal["", "paper", "paper_combined"] = ""
@@ -72,6 +67,8 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
         """UserError for flags that no run can have."""
         refuse_idle(self, idle_in(self.mode))
         super().check()
+        if self.sft_steps < 0:
+            self.sft_steps = 200 if self.mode == "curriculum" else 1
         if self.sft_steps + self.rl_steps < 1:
             raise UserError("--sft_steps and --rl_steps must not both be 0")
         if self.mode == "soup" and not self.other:
@@ -80,8 +77,8 @@ class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
 
 PAPER = dict(
     prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, schedule="constant", warmup=0, kl=0.0, max_new_tokens=512,
-    clip=1.0, dual_clip=3.0, truncated="score", zero_variance="keep", weight_decay=0.01, sft_weight_decay=0.01, decay="all", loss="token_sum",
-    solutions="first", sft_order="file", sft_cut=512, steps=2200, save_at="1000,1800,2200",
+    clip=1.0, dual_clip=3.0, truncated="score", weight_decay=0.01, decay="all", loss="token_sum",
+    solutions="first", sft_cut=512, steps=2200, save_at="1000,1800,2200",
 )  # fmt: skip
 PRESETS = {
     "paper": PAPER,
@@ -144,7 +141,7 @@ def is_rl_step(config: Config, step: int) -> bool:
     """Interleaved and curriculum: is step number `step` (from 0) an RL step?"""
     if config.mode == "interleaved":
         return step % (config.sft_steps + config.rl_steps) >= config.sft_steps
-    sft_steps, rl_steps = config.curriculum, 1
+    sft_steps, rl_steps = config.sft_steps, 1
     while step >= sft_steps + rl_steps:
         step -= sft_steps + rl_steps
         sft_steps, rl_steps = max(0, sft_steps - 1), rl_steps + 1
@@ -178,10 +175,10 @@ def soup(config: Config, run: Run) -> None:
 def idle_in(mode: str) -> dict[str, str]:
     """Flag → why it has no effect in this mode (see cli.refuse_idle)."""
     acting = {  # of the flags that not every mode has
-        "parallel": {"weight", "weight_end", "adapt", "sft_lr", "sft_beta1", "sft_beta2", "sft_weight_decay"},
+        "parallel": {"weight", "weight_end", "adapt", "sft_lr"},
         "combined": {"weight", "weight_end", "sft_weight"},
         "interleaved": {"sft_lr", "sft_steps", "rl_steps", "minibatch", "inner_epochs"},
-        "curriculum": {"sft_lr", "curriculum", "minibatch", "inner_epochs"},
+        "curriculum": {"sft_lr", "sft_steps", "minibatch", "inner_epochs"},
         "soup": {"weight", "other"},
     }
     why = f"with --mode {mode}"
@@ -197,15 +194,12 @@ def main(config: Config) -> None:
     model, tokenizer, process, progress = run.model, run.tokenizer, run.process, run.progress
     grpo, sft = make_grpo(run), make_sft(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
-    sft_betas = (config.sft_beta1, config.sft_beta2)
-    second = make_optimizer(
-        model, config.sft_lr, config.sft_weight_decay, sft_betas, config.decay
-    )  # parallel alone uses it
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
+    second = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS, config.decay)  # parallel alone uses it
     streams = TwoStreams(model, optimizer, second)
     run.restore(optimizer=optimizer, sft_optimizer=second, grpo=grpo.order, sft=sft.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    log = RolloutLog(run, tokenizer, 4, config.show)
+    log = RolloutLog(run)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip

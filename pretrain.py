@@ -43,6 +43,7 @@ from runtime import (
 )
 from sampler import sample
 
+BETAS = (0.9, 0.95)  # of AdamW
 WORLD = "out/data"  # where the embedded world is built if no --data is given
 WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 
@@ -73,7 +74,6 @@ class Config(RunConfig):
     steps: int = 0  # or: how many steps to train
     batch: int = 0  # sequences per step, over all ranks
     seq_len: int = 0  # tokens per sequence
-    micro_batch: int = 0  # sequences at a time on one rank; 0: as many as make 2048 tokens on a CPU, 16384 on a GPU
     lr: float = 0.0  # peak learning rate
     warmup: int = -1  # steps of linear warm-up; -1: the scale's own
     schedule: Literal["constant", "cosine", "linear"] = "cosine"  # of the learning rate, after warm-up
@@ -145,11 +145,6 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
     return kept
 
 
-def rows_at_a_time(config: Config, device: torch.device) -> int:
-    """Sequences in one forward pass."""
-    return config.micro_batch or max(1, (2048 if device.type == "cpu" else 16384) // config.seq_len)
-
-
 def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config, process: Process, n_tokens: int):
     """Add the gradient of this rank's rows of a step to .grad; returns their summed -log p (a float).
 
@@ -161,7 +156,7 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
     """
     log_probs = []  # of micro-batches, summed in fp64 on the CPU: an MPS device has none
     # (the split of no rows is one part without rows)
-    parts = batch.split(rows_at_a_time(config, batch.device)) if len(batch) else ()
+    parts = batch.split(max(1, process.micro_tokens // config.seq_len)) if len(batch) else ()
     for rows in process.unless_stopping(parts):
         inputs, targets = rows[:, :-1], rows[:, 1:]
         doc_start = document_starts(inputs, eos) if config.doc_mask else None
@@ -194,7 +189,7 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
         print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
     fast = torch.compile(model)
     share = process.rows(config.batch)
-    rows = min(rows_at_a_time(config, process.device), share.stop - share.start)
+    rows = min(max(1, process.micro_tokens // config.seq_len), share.stop - share.start)
     if not rows:  # more ranks than rows
         return model
     tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
@@ -246,7 +241,7 @@ def main(config: Config) -> None:
     elif run.tokenizer.name != tokenizer.name:
         raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
     model = run.model
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, "olmo2")
     run.restore(optimizer=optimizer)
     trained = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)

@@ -59,6 +59,10 @@ from runtime import (
 from sampler import Continuation, SamplerConfig, sample_over_ranks
 from verifier import judge
 
+BETAS = (0.9, 0.999)  # of AdamW
+WRITTEN = 4  # groups of each step that go to rollouts.jsonl.gz
+SHOW_EVERY = 16  # steps between answers that are printed
+
 
 @dataclass
 class GRPOConfig(SamplerConfig):
@@ -79,21 +83,16 @@ class GRPOConfig(SamplerConfig):
     kl: float = 0.0  # coefficient of the k3 KL to the starting model; 0: no reference model is kept
     entropy: float = 0.0  # coefficient of the entropy bonus
     temperature: float = 1.0  # of sampling, applied in the loss too
-    top_p: float = 1.0  # must be 1: the loss is not renormalised over a nucleus
     max_new_tokens: int = 0  # longest answer; 0: 64 with the world's tokenizer, else 512
     # who judges: strict (the last closed box), lenient (what a reader would take for the answer), or
     # gsm8k (the authors' evaluation of GSM8K: first ####, else last box, else last number)
     grader: Literal["strict", "lenient", "gsm8k"] = "strict"
     format_score: float = 0.0  # reward of a wrong answer in the form that the grader looks for (strict: a closed box)
-    # groups of equal rewards: not computed (the same policy gradient,
-    # since the denominator still counts them; their KL and entropy terms are lost), or computed
-    zero_variance: Literal["skip", "keep"] = "skip"
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     # answers cut at the longest length, without a stop token: reward 0, left out, or scored like others (the authors')
     truncated: Literal["wrong", "mask", "score"] = "wrong"
     difficulty: str = ""  # a file of `eval.py --difficulty`: train on questions whose pass rate there is in --band
     band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
-    micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
 
     def idle(self) -> dict[str, str]:
         """Flag → why it has no effect (see cli.refuse_idle)."""
@@ -111,18 +110,15 @@ class Config(PostConfig, GRPOConfig, HeldOut):
     """Flags of rl.py."""
 
     lr: float = 1e-4  # learning rate (the paper's 1B model: 1e-6)
-    beta2: float = 0.999  # of AdamW
     weight_decay: float = 0.01  # decoupled; see --decay
-    save_rollouts: int = 4  # groups a step that go to rollouts.jsonl.gz
     # the paper's settings; paper_after_sft: those of the authors' runs from SFT checkpoints; flags beside it win
     preset: Literal["", "paper", "paper_after_sft"] = ""
 
 
 PAPER = dict(
     prompts=512, rollouts=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
-    weight_decay=0.01, decay="all", beta1=0.9, beta2=0.999, clip_low=0.2, clip_high=0.2, dual_clip=3.0, advantage="std",
+    weight_decay=0.01, decay="all", clip_low=0.2, clip_high=0.2, dual_clip=3.0, advantage="std",
     aggregation="token", kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, truncated="score",
-    zero_variance="keep",
 )  # fmt: skip
 PRESETS = {
     "paper": PAPER,
@@ -257,16 +253,11 @@ class GRPO:
         context: int,
         reference: GPT | None = None,
     ):
-        if config.top_p != 1.0:
-            raise UserError(
-                f"--top_p {config.top_p}: GRPO samples the whole distribution, its loss is not renormalised"
-            )
         if config.temperature <= 0:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
-        self.micro_tokens = config.micro_tokens or (2048 if process.device.type == "cpu" else 16384)
         self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # with their prompts
         if long and process.main:
             print(left_out(long, len(questions), context, self.max_new_tokens), file=sys.stderr)
@@ -348,12 +339,10 @@ class GRPO:
                 yield groups[start : start + size]
 
     def used(self, groups: list[Group]) -> list[Group]:
-        """The groups of a minibatch that are computed; none if no group has anything to learn from."""
-        c = self.config
-        keep = c.zero_variance == "keep"
-        if not any(g.signal for g in groups) and not (keep and (c.kl > 0 or c.entropy != 0)):
-            return []
-        return [g for g in groups if g.signal or keep]
+        """The groups of a minibatch that have anything to learn from: those with signal, and all where a KL or entropy
+        term acts. The others add nothing to the gradient (the denominator counts them)."""
+        every = self.config.kl > 0 or self.config.entropy != 0
+        return [g for g in groups if g.signal or every]
 
     def batches(self, model: GPT, groups: list[Group]):
         """This rank's part of the groups: (packed, [(group, row) of each of its answers], FLOPs of a forward pass).
@@ -362,7 +351,7 @@ class GRPO:
         """
         mine = [groups[i] for i in self.process.share([g.n_tokens for g in groups])]
         items = [(g.prompt, g.answers) for g in mine]
-        batches = packed_batches(items, self.micro_tokens, self.process.device)
+        batches = packed_batches(items, self.process.micro_tokens, self.process.device)
         for packed, parts in self.process.unless_stopping(batches):
             flops = sum(self._forward_flops(model, mine[i], rows) for i, rows in parts)
             yield packed, [(mine[i], r) for i, rows in parts for r in rows], flops
@@ -489,8 +478,8 @@ class RolloutLog:
     """Some rollouts with their rewards to OUT/rollouts.jsonl.gz, one now and then to the terminal, and a word to the
     user when no group carries signal."""
 
-    def __init__(self, run: Run, tokenizer: Tokenizer, groups: int, show: int):
-        self.path, self.tokenizer, self.groups, self.show = run.out / "rollouts.jsonl.gz", tokenizer, groups, show
+    def __init__(self, run: Run):
+        self.path, self.tokenizer = run.out / "rollouts.jsonl.gz", run.tokenizer
         self.progress, self.main, self.silent = run.progress, run.process.main, 0
         self.written_before = self.progress.step if run.config.resume else -1  # lines up to this step stay
 
@@ -505,10 +494,9 @@ class RolloutLog:
         if self.silent and self.silent & (self.silent - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
             tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
                        f"learned; {self.silent} such steps in a row")  # fmt: skip
-        if self.groups:
-            with named(self.path), gzip.open(self.path, "at") as file:
-                file.writelines(json.dumps(self._row(step, g)) + "\n" for g in groups[: self.groups])
-        if self.show and step % self.show == 1 % self.show:
+        with named(self.path), gzip.open(self.path, "at") as file:
+            file.writelines(json.dumps(self._row(step, g)) + "\n" for g in groups[:WRITTEN])
+        if step % SHOW_EVERY == 1:
             g = groups[0]
             text = self.tokenizer.decode(g.prompt) + self._text(g, 0)
             tqdm.write(f"step {step}  reward {g.rewards[0]:g}  (right: {g.question['answer']})\n"
@@ -581,10 +569,10 @@ def main(config: Config) -> None:
     model, tokenizer, process = run.model, run.tokenizer, run.process
     grpo = make_grpo(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, grpo=grpo.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
-    log = RolloutLog(run, tokenizer, config.save_rollouts, config.show)
+    log = RolloutLog(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip

@@ -41,6 +41,8 @@ from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
 
+FINAL_LR = 0.1  # a cosine or linear schedule ends at this fraction of --lr
+MAX_SKIPPED = 20  # a run stops after so many steps with a non-finite loss or gradient (each is skipped and counted)
 # Seconds that ranks wait for each other: sampling and saving take less. The environment's RANK_TIMEOUT wins
 RANK_TIMEOUT = 4 * 3600
 
@@ -58,23 +60,22 @@ class RunConfig:
     lr: float = 1e-3  # peak learning rate
     schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
     warmup: int = 0  # steps of linear warm-up
-    final_lr: float = 0.1  # the schedule ends at this fraction of --lr
-    weight_decay: float = 0.1  # decoupled
-    # what decays: all but the embedding table (OLMo2); matrices, so neither it nor the gains; or every parameter
-    decay: Literal["olmo2", "matrices", "all"] = "olmo2"
-    beta1: float = 0.9  # of AdamW
-    beta2: float = 0.95  # of AdamW
+    weight_decay: float = 0.1  # of AdamW, decoupled
     clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
-    max_skipped: int = 20  # stop after so many steps with a non-finite loss or gradient (each is skipped and counted)
-    save_every: int = 0  # write last.pt every so many steps (0: at kept checkpoints and at the end)
-    save_minutes: float = 30.0  # and at the end of a step after so many minutes; 0: not by time
-    wandb: str = ""  # also log to this Weights & Biases project (pip install wandb)
-    tensorboard: bool = False  # also log for TensorBoard into --out (pip install tensorboard)
+    micro_tokens: int = 0  # tokens in one forward pass, which bounds memory; 0: 2048 on a CPU, 16384 on a GPU
+    save_every: str = "30m"  # how often last.pt is written: 100 (steps) or 30m (minutes); 0: only when one is kept
+    logger: str = ""  # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard)
 
     def idle(self) -> dict[str, str]:
         """Flag → why it has no effect beside the others (see cli.refuse_idle). A stage adds its own."""
-        constant = {"final_lr": "at a constant learning rate (--schedule)"} if self.schedule == "constant" else {}
-        return constant | getattr(super(), "idle", dict)()
+        return getattr(super(), "idle", dict)()
+
+    def saves(self) -> tuple[int, float]:
+        """--save_every as (steps, seconds), of which one is 0, and both are if only kept checkpoints are written."""
+        number = self.save_every.removesuffix("m")
+        if not number.isdecimal():
+            raise UserError(f"--save_every {self.save_every}: a number of steps such as 100, or of minutes such as 30m")
+        return (int(number), 0.0) if number == self.save_every else (0, 60.0 * int(number))
 
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
@@ -97,7 +98,6 @@ class PostConfig(RunConfig):
     decay: Literal["olmo2", "matrices", "all"] = "matrices"
     epochs: float = 0.0  # instead of --steps: passes over the questions (sft.py: over the rows)
     save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
-    show: int = 16  # print an example every so many steps; 0: never
 
     def check(self) -> None:
         """UserError for what no stage can do."""
@@ -152,6 +152,7 @@ class Process:
     stop: Callable[[], NoReturn] | None = None  # None: signals are not obeyed
     stop_signal: int = 0  # the one that this rank has got
     updated: bool = False  # optimizer_step sets it, the end of the step clears it
+    micro_tokens: int = 2048  # tokens in one forward pass (--micro_tokens)
 
     @property
     def main(self) -> bool:
@@ -221,7 +222,9 @@ class Process:
                 dist.barrier()
 
 
-def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, choice: str = "auto") -> Process:
+def start_process(
+    device: str = "auto", dtype: str = "auto", seed: int = 0, choice: str = "auto", micro_tokens: int = 0
+) -> Process:
     """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
@@ -246,7 +249,9 @@ def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, choi
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- libraries below us may use the global state
     torch.manual_seed(seed)
     bf16 = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
-    return Process(rank, world, torch.device(device), torch.bfloat16 if bf16 else torch.float32)
+    precision = torch.bfloat16 if bf16 else torch.float32
+    micro_tokens = micro_tokens or (2048 if device == "cpu" else 16384)
+    return Process(rank, world, torch.device(device), precision, micro_tokens=micro_tokens)
 
 
 def end_process() -> None:
@@ -318,7 +323,7 @@ def learning_rate(c: RunConfig, step: int, total: int) -> float:
         return c.lr * (step + 1) / c.warmup
     done = min(1.0, (step - c.warmup) / max(1, total - c.warmup))
     shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[c.schedule]
-    return c.lr * shape if c.schedule == "constant" else c.lr * (c.final_lr + (1 - c.final_lr) * shape)
+    return c.lr * shape if c.schedule == "constant" else c.lr * (FINAL_LR + (1 - FINAL_LR) * shape)
 
 
 def reduce_gradients(model: nn.Module, process: Process) -> None:
@@ -368,32 +373,10 @@ class Progress:
     skipped: int = 0  # steps skipped for a non-finite loss or gradient
 
 
-# Flags that a resumed run may change: where and how it runs, logs and saves; what is evaluated
+# Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates
 FREE = {
-    *(
-        "out",
-        "resume",
-        "device",
-        "kernels",
-        "compile",
-        "micro_batch",
-        "micro_tokens",
-        "sft_micro_tokens",
-        "kv_gib",
-    ),
-    *(
-        "verify",
-        "wandb",
-        "tensorboard",
-        "save_every",
-        "save_minutes",
-        "save_at",
-        "save_rollouts",
-        "show",
-        "max_skipped",
-        "val_tokens",
-    ),
-    *("eval_every", "eval_questions", "eval_limit", "eval_samples", "eval_tasks", "eval_items", "eval_tokens"),
+    *"out resume device kernels compile micro_tokens kv_gib verify logger save_every save_at".split(),
+    *"val_tokens eval_every eval_questions eval_limit eval_samples eval_tasks eval_items eval_tokens".split(),
 }
 LENGTH = {"steps", "epochs", "tokens"}  # and these, where no schedule depends on the length of the run
 
@@ -446,7 +429,9 @@ def begin(config: RunConfig, stage: str) -> "Run":
     """
     last = take_up(config, stage)
     config.check()
-    run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.kernels))
+    run = Run(
+        config, stage, start_process(config.device, config.dtype, config.seed, config.kernels, config.micro_tokens)
+    )
     if last:
         run.progress, run.lineage, run.saved = (
             Progress(**last["train"]["progress"]),
@@ -504,11 +489,14 @@ class Run:
         self._state: dict = {}  # optimizer states and cursors after the last whole step
         self._saved_at = time.monotonic()
         self._check_folder()
-        for flag, module in (("wandb", "wandb"), ("tensorboard", "tensorboard")):
-            if getattr(config, flag) and importlib.util.find_spec(module) is None:
-                raise UserError(
-                    f"--{flag}: the package {module} is not installed: pip install {module}, or leave the flag out"
-                )
+        self.save_steps, self.save_seconds = config.saves()
+        logger, _, self._project = config.logger.partition(":")
+        if config.logger and not (logger == "wandb" and self._project or config.logger == "tensorboard"):
+            raise UserError(f"--logger {config.logger}: wandb:PROJECT or tensorboard")
+        if config.logger and importlib.util.find_spec(logger) is None:
+            raise UserError(
+                f"--logger {config.logger}: {logger} is not installed: pip install {logger}, or leave the flag out"
+            )
         self.claim(make=False)
 
     def _check_folder(self) -> None:
@@ -579,9 +567,9 @@ class Run:
                         self.evaluated = values["step"] == resume_step and "lr" not in values and "flops" not in values
         write_text(path, "".join(kept))
         self._metrics = open(path, "a")
-        if self.config.wandb:
+        if self._project:
             self._wandb = self._open_wandb()
-        if self.config.tensorboard:
+        if self.config.logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(self.out), purge_step=resume_step + 1)
@@ -594,7 +582,7 @@ class Run:
         if not (self.config.resume and id_file.exists()):
             write_text(id_file, uuid.uuid4().hex[:8])
         return wandb.init(
-            project=self.config.wandb, name=self.out.name, id=id_file.read_text(), resume="allow", dir=str(self.out),
+            project=self._project, name=self.out.name, id=id_file.read_text(), resume="allow", dir=str(self.out),
             config=asdict(self.config),
         )  # fmt: skip
 
@@ -643,12 +631,12 @@ class Run:
         return path
 
     def skip(self, what: str) -> None:
-        """Count a step whose loss or gradient is not finite; stop the run after --max_skipped of them."""
+        """Count a step whose loss or gradient is not finite; stop the run after MAX_SKIPPED of them."""
         progress = self.progress
         progress.skipped += 1
-        if progress.skipped > self.config.max_skipped:
+        if progress.skipped > MAX_SKIPPED:
             good = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was written yet"
-            raise UserError(f"{what} not finite in {progress.skipped} steps (--max_skipped); {good}; try a lower --lr")
+            raise UserError(f"{what} not finite in {progress.skipped} steps; {good}; try a lower --lr")
 
     def steps(self, total: int, evaluate: Callable[[], dict], shown: tuple[str, ...] = ()) -> Iterator[Step]:
         """The steps that are left of `total`. Around each: log, save, evaluate, progress bar, signals; then close the run.
@@ -686,8 +674,8 @@ class Run:
                 )  # before saving: a killed run may lose a step, but never its line alone
                 keep = progress.step in kept
                 # rank 0's clock alone counts: the other ranks write nothing
-                late = config.save_minutes and time.monotonic() - self._saved_at >= 60 * config.save_minutes
-                if keep or late or (config.save_every and progress.step % config.save_every == 0):
+                late = self.save_seconds and time.monotonic() - self._saved_at >= self.save_seconds
+                if keep or late or (self.save_steps and progress.step % self.save_steps == 0):
                     self.save(keep)  # before evaluating: a crash there loses nothing
                 if config.due(progress.step, total, kept):
                     held_out_values = evaluate()

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from cli import UserError, cli
 from data.prompt import encode_prompt, encode_solution, listed
@@ -42,18 +41,19 @@ from runtime import (
     optimizer_step,
 )
 
+BETAS = (0.9, 0.999)  # of AdamW
+
 
 @dataclass
 class SFTConfig:
     """Flags of the SFT objective, shared with average.py."""
 
-    # per question: one, chosen by the seed; the first one (as the authors); or every one (Gold)
+    # per question: one, chosen by the seed; every one (Gold); or, as the authors, the first one, with the rows in the
+    # order of the file and not shuffled
     solutions: Literal["one", "first", "all"] = "one"
     rows: int = 32  # rows per step, over all ranks
-    sft_order: Literal["shuffled", "file"] = "shuffled"  # rows of each epoch: by the seed, or as in the file
     sft_cut: int = 0  # use so many tokens of a solution (the authors: 512; a longer one has no stop token); 0: all
     loss: Literal["token_mean", "token_sum"] = "token_mean"  # over the solution tokens of a step
-    sft_micro_tokens: int = 0  # tokens in one forward pass; 0: 2048 on a CPU, 16384 on a GPU
 
 
 @dataclass
@@ -62,18 +62,16 @@ class Config(PostConfig, SFTConfig, HeldOut):
 
     steps: int = 400  # how long to train
     lr: float = 3e-4  # learning rate (the paper's 1B model: 4e-5)
-    beta2: float = 0.999  # of AdamW
     weight_decay: float = 0.01  # decoupled; see --decay
     # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
     eval_every: int = 50
-    show: int = 0  # print a row every so many steps; 0: never
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
 
 
 PRESETS = {
     "paper": dict(
         rows=512, lr=4e-5, schedule="constant", warmup=0, steps=9500, clip=1.0, eval_every=500, loss="token_sum",
-        solutions="first", sft_order="file", sft_cut=512, decay="all", weight_decay=0.01, beta1=0.9, beta2=0.999,
+        solutions="first", sft_cut=512, decay="all", weight_decay=0.01,
     )
 }  # fmt: skip
 
@@ -118,7 +116,6 @@ class SFT:
         self, config: SFTConfig, questions: list[dict], tokenizer: Tokenizer, process: Process, seed: int, context: int
     ):
         self.config, self.process, self.seed = config, process, seed
-        self.micro_tokens = config.sft_micro_tokens or (2048 if process.device.type == "cpu" else 16384)
         rng = np.random.default_rng(seed)
         self.data = Rows(tokenizer.vocab_size)
         long, unsolved = [], []  # ids of their questions, once a row
@@ -142,7 +139,7 @@ class SFT:
             raise UserError(
                 f"no row to train on: {len(long)} of them too long for {context} tokens, {len(unsolved)} unsolved"
             )
-        self.order = Cursor(len(self.data), seed, shuffled=config.sft_order == "shuffled")
+        self.order = Cursor(len(self.data), seed, shuffled=config.solutions != "first")
 
     def draw(self) -> list[tuple[list[int], list[int]]]:
         """The rows of the next step."""
@@ -158,7 +155,7 @@ class SFT:
         items = [(list(prompt), solutions) for prompt, solutions in by_prompt.items()]
         mine = self.process.share([len(p) + sum(map(len, s)) for p, s in items])
         stats = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
-        batches = packed_batches([items[i] for i in mine], self.micro_tokens, self.process.device)
+        batches = packed_batches([items[i] for i in mine], self.process.micro_tokens, self.process.device)
         for packed, parts in self.process.unless_stopping(batches):
             with self.process.autocast():
                 nll = -packed.log_probs(model, temperature=1.0).log_prob.sum()
@@ -194,16 +191,13 @@ def main(config: Config) -> None:
     model, tokenizer, process = run.model, run.tokenizer, run.process
     sft = make_sft(run)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, (config.beta1, config.beta2), config.decay)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, sft=sft.order)
     evaluate = held_out(config, config.data, model, tokenizer, process)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
     for step in run.steps(steps, evaluate, shown=("sft_loss", "grad_norm", "val_pass@1")):
-        if process.main and config.show and step.number % config.show == 0:
-            prompt, solution = sft.data[step.number % len(sft.data)]
-            tqdm.write("  | " + tokenizer.decode(prompt + solution).replace("\n", "\n  | "))
         step.log(**sft_update(sft, model, optimizer, run, step.lr))
 
 

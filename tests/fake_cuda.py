@@ -100,14 +100,14 @@ def stages(process: runtime.Process) -> None:
             assert isinstance(p, FakeTensor) and p.device == CUDA and p.dtype == torch.float32
         print(f"  {stage}", flush=True)
 
-    flags = SimpleNamespace(micro_batch=2, doc_mask=True, z_loss=1e-5)
+    flags = SimpleNamespace(seq_len=128, doc_mask=True, z_loss=1e-5)
     batch = torch.zeros(4, 129, dtype=torch.long, device=CUDA)
     pretrain.loss_and_backward(model, batch, 0, flags, process, 512)
     runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
     done("pretrain")
 
     trainer = object.__new__(sft.SFT)
-    trainer.config, trainer.process, trainer.micro_tokens = sft.SFTConfig(), process, 64
+    trainer.config, trainer.process = sft.SFTConfig(), process
     rows = [([1, 2, 3], [4, 5, 0]), ([1, 2, 3], [6, 0]), ([7, 8], [9, 10, 11, 0])]
     trainer.backward(model, rows)
     runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
@@ -115,7 +115,7 @@ def stages(process: runtime.Process) -> None:
 
     grpo = object.__new__(rl.GRPO)
     grpo.config = rl.GRPOConfig(prompts=2, rollouts=2, kl=0.1, entropy=0.01, temperature=0.9)
-    grpo.process, grpo.reference, grpo.micro_tokens, grpo.max_new_tokens = process, reference, 64, 8
+    grpo.process, grpo.reference, grpo.max_new_tokens = process, reference, 8
     groups = [
         rl.Group({}, prompt, answers, [np.zeros(len(a), np.float32) for a in answers], [0.0, 1.0], [True, True],
                  [True, True], [False, True], np.array([-0.7, 0.7], np.float32))

@@ -74,7 +74,7 @@ def exits(runs: int) -> Counter:
     build = f"from data.prepare import build_world; build_world({data!r}, tokens=40_000)"
     subprocess.run([sys.executable, "-c", build], cwd=ROOT, check=True)
     subprocess.run([sys.executable, "pretrain.py", *pretrain, "--out", base], cwd=ROOT, check=True)
-    post = ["--init", f"{base}/last.pt", "--data", data, *"--steps 2 --limit 8 --eval_every 0 --show 0".split()]
+    post = ["--init", f"{base}/last.pt", "--data", data, *"--steps 2 --limit 8 --eval_every 0".split()]
     post += "--prompts 2 --rollouts 2 --max_new_tokens 4".split()
     stages = {"pretrain": pretrain, "rl": post, "average": [*post, "--rows", "2"]}
     for i in range(runs):

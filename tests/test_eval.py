@@ -270,7 +270,7 @@ def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong,
                                       out=str(tmp_path / "text"), val_tokens=500))  # fmt: skip
     assert "held-out text of short fills no window of 257: left out" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "text/last.json").read_text())["text"]) == ["general", "math"]
-    stage = dict(init=str(base / "last.pt"), questions=str(path), steps=1, show=0, eval_tokens=0, eval_tasks=())
+    stage = dict(init=str(base / "last.pt"), questions=str(path), steps=1, eval_tokens=0, eval_tasks=())
     rl.main(
         rl.Config(
             **common, **stage, eval_questions=str(path), eval_samples=1, prompts=1, rollouts=2, out=str(tmp_path / "rl")
@@ -288,7 +288,7 @@ def test_eval_every_0_needs_no_validation_data(base, world, tmp_path, stage):
     shutil.copy(world / "questions/train.jsonl", tmp_path / "data/questions/train.jsonl")
     module = {"sft": sft, "rl": rl, "average": average}[stage]
     flags = dict(rows=2) if stage == "sft" else dict(prompts=1, rollouts=2, max_new_tokens=4)
-    common = dict(init=str(base / "last.pt"), data=str(tmp_path / "data"), steps=1, limit=8, show=0)
+    common = dict(init=str(base / "last.pt"), data=str(tmp_path / "data"), steps=1, limit=8)
     module.main(module.Config(**common, **flags, eval_every=0, out=str(tmp_path / "run")))
     assert (tmp_path / "run/last.pt").exists()
     with pytest.raises(UserError, match="validation"):

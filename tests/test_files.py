@@ -20,7 +20,7 @@ from excursion import command as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
 from runtime import load_checkpoint, save_checkpoint
 
-POST = "--limit 8 --steps 2 --prompts 2 --rollouts 2 --max_new_tokens 4 --save_rollouts 2 --eval_every 0 --show 0"
+POST = "--limit 8 --steps 2 --prompts 2 --rollouts 2 --max_new_tokens 4 --eval_every 0"
 
 
 @contextlib.contextmanager

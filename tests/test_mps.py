@@ -63,11 +63,11 @@ def test_no_fp64_on_the_models_device(world):
     tokenizer = load_tokenizer("world")
     model, reference = (GPT(config_of("smoke", tokenizer.padded_vocab_size)) for _ in range(2))
     model, reference = model.to(DEVICE), reference.to(DEVICE)
-    process = runtime.Process(0, 1, DEVICE, torch.float32)
+    process = runtime.Process(0, 1, DEVICE, torch.float32, micro_tokens=64)
     questions = find_questions(str(world), "train", "train", 4)
     optimizers = [runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2)]
     loader = Loader(world, None, 2, 64, seed=0)
-    flags = rl.GRPOConfig(prompts=2, rollouts=2, max_new_tokens=4, kl=0.1, entropy=0.1, zero_variance="keep",
+    flags = rl.GRPOConfig(prompts=2, rollouts=2, max_new_tokens=4, kl=0.1, entropy=0.1,
                           temperature=0.9)  # fmt: skip
     grpo = rl.GRPO(flags, questions, tokenizer, process, 0, 256, reference)
     supervised = sft.SFT(sft.SFTConfig(rows=2), questions, tokenizer, process, 0, 256)
@@ -79,9 +79,7 @@ def test_no_fp64_on_the_models_device(world):
         m.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which does not know this device
         m.setattr(reference, "to", lambda _: reference)  # there and back, which tensors without values cannot
         rows = runtime.to_device(loader.batch(0), DEVICE)
-        pretrain.loss_and_backward(
-            model, rows, tokenizer.eos, pretrain.Config(doc_mask=True, micro_batch=1), process, 128
-        )
+        pretrain.loss_and_backward(model, rows, tokenizer.eos, pretrain.Config(doc_mask=True, seq_len=64), process, 128)
         update()
         supervised.backward(model, supervised.draw())
         update()

@@ -134,7 +134,7 @@ def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, f
         return policy_loss(log_prob, old, *args)
 
     monkeypatch.setattr(rl, "policy_loss", recording)
-    policy, g = for_the_world(), grpo(process, temperature=0.7, rollouts=8, zero_variance="keep", **flags)
+    policy, g = for_the_world(), grpo(process, temperature=0.7, rollouts=8, **flags)
     run = Run(RunConfig(out=str(tmp_path / "new")), "rl", process)
     groups, _ = g.rollouts(policy)
     sampled = [np.concatenate(x.old_log_prob) for x in groups]
@@ -204,19 +204,19 @@ def test_17_equal_rewards_give_no_gradient(model):
         assert not rl.advantages(rewards, torch.ones(1, 4, dtype=torch.bool), kind).any()
     got, stats = gradient(model, grpo(), make_groups(noisy))
     assert stats is None and not got.any()
-    got, stats = gradient(model, grpo(zero_variance="keep"), make_groups([*noisy, REWARDS[0]]))
-    alone, _ = gradient(model, grpo(zero_variance="keep"), make_groups([*noisy, REWARDS[0]])[1:])
+    got, stats = gradient(model, grpo(), make_groups([*noisy, REWARDS[0]]))
+    alone, _ = gradient(model, grpo(), make_groups([*noisy, REWARDS[0]])[1:])
     assert stats is not None and torch.nn.functional.cosine_similarity(got, alone, dim=0) > 1 - 1e-6
     other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
-    got, _ = gradient(model, grpo(reference=other, kl=0.1, zero_variance="keep"), make_groups(noisy))
+    got, _ = gradient(model, grpo(reference=other, kl=0.1), make_groups(noisy))
     assert got.norm() > 0
 
 
 def test_17_a_negative_entropy_coefficient_acts(model):
     """Property 17: with groups of equal rewards the entropy's gradient is all there is, and changes sign with it."""
     groups = make_groups([[0.0] * 4])
-    up, _ = gradient(model, grpo(entropy=0.1, zero_variance="keep"), groups)
-    down, _ = gradient(model, grpo(entropy=-0.1, zero_variance="keep"), groups)
+    up, _ = gradient(model, grpo(entropy=0.1), groups)
+    down, _ = gradient(model, grpo(entropy=-0.1), groups)
     assert up.norm() > 0 and torch.equal(up, -down)
 
 
@@ -297,12 +297,13 @@ def test_19_20_gradient_is_independent_of_batching_order_and_ranks(model, aggreg
     """Properties 19, 20: the global denominator makes micro-batches, row order and world size irrelevant, with KL and
     entropy, and answers that do not count, too."""
     other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
-    for settings in ({}, {"reference": other, "kl": 0.1, "entropy": 0.01, "zero_variance": "keep"}):
+    for settings in ({}, {"reference": other, "kl": 0.1, "entropy": 0.01}):
         groups = make_groups(REWARDS, invalid=[(0, 2)])
         settings["aggregation"] = aggregation
         want, _ = gradient(model, grpo(**settings), groups)
-        for flags, order in (({"micro_tokens": 16}, [0, 1, 2]), ({"micro_tokens": 60}, [2, 0, 1])):
-            got, _ = gradient(model, grpo(**settings, **flags), [groups[i] for i in order])
+        for micro_tokens, order in ((16, [0, 1, 2]), (60, [2, 0, 1])):
+            process = Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=micro_tokens)
+            got, _ = gradient(model, grpo(process, **settings), [groups[i] for i in order])
             assert (got - want).norm() < 1e-5 * want.norm()
         ranks = [Process(r, 2, torch.device("cpu"), torch.float32) for r in (0, 1)]
         got = sum(gradient(model, grpo(process, **settings), groups)[0] for process in ranks)
@@ -395,7 +396,7 @@ def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
     monkeypatch.setattr(rl, "packed_batches", spy)
     states = []
     hook = model.register_forward_hook(lambda module, args, hidden: (hidden.retain_grad(), states.append(hidden))[0])
-    gradient(model, grpo(entropy=0.01, zero_variance="keep"), groups)
+    gradient(model, grpo(entropy=0.01), groups)
     hook.remove()
     (parts,), (hidden,) = seen, states
     got = hidden.grad[0].abs().sum(-1) > 0  # (N,)
@@ -431,8 +432,10 @@ def test_24_skipping_silent_groups_changes_nothing(model):
     """Property 24: the denominator counts the groups of equal rewards whether they are computed or not."""
     groups = make_groups(REWARDS)
     for aggregation in ("token", "sequence", "constant"):
-        a, _ = gradient(model, grpo(zero_variance="skip", aggregation=aggregation), groups)
-        b, _ = gradient(model, grpo(zero_variance="keep", aggregation=aggregation), groups)
+        a, _ = gradient(model, grpo(aggregation=aggregation), groups)
+        every = grpo(aggregation=aggregation)
+        every.used = lambda groups: groups
+        b, _ = gradient(model, every, groups)
         assert (a - b).norm() < 1e-6 * b.norm()
 
 
@@ -601,7 +604,7 @@ def test_32_small_steps_change_fp32_weights(weights):
 
 def test_curriculum_and_weights():
     """Curriculum rounds have one SFT step fewer and one RL step more each; w moves linearly to its end."""
-    config = SimpleNamespace(mode="curriculum", curriculum=3, weight=0.5, weight_end=0.0, adapt="")
+    config = SimpleNamespace(mode="curriculum", sft_steps=3, weight=0.5, weight_end=0.0, adapt="")
     kinds = "".join("R" if average.is_rl_step(config, s) else "S" for s in range(12))
     assert kinds == "SSSRSSRRSRRR"
     assert [average.weight_at(config, s, 3, 1, 1, 1) for s in range(3)] == [0.5, 0.25, 0.0]

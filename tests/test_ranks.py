@@ -73,7 +73,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
 
     def pretraining(process):
         rows = torch.from_numpy(loader.batch(0, process.rows(2)))
-        flags = pretrain.Config(micro_batch=1)
+        flags = pretrain.Config(seq_len=64)
         return pretrain.loss_and_backward(model, rows, tokenizer.eos, flags, process, 2 * 64)
 
     def supervised(process):
@@ -91,7 +91,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
             value = 0.0
             for rank in range(ranks):
                 model.zero_grad()
-                value += stage(runtime.Process(rank, ranks, torch.device("cpu"), torch.float32))
+                value += stage(runtime.Process(rank, ranks, torch.device("cpu"), torch.float32, micro_tokens=64))
                 for t, p in zip(total, model.parameters(), strict=True):
                     t += 0 if p.grad is None else p.grad
             found.append((value, torch.cat([t.flatten() for t in total])))
@@ -104,12 +104,12 @@ def test_a_rank_without_rows_contributes_nothing(world):
 # A signal
 # ---------------------------------------------------------------------------------------------------------------------
 
-ROLLOUTS = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=3, show=0, micro_tokens=64)
+ROLLOUTS = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=3, micro_tokens=64)
 EVALUATED = dict(eval_every=1, eval_limit=2, eval_samples=2, eval_tasks=("facts",), eval_items=2, eval_tokens=500)
-UPDATES = {**ROLLOUTS, "minibatch": 1, "kl": 0.1, "zero_variance": "keep", "micro_tokens": 2048}
+UPDATES = {**ROLLOUTS, "minibatch": 1, "kl": 0.1, "micro_tokens": 2048}
 STAGES = {
-    "pretrain": (pretrain, dict(scale="smoke", batch=4, seq_len=64, steps=3, micro_batch=1, eval_every=0)),
-    "sft": (sft, dict(rows=4, limit=12, steps=3, sft_micro_tokens=64, eval_every=0)),
+    "pretrain": (pretrain, dict(scale="smoke", batch=4, seq_len=64, steps=3, micro_tokens=1, eval_every=0)),
+    "sft": (sft, dict(rows=4, limit=12, steps=3, micro_tokens=64, eval_every=0)),
     "rl": (rl, dict(**UPDATES, eval_every=0)),
     "rl evaluated": (rl, dict(**ROLLOUTS, **EVALUATED)),
     "parallel": (average, dict(**ROLLOUTS, rows=4, eval_every=0)),
@@ -190,15 +190,17 @@ def test_a_signal_stops_at_once_and_loses_nothing(base, world, tmp_path, monkeyp
 
 
 def test_saves_by_time_change_nothing(base, world, tmp_path, monkeypatch, whole):
-    """--save_minutes: where more time than that has passed since the last save, the end of the step saves; the run is
+    """--save_every 1m: where more time than that has passed since the last save, the end of the step saves; the run is
     the same to the bit."""
     saved, save = [], runtime.Run.save
     monkeypatch.setattr(
         runtime.Run, "save", lambda self, *a, **k: saved.append(self.progress.step) or save(self, *a, **k)
     )
-    start("rl", tmp_path / "often", base, world, save_minutes=1e-9)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime.RunConfig, "saves", lambda self: (0, 1e-9))
+        start("rl", tmp_path / "often", base, world)
     assert saved == [1, 2, 3]
-    start("rl", tmp_path / "late", base, world, save_minutes=30)
+    start("rl", tmp_path / "late", base, world, save_every="30m")
     assert saved == [1, 2, 3, 3]
     assert_same_run(whole("rl"), tmp_path / "often")
 
@@ -226,7 +228,7 @@ rl.cli(rl.main, rl.Config, rl.PRESETS)
 def pairs(base, world, tmp_path_factory) -> dict:
     """signal → (folder, exit codes, stderr) of two ranks, the second of which got it. All at once: one pair waits for
     the timeout, which is long for ranks that start on a busy machine."""
-    flags = ["--init", base / "last.pt", "--data", world, *"--eval_every 0 --show 0 --steps 3 --prompts 4".split()]
+    flags = ["--init", base / "last.pt", "--data", world, *"--eval_every 0 --steps 3 --prompts 4".split()]
     flags += "--rollouts 2 --max_new_tokens 4 --limit 12".split()
     started = {}
     for name in ("SIGTERM", "SIGKILL", "SIGSTOP"):
@@ -277,7 +279,7 @@ def test_a_lost_rank_is_told_in_one_line(pairs, name):
 def test_two_commands_never_write_one_folder(base, world, tmp_path, whole):
     """A5: of two equal commands one makes the run, whole; the other says so in one line, exits with 2 and changes
     nothing."""
-    flags = "--scale smoke --batch 4 --seq_len 64 --steps 3 --micro_batch 1 --eval_every 0".split()
+    flags = "--scale smoke --batch 4 --seq_len 64 --steps 3 --micro_tokens 1 --eval_every 0".split()
     commands = [["pretrain.py", *flags, "--data", world, "--out", tmp_path / "run"]] * 2
     processes = [start_ranks(1, command)[0] for command in commands]
     codes, said = wait_ranks(processes)

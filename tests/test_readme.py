@@ -26,7 +26,7 @@ NOT_RUN = {
     "make smoke": "installs, then runs commands that are run here",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
 }
-EVALUATION = "--eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 0 --show 0"
+EVALUATION = "--eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 0"
 ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --minibatch 0 --max_new_tokens 4 --limit 8"
 SMALL = {  # what is appended to a command of a program, so that it ends in a second
     "data.prepare": "--tokenizer world --workers 1 --validation_questions 4",

@@ -52,10 +52,10 @@ def test_34_two_ranks_are_one(base, world, tmp_path):
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
-POST = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=4, save_every=1, eval_every=0, show=0)
+POST = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=4, save_every="1", eval_every=0)
 STAGES = {
-    "rl": (rl, dict(**POST, kl=0.1, zero_variance="keep")),
-    "sft": (sft, dict(rows=4, limit=12, steps=4, save_every=1, eval_every=0)),
+    "rl": (rl, dict(**POST, kl=0.1)),
+    "sft": (sft, dict(rows=4, limit=12, steps=4, save_every="1", eval_every=0)),
     "parallel": (average, dict(**POST, rows=4)),
     "interleaved": (average, dict(**POST, rows=4, mode="interleaved")),
     "combined": (average, dict(**POST, rows=4, mode="combined")),
@@ -151,11 +151,11 @@ def test_choice_of_rows(world):
     assert texts(stage(solutions="all").data) == everything
     rng = np.random.default_rng(0)  # the draw that all earlier runs made
     assert texts(stage().data) == [q["solutions"][int(rng.integers(4))] for q in questions]
-    first = stage(solutions="first", sft_order="file")
+    first = stage(solutions="first")
     assert texts(first.draw()) == texts(first.draw()) == everything[::4]
-    shuffled = stage(solutions="first")
+    shuffled = stage()
     epochs = [texts(shuffled.draw()) for _ in range(2)]
-    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == sorted(everything[::4])
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1]) == sorted(texts(stage().data))
     for (prompt, cut), (whole_prompt, whole) in zip(stage(sft_cut=5).data, stage().data, strict=True):
         assert prompt == whole_prompt and cut == whole[:5]
 
@@ -164,7 +164,7 @@ def test_combined_weights(base, world, tmp_path, monkeypatch):
     """--mode combined minimises w L_RL + (1 - w) L_SFT, or with --sft_weight that weight of L_SFT: at 1 and 1, the
     authors' weights, the gradient is twice that at a half each. Other modes refuse the flag."""
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
-    common = dict(POST, init=str(base / "last.pt"), data=str(world), rows=4, steps=1, save_every=0)
+    common = dict(POST, init=str(base / "last.pt"), data=str(world), rows=4, steps=1, save_every="0")
     norms = {}
     for name, flags in {
         "half": {},
@@ -205,7 +205,7 @@ def test_paper_presets():
     assert {key: rl.PRESETS["paper"][key] for key in ("lr", "kl", "minibatch", "max_new_tokens")} == dict(
         lr=1e-6, kl=0.001, minibatch=128, max_new_tokens=2048
     )
-    rows = dict(solutions="first", sft_order="file", sft_cut=512, loss="token_sum", rows=512)
+    rows = dict(solutions="first", sft_cut=512, loss="token_sum", rows=512)
     for presets in (sft.PRESETS, average.PRESETS):
         assert rows.items() <= presets["paper"].items()
     for presets in (rl.PRESETS, sft.PRESETS, average.PRESETS):
@@ -253,8 +253,8 @@ def test_save_at_and_atomic_save(tmp_path, base, monkeypatch):
     assert (tmp_path / "a.pt").read_bytes() == (base / "last.pt").read_bytes()
 
 
-def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base):
-    """A gradient that is not finite changes no weight; after --max_skipped the last good checkpoint is named."""
+def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base, monkeypatch):
+    """A gradient that is not finite changes no weight; after MAX_SKIPPED steps the last good checkpoint is named."""
     model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
     one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
     optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
@@ -263,7 +263,8 @@ def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base):
         p.grad = torch.full_like(p, float("nan"))
     assert not np.isfinite(runtime.optimizer_step(model, optimizer, one, 1e-3, 1.0))
     assert same(before, dict(model.state_dict()))
-    run_ = runtime.Run(runtime.RunConfig(out=str(tmp_path / "r"), max_skipped=1), "pretrain", one)
+    monkeypatch.setattr(runtime, "MAX_SKIPPED", 1)
+    run_ = runtime.Run(runtime.RunConfig(out=str(tmp_path / "r")), "pretrain", one)
     run_.last_good = tmp_path / "good.pt"
     run_.skip("loss")
     refused("good.pt", run_.skip, "loss")

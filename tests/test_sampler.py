@@ -1,6 +1,7 @@
 """The sampler's properties, each a test."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import kernels
 import rl
 import sampler
 from cli import UserError
-from data.tokenizer import load_tokenizer
 from model import GPT, config_of
 from runtime import Process
 from sampler import Continuation, KVCache, choose, sample, sample_over_ranks, uniform
@@ -418,13 +418,10 @@ def test_8_masks_come_from_lengths(model, prompts):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_9_grpo_refuses_top_p():
-    """Property 9: top-p below 1 is refused (there is no top-k), since the loss is not renormalised to a nucleus."""
-    question = {"id": "0", "question": "Tom has 2 pears.", "answer": "2"}
-    process, tokenizer = Process(0, 1, CPU, torch.float32), load_tokenizer("world")
-    with pytest.raises(UserError, match="top_p"):
-        rl.GRPO(rl.GRPOConfig(top_p=0.95), [question], tokenizer, process, 0, 256)
-    rl.GRPO(rl.GRPOConfig(), [question], tokenizer, process, 0, 256)
+def test_9_grpo_has_no_top_p():
+    """Property 9: RL samples the whole distribution (there is no flag for top-p or top-k), since the loss is not
+    renormalised to a nucleus."""
+    assert not {"top_p", "top_k"} & {field.name for field in dataclasses.fields(rl.Config)}
 
 
 @torch.no_grad()

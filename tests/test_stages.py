@@ -22,7 +22,7 @@ from model import GPTConfig
 from tools import olmo2
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
-TINY = dict(prompts=3, rollouts=4, max_new_tokens=8, limit=12, steps=3, save_every=1, eval_every=0, show=0)
+TINY = dict(prompts=3, rollouts=4, max_new_tokens=8, limit=12, steps=3, save_every="1", eval_every=0)
 
 
 def weights(folder: Path, name: str = "last.pt") -> dict:
@@ -269,7 +269,7 @@ def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, 
     questions = find_questions(str(world), "train", "train", 12)
     want = [questions[i]["id"] for i in kept]
     assert [q["id"] for q in rl.in_band(questions, str(difficulty), band)] == want
-    flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2, save_rollouts=9)
+    flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2)
     rl.main(rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
     rows = [json.loads(line) for line in gzip.open(tmp_path / "run/rollouts.jsonl.gz")]
     assert len(rows) == 8 and {r["id"] for r in rows} == set(want)
@@ -340,7 +340,7 @@ def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
 
 
 def test_soup_is_the_weighted_mean_and_counts_pretraining_once(base, world, tmp_path):
-    flags = dict(init=str(base / "last.pt"), data=str(world), steps=1, limit=12, eval_every=0, show=0)
+    flags = dict(init=str(base / "last.pt"), data=str(world), steps=1, limit=12, eval_every=0)
     sft.main(sft.Config(out=str(tmp_path / "one"), rows=2, **flags))
     sft.main(sft.Config(out=str(tmp_path / "two"), rows=4, seed=1, **flags))
     one, two = (str(tmp_path / name / "last.pt") for name in ("one", "two"))
@@ -374,7 +374,7 @@ def test_unknown_flops_stay_unknown(base, world, tmp_path):
     }))  # fmt: skip
     imported = str(tmp_path / "imported.pt")
     olmo2.main(olmo2.Config(weights=str(weights), out=imported, tokenizer="world"))
-    flags = dict(data=str(world), steps=1, limit=12, eval_every=0, show=0)
+    flags = dict(data=str(world), steps=1, limit=12, eval_every=0)
     sft.main(sft.Config(init=imported, out=str(tmp_path / "sft"), rows=2, **flags))
     rl.main(rl.Config(**TINY | flags, init=str(tmp_path / "sft/last.pt"), out=str(tmp_path / "rl")))
     sft.main(sft.Config(init=str(base / "last.pt"), out=str(tmp_path / "known"), rows=2, **flags))
@@ -394,7 +394,7 @@ def test_unknown_flops_stay_unknown(base, world, tmp_path):
 def test_evaluations_at_kept_checkpoints(base, world, tmp_path):
     """--eval_every -1: one evaluation before the first step, one at each kept checkpoint and at the end, no other."""
     flags = dict(init=str(base / "last.pt"), data=str(world), limit=12, rows=4, steps=5, save_at="1,3", eval_every=-1)
-    flags |= dict(eval_limit=2, eval_samples=2, eval_tasks=(), eval_tokens=0, show=0)
+    flags |= dict(eval_limit=2, eval_samples=2, eval_tasks=(), eval_tokens=0)
     sft.main(sft.Config(out=str(tmp_path / "run"), **flags))
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "val_process@1" in line] == [0, 1, 3, 5]

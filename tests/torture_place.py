@@ -86,15 +86,15 @@ class Torture:
 
 PRETRAIN = "--scale smoke --batch 4 --seq_len 64 --steps 8 --save_at 3,6 --save_every 2 --eval_every 3 --val_tokens 500"
 HELD_OUT = "--eval_every 2 --eval_limit 2 --eval_samples 2 --eval_items 4 --eval_tokens 500"
-POST = f"--init {{B}} --data {{W}} --steps 6 --save_at 2,4 --save_every 3 {HELD_OUT} --show 0 --out run"
+POST = f"--init {{B}} --data {{W}} --steps 6 --save_at 2,4 --save_every 3 {HELD_OUT} --out run"
 SFT = "--limit 16 --rows 4 --steps 6"
 GRPO = "--prompts 2 --rollouts 4 --max_new_tokens 8 --limit 12"
-ONE = "--steps 1 --show 0 --eval_every 0 --out new"
+ONE = "--steps 1 --eval_every 0 --out new"
 EVAL = "--limit 4 --samples 2 --k 1 --max_new_tokens 4 --val_tokens 300 --out new"
 RUNS = {  # what is killed, and killed again: stage, flags
     "pretrain": ("pretrain", f"{PRETRAIN} --data {{W}} --out run"),
     "sft": ("sft", f"{POST} --limit 16 --rows 4"),
-    "rl": ("rl", f"{POST} {GRPO} --kl 0.1 --minibatch 1 --zero_variance keep"),
+    "rl": ("rl", f"{POST} {GRPO} --kl 0.1 --minibatch 1"),
     "average": ("average", f"{POST} {GRPO} --rows 4"),
     "average interleaved": ("average", f"{POST} {GRPO} --rows 4 --mode interleaved"),
     "average soup": ("average", "--init {B} --other {O} --mode soup --weight 0.3 --out run"),

@@ -347,7 +347,7 @@ def test_whole_steps(world, tmp_path, monkeypatch):
     flags = dict(
         init=str(base), data=str(world), prompts=2, rollouts=2, max_new_tokens=6, limit=6, steps=1, eval_every=0
     )
-    assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9, show=0)
+    assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9)
 
 
 def test_packed_rows_use_documents():

@@ -21,10 +21,10 @@ def main(base: str, data: str, out: str, few: str = "") -> None:
     torch.set_num_threads(1)
     end_process, runtime.end_process = runtime.end_process, lambda: None  # one group for all stages
     reward_of, rl.reward_of = rl.reward_of, lambda text, *_: (float(len(text) % 3), False)
-    common = dict(init=base, data=data, limit=12, steps=3, eval_every=0, show=0)
+    common = dict(init=base, data=data, limit=12, steps=3, eval_every=0)
     rollouts = dict(prompts=3, rollouts=4, max_new_tokens=8)
     stages = {
-        "rl": (rl, dict(**rollouts, kl=0.1, entropy=0.01, zero_variance="keep", minibatch=2, inner_epochs=2)),
+        "rl": (rl, dict(**rollouts, kl=0.1, entropy=0.01, minibatch=2, inner_epochs=2)),
         "sft": (sft, dict(rows=5)),
         "average": (average, dict(**rollouts, rows=5)),
     }

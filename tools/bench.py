@@ -204,8 +204,7 @@ def training_step(model: GPT, rows: int, length: int, process: Process) -> Calla
     """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is."""
     optimizer = make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
     batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
-    micro_tokens = 2048 if process.device.type == "cpu" else 16384
-    flags = SimpleNamespace(batch=rows, seq_len=length, micro_batch=max(1, micro_tokens // length))
+    flags = SimpleNamespace(batch=rows, seq_len=length)
     flags.compile, flags.steps, flags.doc_mask, flags.z_loss = "auto", 10_000, False, 1e-5
     trained = pretrain.compiled(model, flags, process)
 
@@ -550,7 +549,6 @@ def bench_average(process: Process, repeats: int) -> None:
             "prompts": 2,
             "n": 4,
             "max_new_tokens": 64,
-            "zero_variance": "keep",
             "kl": 0.0,
             "entropy": 1e-9,
         }
@@ -568,7 +566,7 @@ def bench_average(process: Process, repeats: int) -> None:
             f"{extra:+.1f} B/p",
             "≤ +16 bytes per parameter",
         )
-        work = {"rl": {"zero_variance": "keep", "entropy": 1e-9}, "sft": {}}
+        work = {"rl": {"entropy": 1e-9}, "sft": {}}
         work["average"] = work["rl"]
         times = {stage: [] for stage in work}
         for _ in range(min(repeats, 3)):
