@@ -30,19 +30,17 @@ from torch import Tensor
 from cli import UserError, cli, refuse_idle
 from eval import HeldOut, held_out
 from model import GPT
-from rl import BETAS, GRPOConfig, RolloutLog, make_grpo, merge, total_over_ranks, update
+from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
 from runtime import (
     Clock,
     PostConfig,
     Run,
     begin,
-    clip_gradients,
     load_checkpoint,
     make_optimizer,
     optimizer_step,
-    reduce_gradients,
 )
-from sft import SFTConfig, make_sft, sft_update
+from sft import SFT, SFTConfig, make_sft, sft_step
 
 
 @dataclass
@@ -86,42 +84,25 @@ PRESETS = {
 }
 
 
-class TwoStreams:
-    """The averaged step: two optimizers that never see each other's gradient."""
+@torch.no_grad()
+def take_update(model: GPT, snapshot: list[Tensor]) -> list[Tensor]:
+    """Δ = θ - θ̄ of each parameter; puts the weights back to the snapshot θ̄."""
+    delta = []
+    for p, at in zip(model.parameters(), snapshot, strict=True):
+        delta.append(p - at)
+        p.copy_(at)
+    return delta
 
-    def __init__(self, model: GPT, rl: torch.optim.Optimizer, sft: torch.optim.Optimizer):
-        self.model, self.rl, self.sft = model, rl, sft
-        self.parameters = list(model.parameters())
 
-    @torch.no_grad()
-    def snapshot(self) -> list[Tensor]:
-        return [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def take_update(self, optimizer: torch.optim.Optimizer, lr: float, snapshot: list[Tensor]) -> list[Tensor]:
-        """Δ of an AdamW step on the current .grad; puts the weights back to the snapshot and clears .grad."""
-        self.step(optimizer, lr)
-        delta = []
-        for p, at in zip(self.parameters, snapshot, strict=True):
-            delta.append(p - at)
-            p.copy_(at)
-        return delta
-
-    def step(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
-
-    @torch.no_grad()
-    def average(self, snapshot: list[Tensor], delta: list[Tensor] | None, weight: float) -> None:
-        """θ = θ̄ + w Δ + (1 - w) (θ - θ̄), in fp32: the weights stand at θ̄ plus the other stream's update, which
-        therefore needs no buffer. delta None is a zero update."""
-        for i, (p, at) in enumerate(zip(self.parameters, snapshot, strict=True)):
-            update = p.sub_(at).mul_(1 - weight)
-            if delta is not None:
-                update.add_(delta[i].mul_(weight))
-            update.add_(at)
+@torch.no_grad()
+def average_updates(model: GPT, snapshot: list[Tensor], delta: list[Tensor] | None, weight: float) -> None:
+    """θ = θ̄ + w Δ + (1 - w) (θ - θ̄), in fp32: the weights stand at θ̄ plus the other side's update, which therefore
+    needs no buffer. delta None is a zero update."""
+    for i, (p, at) in enumerate(zip(model.parameters(), snapshot, strict=True)):
+        update = p.sub_(at).mul_(1 - weight)
+        if delta is not None:
+            update.add_(delta[i].mul_(weight))
+        update.add_(at)
 
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
@@ -187,84 +168,98 @@ def idle_in(mode: str) -> dict[str, str]:
     return dict.fromkeys(set().union(*acting.values()) - acting[mode], why)
 
 
+@dataclass
+class Sides:
+    """The two sides of a run of this stage: objectives, their optimizers, and what their steps need."""
+
+    run: Run
+    steps: int  # of the whole run
+    grpo: GRPO
+    sft: SFT
+    optimizer: torch.optim.Optimizer  # of RL; of every step where a mode has one optimizer
+    sft_optimizer: torch.optim.Optimizer
+    log: RolloutLog
+
+
+def sft_rate(config: Config, lr: float) -> float:
+    """The learning rate of the SFT side, where the schedule has brought that of the RL side to `lr`."""
+    return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
+
+
+def parallel_step(sides: Sides, number: int, lr: float) -> dict:
+    """Two AdamW updates from the same weights, each with an optimizer of its own, and their weighted mean."""
+    run, config, model, process = sides.run, sides.run.config, sides.run.model, sides.run.process
+    snapshot = [p.detach().clone() for p in model.parameters()]  # θ̄
+
+    # The RL side: answers and their gradient at θ̄, an AdamW step, its Δ; then back to θ̄
+    groups, sampled = sides.grpo.sample(model)
+    clock = Clock()
+    rl = sides.grpo.backward(model, groups, on_policy=True)
+    values = with_updates(sampled, [] if rl is None else [rl], clock.lap())
+    sides.log(groups, rl is not None)
+    rl_delta, rl_norm, finite = None, 0.0, True
+    if rl is not None:
+        rl_norm = optimizer_step(model, sides.optimizer, process, lr, config.clip)
+        finite = math.isfinite(rl_norm + rl["loss"])
+        rl_delta = take_update(model, snapshot) if finite else None
+
+    # The SFT side: its own AdamW step from θ̄
+    sft = sides.sft.backward(model, sides.sft.draw())
+    sft_norm = optimizer_step(model, sides.sft_optimizer, process, sft_rate(config, lr), config.clip)
+    finite = finite and math.isfinite(sft_norm + sft["sft_loss"])
+
+    # The mean of both updates. A side that made none counts as a gradient of norm 0
+    norms = (rl_norm if rl_delta is not None else 0.0, sft_norm if math.isfinite(sft_norm) else 0.0)
+    weight = weight_at(config, number, sides.steps, *norms, values["signal"])
+    average_updates(model, snapshot, rl_delta, weight)
+    if not finite:
+        run.skip("loss or gradient")
+    flops = values["flops"] + sft["flops"]
+    return values | sft | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight, "flops": flops}
+
+
+def combined_step(sides: Sides, number: int, lr: float) -> dict:
+    """One AdamW update on the weighted sum of both losses."""
+    run, config, model = sides.run, sides.run.config, sides.run.model
+    weight = weight_at(config, number, sides.steps, 0.0, 0.0, 0.0)
+    groups, sampled = sides.grpo.sample(model)
+    clock = Clock()
+    rl = sides.grpo.backward(model, groups, on_policy=True, scale=weight)
+    values = with_updates(sampled, [] if rl is None else [rl], clock.lap())
+    sides.log(groups, rl is not None)
+    sft_weight = 1 - weight if config.sft_weight < 0 else config.sft_weight
+    sft = sides.sft.backward(model, sides.sft.draw(), scale=sft_weight)
+    norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
+    if not math.isfinite(norm + sft["sft_loss"]):
+        run.skip("loss or gradient")
+    return values | sft | {"grad_norm": norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
+
+
 def main(config: Config) -> None:
     run = begin(config, "average")
     if config.mode == "soup":
         return soup(config, run)
-    model, tokenizer, process, progress = run.model, run.tokenizer, run.process, run.progress
-    grpo, sft = make_grpo(run), make_sft(run)
+    model, process = run.model, run.process
+    grpo, sft, log = make_grpo(run), make_sft(run), RolloutLog(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
-    second = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS, config.decay)  # parallel alone uses it
-    streams = TwoStreams(model, optimizer, second)
-    run.restore(optimizer=optimizer, sft_optimizer=second, grpo=grpo.order, sft=sft.order)
-    evaluate = held_out(config, config.data, model, tokenizer, process)
-    log = RolloutLog(run)
+    sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS, config.decay)  # parallel's alone
+    run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
+    sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
+    evaluate = held_out(config, config.data, model, run.tokenizer, process)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip
-
-    def rl_gradient(scale: float) -> tuple[dict, bool]:
-        groups, sampled = grpo.rollouts(model)
-        clock = Clock()
-        stats = total_over_ranks(process, grpo.backward(model, groups, first=True, scale=scale))
-        log(groups, stats is not None)
-        trained = {"updates": 0, "flops": 0.0} if stats is None else {**stats, "updates": 1, "train_s": clock.lap()}
-        return merge(sampled, trained), stats is not None
-
-    def sft_rate(lr: float) -> float:  # the schedule moves both rates
-        return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
-
-    def parallel(lr: float) -> dict:
-        values, learned = rl_gradient(1.0)
-        snapshot, delta_rl, rl_norm = streams.snapshot(), None, 0.0
-        if learned:
-            reduce_gradients(model, process)
-            rl_norm = clip_gradients(model, config.clip)
-        finite = math.isfinite(rl_norm + values.get("loss", 0.0))
-        if learned and finite:
-            process.updated = True
-            delta_rl = streams.take_update(optimizer, lr, snapshot)
-        optimizer.zero_grad()
-        stats = process.sum_dict(sft.backward(model, sft.draw()))  # at the snapshot: take_update has put it back
-        reduce_gradients(model, process)
-        sft_norm = clip_gradients(model, config.clip)
-        sft_finite = math.isfinite(sft_norm + stats["sft_loss"])
-        if sft_finite:
-            streams.step(second, sft_rate(lr))
-        finite = finite and sft_finite
-        second.zero_grad()
-        norms = (0.0 if delta_rl is None else rl_norm, sft_norm if sft_finite else 0.0)  # of the updates made
-        weight = weight_at(config, progress.step, steps, *norms, values["signal"])
-        streams.average(snapshot, delta_rl, weight)
-        if not finite:
-            run.skip("loss or gradient")
-        values["flops"] += stats.pop("flops")
-        return values | stats | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight}
-
-    def combined(lr: float) -> dict:
-        weight = weight_at(config, progress.step, steps, 0.0, 0.0, 0.0)
-        values, _ = rl_gradient(weight)
-        sft_weight = 1 - weight if config.sft_weight < 0 else config.sft_weight
-        stats = process.sum_dict(sft.backward(model, sft.draw(), scale=sft_weight))
-        norm = optimizer_step(model, optimizer, process, lr, config.clip)
-        if not math.isfinite(norm + stats["sft_loss"]):
-            run.skip("loss or gradient")
-        values["flops"] += stats.pop("flops")
-        return values | stats | {"grad_norm": norm, "weight": weight}
-
-    def alternate(lr: float) -> dict:
-        if not is_rl_step(config, progress.step):
-            return sft_update(sft, model, optimizer, run, sft_rate(lr))
-        groups, sampled = grpo.rollouts(model)
-        trained = update(grpo, model, optimizer, groups, run, lr)
-        log(groups, trained["updates"] > 0)
-        return merge(sampled, trained)
-
-    make = {"parallel": parallel, "combined": combined}.get(config.mode, alternate)
-    shown = ("reward", "signal", "sft_loss", "val_pass@1")
-    for step in run.steps(steps, evaluate, shown):
-        step.log(**make(step.lr))
+    for step in run.steps(steps, evaluate, shown=("reward", "signal", "sft_loss", "val_pass@1")):
+        if config.mode == "parallel":
+            values = parallel_step(sides, step.number, step.lr)
+        elif config.mode == "combined":
+            values = combined_step(sides, step.number, step.lr)
+        elif is_rl_step(config, step.number):
+            values = grpo_step(run, grpo, optimizer, log, step.lr)
+        else:
+            values = sft_step(run, sft, optimizer, sft_rate(config, step.lr))
+        step.log(**values)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import kernels
 from kernels import LogProb
-from model import GPT
+from model import GPT, sequence_flops
 
 
 class Packed:
@@ -39,8 +39,7 @@ class Packed:
         within = np.arange(lengths.sum()) - np.repeat(starts, lengths)
         p_starts, a_starts = starts[: len(prompts)], starts[len(prompts) :]
 
-        def put(array):
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        self.device, self._lengths, put = device, (p_len, a_len, owner), self.put
 
         self.tokens = put(np.concatenate(inputs).astype(np.int64))[None]  # (1, N)
         self.positions = put(within + np.repeat(offset, lengths))[None]  # (1, N)
@@ -70,6 +69,23 @@ class Packed:
         sees_prompt = np.broadcast_to(p_valid[owner][:, None], (len(answers), width_a, width_p))
         sees_answer = np.broadcast_to(np.tril(np.ones((width_a, width_a), bool)), (len(answers), width_a, width_a))
         self._visible = put(np.concatenate([sees_prompt, sees_answer], 2))[:, None]  # (R, 1, Ta, Tp + Ta)
+
+    def put(self, array: np.ndarray) -> Tensor:
+        """An array on the device of this batch."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def per_token(self, values: list[float]) -> Tensor:
+        """(ΣA,) the value of each answer at every one of its tokens."""
+        return torch.tensor(values, device=self.device)[self.answer]
+
+    def forward_flops(self, model: GPT) -> float:
+        """FLOPs of a forward pass over this batch."""
+        p_len, a_len, owner = self._lengths
+        flops = 0.0
+        for i, length in enumerate(p_len):
+            answers = a_len[owner == i]
+            flops += sequence_flops(model.config, int(length), float(answers.mean()), len(answers))
+        return flops
 
     @staticmethod
     def _pad(starts, lengths, width, put):

@@ -204,31 +204,32 @@ def token_weights(lengths: Tensor, valid: Tensor, kind: str, max_new_tokens: int
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rollouts and their gradient
+# Answers: sampled, judged, and their gradient
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Group:
-    """The n answers to one question, with what the update needs of them."""
+class Answer:
+    """One sampled answer, with what the update needs of it."""
 
     question: dict
     prompt: list[int]
-    answers: list[list[int]]  # token ids, the stop token included if it was sampled
-    old_log_prob: list[np.ndarray]  # of each answer's tokens, as sampled (see GRPO.recompute)
-    rewards: list[float]
-    valid: list[bool]  # answers that count (see --truncated)
-    finished: list[bool]
-    right: list[bool]
-    advantage: np.ndarray  # (n,)
+    tokens: list[int]  # the stop token is the last one if it was sampled
+    old_log_prob: np.ndarray  # (len(tokens),) log p_old, as the sampler has it until GRPO.recompute
+    finished: bool  # ended by the stop token, not cut at max_new_tokens
+    valid: bool  # counts in advantages and loss (--truncated)
+    reward: float
+    right: bool
+    advantage: float = 0.0
+    weight: float = 0.0  # of each of its tokens in the loss of its minibatch
 
-    @property
-    def signal(self) -> bool:
-        return bool(np.any(self.advantage))
 
-    @property
-    def n_tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.answers))
+Group = list[Answer]  # the n answers to one question
+
+
+def has_signal(group: Group) -> bool:
+    """Is there anything to learn from these answers, that is, do their rewards differ?"""
+    return any(answer.advantage for answer in group)
 
 
 def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tuple[float, bool]:
@@ -263,263 +264,233 @@ class GRPO:
             print(left_out(long, len(questions), context, self.max_new_tokens), file=sys.stderr)
         self.order = Cursor(len(self.questions), seed)
 
-    def rollouts(self, model: GPT) -> tuple[list[Group], dict]:
-        """Sample and judge --prompts groups (with --resample: until so many carry signal). Every rank gets all of them."""
-        c, groups, stats = self.config, [], {"sampled_tokens": 0, "flops": 0.0, "groups_sampled": 0}
-        clock = Clock()
+    def sample(self, model: GPT) -> tuple[list[Group], dict]:
+        """--prompts groups of judged answers, the same on every rank, and the metrics of all that were sampled.
+
+        With --resample: further batches, until so many groups have signal.
+        """
+        c, clock, groups = self.config, Clock(), []
         for _ in range(1 + c.resample):
             first = self.order.position
             drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
-            batch = self._sample(model, drawn, first)
-            stats["groups_sampled"] += len(batch)
-            stats["sampled_tokens"] += sum(len(a) for g in batch for a in g.answers)
-            stats["flops"] += sum(self._forward_flops(model, g, range(c.rollouts)) for g in batch)
-            groups += batch
-            if not c.resample or sum(g.signal for g in groups) >= c.prompts:
-                break
-        stats["sample_s"] = clock.lap()
-        rewards = np.array([g.rewards for g in groups])
-        stats |= {
-            "reward": float(rewards.mean()),
-            "pass_at_1": float(np.mean([g.right for g in groups])),
-            "pass_at_n": float(np.mean([any(g.right) for g in groups])),
-            "signal": float(np.mean([g.signal for g in groups])),
-            "length": float(np.mean([len(a) for g in groups for a in g.answers])),
-            "truncated": 1.0 - float(np.mean([g.finished for g in groups])),
-            "entropy": -float(np.mean(np.concatenate([lp for g in groups for lp in g.old_log_prob]))),
-        }
-        if c.resample:  # the groups with signal, and others only to make up the number
-            groups = sorted(groups, key=lambda g: not g.signal)[: c.prompts]
-        return groups, stats
-
-    def _sample(self, model: GPT, drawn: list[tuple[dict, list[int]]], first: int) -> list[Group]:
-        c = self.config
-
-        def judged(i: int, answers: list[Continuation]) -> Group:
-            question, prompt = drawn[i]
-            texts = [self.tokenizer.decode(a.text_tokens) for a in answers]
-            verdicts = [reward_of(t, question["answer"], a.finished, c) for t, a in zip(texts, answers, strict=True)]
-            rewards, valid = [r for r, _ in verdicts], [a.finished or c.truncated != "mask" for a in answers]
-            return Group(
-                question=question,
-                prompt=prompt,
-                answers=[a.tokens for a in answers],
-                old_log_prob=[a.log_probs for a in answers],
-                rewards=rewards,
-                valid=valid,
-                finished=[a.finished for a in answers],
-                right=[right for _, right in verdicts],
-                advantage=advantages(torch.tensor([rewards]), torch.tensor([valid]), c.advantage)[0].numpy(),
+            groups += sample_over_ranks(
+                model,
+                [prompt for _, prompt in drawn],
+                c.rollouts,
+                self.process,
+                lambda i, answers, drawn=drawn: self.judge(*drawn[i], answers),
+                first=first,
+                stop=self.tokenizer.eos,
+                max_new_tokens=self.max_new_tokens,
+                temperature=c.temperature,
+                seed=self.seed,
+                kv_gib=c.kv_gib,
             )
+            if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
+                break
+        metrics = sampling_metrics(groups, model, clock.lap())
+        if c.resample:  # the groups with signal, and others only to make up the number
+            groups = sorted(groups, key=lambda group: not has_signal(group))[: c.prompts]
+        return groups, metrics
 
-        return sample_over_ranks(
-            model,
-            [prompt for _, prompt in drawn],
-            c.rollouts,
-            self.process,
-            judged,
-            first=first,
-            stop=self.tokenizer.eos,
-            max_new_tokens=self.max_new_tokens,
-            temperature=c.temperature,
-            seed=self.seed,
-            kv_gib=c.kv_gib,
-        )
+    def judge(self, question: dict, prompt: list[int], sampled: list[Continuation]) -> Group:
+        """The group of one question: rewards and advantages of its sampled answers."""
+        c, group = self.config, []
+        for s in sampled:
+            text = self.tokenizer.decode(s.text_tokens)
+            reward, right = reward_of(text, question["answer"], s.finished, c)
+            valid = s.finished or c.truncated != "mask"
+            group.append(Answer(question, prompt, s.tokens, s.log_probs, s.finished, valid, reward, right))
+        rewards, valid = torch.tensor([[a.reward for a in group]]), torch.tensor([[a.valid for a in group]])
+        for answer, advantage in zip(group, advantages(rewards, valid, c.advantage)[0].tolist(), strict=True):
+            answer.advantage = advantage
+        return group
 
-    def _forward_flops(self, model: GPT, g: Group, rows) -> float:
-        """One forward pass over a prompt and some of its answers, in sampling as in training."""
-        mean_length = sum(len(g.answers[r]) for r in rows) / len(rows)
-        return sequence_flops(model.config, len(g.prompt), mean_length, len(rows))
-
-    def minibatches(self, groups: list[Group]):
-        """The groups of each optimizer step. A group is never divided between two."""
+    def minibatches(self, groups: list[Group]) -> list[list[Group]]:
+        """The groups of each optimizer step, of all --inner_epochs. A group is never divided between two."""
         size = self.config.minibatch or len(groups)
-        for _ in range(self.config.inner_epochs):
-            for start in range(0, len(groups), size):
-                yield groups[start : start + size]
+        return [groups[i : i + size] for i in range(0, len(groups), size)] * self.config.inner_epochs
 
-    def used(self, groups: list[Group]) -> list[Group]:
-        """The groups of a minibatch that have anything to learn from: those with signal, and all where a KL or entropy
-        term acts. The others add nothing to the gradient (the denominator counts them)."""
-        every = self.config.kl > 0 or self.config.entropy != 0
-        return [g for g in groups if g.signal or every]
+    def batches(self, minibatch: list[Group]):
+        """This rank's part of a minibatch, as pairs of a Packed batch and its answers.
 
-    def batches(self, model: GPT, groups: list[Group]):
-        """This rank's part of the groups: (packed, [(group, row) of each of its answers], FLOPs of a forward pass).
-
+        Groups that add nothing to the gradient are left out: those without signal, unless a KL or entropy term acts.
         The same groups always make the same batches, whose matrix products have the same shapes and roundings.
         """
-        mine = [groups[i] for i in self.process.share([g.n_tokens for g in groups])]
-        items = [(g.prompt, g.answers) for g in mine]
+        every = self.config.kl > 0 or self.config.entropy != 0
+        used = [group for group in minibatch if every or has_signal(group)]
+        sizes = [len(group[0].prompt) + sum(len(a.tokens) for a in group) for group in used]
+        mine = [used[i] for i in self.process.share(sizes)]
+        items = [(group[0].prompt, [a.tokens for a in group]) for group in mine]
         batches = packed_batches(items, self.process.micro_tokens, self.process.device)
         for packed, parts in self.process.unless_stopping(batches):
-            flops = sum(self._forward_flops(model, mine[i], rows) for i, rows in parts)
-            yield packed, [(mine[i], r) for i, rows in parts for r in rows], flops
+            yield packed, [mine[i][row] for i, rows in parts for row in rows]
 
     @torch.no_grad()
-    def recompute(self, model: GPT, minibatch: list[Group]) -> float:
-        """Set old_log_prob, of the answers that this rank trains on, to the log-probs of the training forward; returns
-        the FLOPs of that. Where a step makes several updates the later ones divide by p_old, and the sampler's differs
-        from p with no update made: in bf16, whose decoding rounds elsewhere, by up to 40%."""
-        total = 0.0
-        for packed, answers, flops in self.batches(model, self.used(minibatch)):
-            with self.process.autocast():
-                log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()
-            ends = np.cumsum([len(g.answers[r]) for g, r in answers])[:-1]
-            for (g, r), values in zip(answers, np.split(log_prob, ends), strict=True):
-                g.old_log_prob[r] = values
-            total += flops
-        return total
+    def recompute(self, model: GPT, minibatches: list[list[Group]]) -> float:
+        """Set old_log_prob, of the answers that this rank trains on, to the log-probs of the training forward.
 
-    def backward(self, model: GPT, groups: list[Group], first: bool, scale: float = 1.0) -> dict | None:
-        """Add this rank's part of the minibatch's gradient to .grad; None if no group of it has anything to learn from.
-
-        first: no update has been made since these groups were sampled. Then p_old is p itself and the ratio exactly 1.
-
-        scale: factor of the gradient (average.py's combined loss).
-
-        Returns stats that are sums over the tokens of this rank; the caller adds them over ranks.
+        Where a step makes several updates the later ones divide by p_old, and the sampler's differs from p with no
+        update made: in bf16, whose decoding rounds elsewhere, by up to 40%. Returns the FLOPs, over all ranks.
         """
-        c = self.config
-        n = len(groups[0].answers)
-        lengths = torch.tensor([[len(a) for a in g.answers] for g in groups])
-        valid = torch.tensor([g.valid for g in groups])
-        weight = token_weights(lengths.flatten(), valid.flatten(), c.aggregation, self.max_new_tokens).view(-1, n)
-        used = self.used(groups)
-        if not used:
+        flops = 0.0
+        for minibatch in minibatches[: len(minibatches) // self.config.inner_epochs]:
+            for packed, answers in self.batches(minibatch):
+                with self.process.autocast():
+                    log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()
+                ends = np.cumsum([len(a.tokens) for a in answers])[:-1]
+                for answer, values in zip(answers, np.split(log_prob, ends), strict=True):
+                    answer.old_log_prob = values
+                flops += packed.forward_flops(model)
+        return self.process.sum([flops])[0]
+
+    def backward(self, model: GPT, minibatch: list[Group], on_policy: bool, scale: float = 1.0) -> dict | None:
+        """Add this rank's part of the minibatch's gradient to .grad. Returns the minibatch's metrics over all ranks; None,
+        on every rank, if no answer of it has anything to learn from.
+
+        Args:
+            on_policy: no update has been made since these answers were sampled. Then p_old is p itself and ρ is 1.
+            scale: factor of the gradient (average.py's combined loss).
+        """
+        c, device = self.config, self.process.device
+        all_answers = [answer for group in minibatch for answer in group]  # of all ranks
+        if not (c.kl > 0 or c.entropy or any(a.advantage for a in all_answers)):
             return None
-        row_weight = {id(g): w for g, w in zip(groups, weight, strict=True)}
-        stats = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
+        lengths, valid = (
+            torch.tensor([len(a.tokens) for a in all_answers]),
+            torch.tensor([a.valid for a in all_answers]),
+        )
+        weights = token_weights(lengths, valid, c.aggregation, self.max_new_tokens).tolist()
+        for answer, weight in zip(all_answers, weights, strict=True):
+            answer.weight = weight
         if self.reference is not None:
-            self.reference.to(self.process.device)
-        for packed, answers, flops in self.batches(model, used):
+            self.reference.to(device)
+
+        sums = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
+        for packed, answers in self.batches(minibatch):
             with self.process.autocast():
-                out = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
-
-            def per_token(values: list) -> Tensor:  # of each answer -> (ΣA,)
-                return torch.tensor(values, device=self.process.device)[packed.answer]  # noqa: B023
-
-            def recorded(values: list[np.ndarray]) -> Tensor:
-                return torch.from_numpy(np.concatenate(values)).to(self.process.device)
-
-            token_weight = per_token([float(row_weight[id(g)][r]) for g, r in answers])
-            old = out.log_prob.detach() if first else recorded([g.old_log_prob[r] for g, r in answers])
-            advantage = per_token([float(g.advantage[r]) for g, r in answers])
-            loss, sums = policy_loss(out.log_prob, old, advantage, token_weight, c.clip_low, c.clip_high, c.dual_clip)
+                new = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
+            old = new.log_prob.detach() if on_policy else packed.put(np.concatenate([a.old_log_prob for a in answers]))
+            advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all that follows
+            weight = packed.per_token([a.weight for a in answers])
+            loss, stats = policy_loss(new.log_prob, old, advantage, weight, c.clip_low, c.clip_high, c.dual_clip)
             if self.reference is not None:
                 with torch.no_grad(), self.process.autocast():
                     reference = packed.log_probs(self.reference, c.temperature).log_prob
-                divergence = (token_weight * k3(out.log_prob, reference)).sum()
+                divergence = (weight * k3(new.log_prob, reference)).sum()
                 loss = loss + c.kl * divergence
-                stats["kl"] += divergence.item()
+                stats["kl"] = divergence.item()
             if c.entropy:
-                loss = loss - c.entropy * (token_weight * out.entropy).sum()
+                loss = loss - c.entropy * (weight * new.entropy).sum()
             (scale * loss).backward()
-            stats["loss"] += loss.item()
-            for key, value in sums.items():
-                stats[key] += value
-            stats["weight"] += token_weight.sum().item()
-            stats["trained_tokens"] += packed.tokens.numel()
-            stats["flops"] += (3 if self.reference is None else 4) * flops
+            stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": packed.tokens.numel()}
+            stats["flops"] = (3 if self.reference is None else 4) * packed.forward_flops(model)
+            for key, value in stats.items():
+                sums[key] += value
+
         if self.reference is not None:
             self.reference.to("cpu")
-        return stats
+        total = self.process.sum_dict(sums)
+        weight = max(total.pop("weight"), 1e-12)
+        return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics and the log of rollouts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sampling_metrics(groups: list[Group], model: GPT, seconds: float) -> dict:
+    """What the sampled answers of one step were like."""
+    answers = [answer for group in groups for answer in group]
+    tokens = sum(len(a.tokens) for a in answers)
+    flops = 0.0
+    for group in groups:
+        mean_length = sum(len(a.tokens) for a in group) / len(group)
+        flops += sequence_flops(model.config, len(group[0].prompt), mean_length, len(group))
+    return {
+        "reward": float(np.mean([a.reward for a in answers])),
+        "pass_at_1": float(np.mean([a.right for a in answers])),
+        "pass_at_n": float(np.mean([any(a.right for a in group) for group in groups])),
+        "signal": float(np.mean([has_signal(group) for group in groups])),
+        "length": float(np.mean([len(a.tokens) for a in answers])),
+        "truncated": 1.0 - float(np.mean([a.finished for a in answers])),
+        "entropy": -float(np.mean(np.concatenate([a.old_log_prob for a in answers]))),
+        "groups_sampled": len(groups),
+        "sampled_tokens": tokens,
+        "sample_s": seconds,
+        "sample_tokens_per_s": tokens / seconds,
+        "flops": flops,
+    }
+
+
+def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops: float = 0.0) -> dict:
+    """The metrics of one step: those of its answers, and means (of tokens and FLOPs: sums) over its updates."""
+    if not updates:
+        return sampled | {"updates": 0}
+    values = {key: float(np.mean([u[key] for u in updates])) for key in updates[0]}
+    values["trained_tokens"] = float(sum(u["trained_tokens"] for u in updates))
+    values["flops"] = sampled["flops"] + (float(sum(u["flops"] for u in updates)) + extra_flops)
+    rate = values["trained_tokens"] / seconds
+    return sampled | values | {"updates": len(updates), "train_s": seconds, "train_tokens_per_s": rate}
+
+
+class RolloutLog:
+    """Appends a few groups of every step to OUT/rollouts.jsonl.gz, prints an answer now and then, and warns where no group
+    has signal."""
+
+    def __init__(self, run: Run):
+        self.run, self.path, self.steps_without_signal = run, run.out / "rollouts.jsonl.gz", 0
+        self.opened = False
+
+    def __call__(self, groups: list[Group], learned: bool) -> None:
+        """After the updates of a step; `learned`: there was one."""
+        step = self.run.progress.step + 1
+        self.steps_without_signal = 0 if learned else self.steps_without_signal + 1
+        if not self.run.process.main:
+            return
+        if not self.opened and self.path.exists():
+            drop_after(self.path, step - 1)
+        self.opened = True
+        n = self.steps_without_signal
+        if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
+            tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
+                       f"learned; {n} such steps in a row")  # fmt: skip
+        decode = self.run.tokenizer.decode
+        with named(self.path), gzip.open(self.path, "at") as file:
+            for group in groups[:WRITTEN]:
+                question = group[0].question
+                row = {
+                    "step": step,
+                    "id": question["id"],
+                    "question": question["question"],
+                    "answer": question["answer"],
+                }
+                row |= {"rewards": [a.reward for a in group], "finished": [a.finished for a in group]}
+                row["samples"] = [decode(a.tokens[: len(a.tokens) - a.finished]) for a in group]
+                file.write(json.dumps(row) + "\n")
+        if step % SHOW_EVERY == 1:
+            a = groups[0][0]
+            text = decode(a.prompt) + decode(a.tokens[: len(a.tokens) - a.finished])
+            tqdm.write(f"step {step}  reward {a.reward:g}  (right: {a.question['answer']})\n"
+                       "  | " + text.replace("\n", "\n  | "))  # fmt: skip
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Forget the rollouts of later steps, which a resumed run makes again, and all that stands after a line that a kill
+    has cut."""
+    kept = []
+    broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
+    with contextlib.suppress(*broken), gzip.open(path, "rb") as file:
+        for line in file:
+            if (row := json.loads(line))["step"] <= step:
+                kept.append(row)
+    write_jsonl(path, kept)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def total_over_ranks(process: Process, stats: dict | None) -> dict | None:
-    """Sums of a minibatch's stats over ranks, as means per unit of weight where they are weighted. (None is the same on
-    every rank: all know all rewards.)"""
-    if stats is None:
-        return None
-    total = process.sum_dict(stats)
-    weight = max(total.pop("weight"), 1e-12)
-    return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
-
-
-def update(grpo: GRPO, model: GPT, optimizer, groups: list[Group], run: Run, lr: float) -> dict:
-    """All minibatch updates on one step's rollouts; returns means over them."""
-    clock, first, results, flops = Clock(), True, [], 0.0
-    minibatches = list(grpo.minibatches(groups))
-    if len(minibatches) > 1:
-        for minibatch in minibatches[: len(minibatches) // grpo.config.inner_epochs]:  # of one epoch: all groups
-            flops += grpo.recompute(model, minibatch)
-    for minibatch in minibatches:
-        stats = total_over_ranks(run.process, grpo.backward(model, minibatch, first))
-        if stats is None:
-            continue  # equal rewards everywhere: no gradient, so no step (and no decay, no momentum)
-        stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
-        if not math.isfinite(stats["loss"] + stats["grad_norm"]):
-            run.skip("loss or gradient")
-        results.append(stats)
-        first = False
-    if not results:
-        return {"updates": 0, "flops": 0.0}
-    mean = {key: float(np.mean([r[key] for r in results])) for key in results[0]}
-    mean |= {key: float(np.sum([r[key] for r in results])) for key in ("trained_tokens", "flops")}
-    mean["flops"] += sum(run.process.sum([flops]))
-    return mean | {"updates": len(results), "train_s": clock.lap()}
-
-
-def merge(sampled: dict, trained: dict) -> dict:
-    """The metrics of one step."""
-    values = {**sampled, **trained, "flops": sampled["flops"] + trained["flops"]}
-    values["sample_tokens_per_s"] = sampled["sampled_tokens"] / sampled["sample_s"]
-    if trained["updates"]:
-        values["train_tokens_per_s"] = trained["trained_tokens"] / trained["train_s"]
-    return values
-
-
-class RolloutLog:
-    """Some rollouts with their rewards to OUT/rollouts.jsonl.gz, one now and then to the terminal, and a word to the
-    user when no group carries signal."""
-
-    def __init__(self, run: Run):
-        self.path, self.tokenizer = run.out / "rollouts.jsonl.gz", run.tokenizer
-        self.progress, self.main, self.silent = run.progress, run.process.main, 0
-        self.written_before = self.progress.step if run.config.resume else -1  # lines up to this step stay
-
-    def __call__(self, groups: list[Group], learned: bool) -> None:
-        step = self.progress.step + 1
-        self.silent = 0 if learned else self.silent + 1
-        if not self.main:
-            return
-        if self.written_before is not None and self.path.exists():
-            self._drop_after(self.written_before)
-        self.written_before = None
-        if self.silent and self.silent & (self.silent - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
-            tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
-                       f"learned; {self.silent} such steps in a row")  # fmt: skip
-        with named(self.path), gzip.open(self.path, "at") as file:
-            file.writelines(json.dumps(self._row(step, g)) + "\n" for g in groups[:WRITTEN])
-        if step % SHOW_EVERY == 1:
-            g = groups[0]
-            text = self.tokenizer.decode(g.prompt) + self._text(g, 0)
-            tqdm.write(f"step {step}  reward {g.rewards[0]:g}  (right: {g.question['answer']})\n"
-                       "  | " + text.replace("\n", "\n  | "))  # fmt: skip
-
-    def _text(self, g: Group, row: int) -> str:
-        return self.tokenizer.decode(g.answers[row][: len(g.answers[row]) - g.finished[row]])
-
-    def _row(self, step: int, g: Group) -> dict:
-        row = {"step": step, "id": g.question["id"], "question": g.question["question"]}
-        row |= {"answer": g.question["answer"], "rewards": g.rewards, "finished": g.finished}
-        return row | {"samples": [self._text(g, r) for r in range(len(g.answers))]}
-
-    def _drop_after(self, step: int) -> None:
-        """On resume: forget the rollouts of steps that will be made again, and a line that a kill cut, with what
-        stands after it."""
-        kept = []
-        broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
-        with contextlib.suppress(*broken), gzip.open(self.path, "rb") as file:
-            for line in file:
-                if (row := json.loads(line))["step"] <= step:
-                    kept.append(row)
-        write_jsonl(self.path, kept)
 
 
 BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}  # the paper's, and its released code's
@@ -564,23 +535,46 @@ def make_grpo(run: Run) -> GRPO:
     )
 
 
+def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: RolloutLog, lr: float) -> dict:
+    """One step of GRPO on run.model; returns its metrics."""
+    model, process = run.model, run.process
+
+    # Sample n answers to each question, judge them, take advantages within each group
+    groups, sampled = grpo.sample(model)
+
+    # If there will be several updates: p_old from the training forward, before the first of them
+    clock, extra_flops = Clock(), 0.0
+    minibatches = grpo.minibatches(groups)
+    if len(minibatches) > 1:
+        extra_flops = grpo.recompute(model, minibatches)
+
+    # An AdamW update for each minibatch that has a gradient: without one no decay and no momentum acts either
+    updates = []
+    for minibatch in minibatches:
+        stats = grpo.backward(model, minibatch, on_policy=not updates)
+        if stats is not None:
+            stats["grad_norm"] = optimizer_step(model, optimizer, process, lr, run.config.clip)
+            if not math.isfinite(stats["loss"] + stats["grad_norm"]):
+                run.skip("loss or gradient")
+            updates.append(stats)
+    values = with_updates(sampled, updates, clock.lap(), extra_flops)
+    log(groups, bool(updates))
+    return values
+
+
 def main(config: Config) -> None:
     run = begin(config, "rl")
-    model, tokenizer, process = run.model, run.tokenizer, run.process
-    grpo = make_grpo(run)
+    model, process = run.model, run.process
+    grpo, log = make_grpo(run), RolloutLog(run)
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, grpo=grpo.order)
-    evaluate = held_out(config, config.data, model, tokenizer, process)
-    log = RolloutLog(run)
+    evaluate = held_out(config, config.data, model, run.tokenizer, process)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "length", "val_pass@1")):
-        groups, sampled = grpo.rollouts(model)
-        trained = update(grpo, model, optimizer, groups, run, step.lr)
-        log(groups, trained["updates"] > 0)
-        step.log(**merge(sampled, trained))
+        step.log(**grpo_step(run, grpo, optimizer, log, step.lr))
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from cli import UserError, cli
 from data.prompt import encode_prompt, encode_solution, listed
 from data.questions import find_questions
 from data.tokenizer import Tokenizer
 from eval import HeldOut, held_out
-from model import GPT, sequence_flops
+from model import GPT
 from packing import packed_batches
 from runtime import (
     Clock,
@@ -146,27 +147,28 @@ class SFT:
         return [self.data[i] for i in self.order.draw(self.config.rows)]
 
     def backward(self, model: GPT, rows: list[tuple[list[int], list[int]]], scale: float = 1.0) -> dict:
-        """Add this rank's part of the rows' gradient to .grad; stats are this rank's sums, to be added over ranks."""
-        n_tokens = sum(len(solution) for _, solution in rows)  # of all ranks: every rank knows all rows
+        """Add this rank's part of the rows' gradient to .grad. Returns the step's metrics over all ranks.
+
+        Args:
+            rows: (prompt, solution) of all ranks. scale: factor of the gradient (average.py's combined loss).
+        """
+        n_tokens = sum(len(solution) for _, solution in rows)
         denominator = n_tokens if self.config.loss == "token_mean" else 1
-        by_prompt: dict[tuple, list[list[int]]] = {}
+        by_prompt: dict[tuple, list[list[int]]] = {}  # solutions of one question share its prompt
         for prompt, solution in rows:
             by_prompt.setdefault(tuple(prompt), []).append(solution)
         items = [(list(prompt), solutions) for prompt, solutions in by_prompt.items()]
-        mine = self.process.share([len(p) + sum(map(len, s)) for p, s in items])
-        stats = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
+        mine = self.process.share([len(prompt) + sum(map(len, solutions)) for prompt, solutions in items])
+        sums = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
         batches = packed_batches([items[i] for i in mine], self.process.micro_tokens, self.process.device)
-        for packed, parts in self.process.unless_stopping(batches):
+        for packed, _ in self.process.unless_stopping(batches):
             with self.process.autocast():
                 nll = -packed.log_probs(model, temperature=1.0).log_prob.sum()
             (scale / denominator * nll).backward()
-            stats["sft_loss"] += nll.item() / n_tokens
-            stats["sft_tokens"] += packed.tokens.numel()
-            for i, chosen in parts:
-                prompt, solutions = items[mine[i]]
-                mean = sum(len(solutions[r]) for r in chosen) / len(chosen)
-                stats["flops"] += 3 * sequence_flops(model.config, len(prompt), mean, len(chosen))
-        return stats
+            sums["sft_loss"] += nll.item() / n_tokens
+            sums["sft_tokens"] += packed.tokens.numel()
+            sums["flops"] += 3 * packed.forward_flops(model)
+        return self.process.sum_dict(sums)
 
 
 def make_sft(run: Run) -> SFT:
@@ -176,11 +178,11 @@ def make_sft(run: Run) -> SFT:
     return SFT(config, questions, run.tokenizer, run.process, config.seed, run.model.config.context)
 
 
-def sft_update(sft: SFT, model: GPT, optimizer, run: Run, lr: float) -> dict:
-    """One SFT step; returns its metrics over all ranks."""
+def sft_step(run: Run, sft: SFT, optimizer: torch.optim.Optimizer, lr: float) -> dict:
+    """One step of SFT on run.model; returns its metrics."""
     clock = Clock()
-    stats = run.process.sum_dict(sft.backward(model, sft.draw()))
-    stats["grad_norm"] = optimizer_step(model, optimizer, run.process, lr, run.config.clip)
+    stats = sft.backward(run.model, sft.draw())
+    stats["grad_norm"] = optimizer_step(run.model, optimizer, run.process, lr, run.config.clip)
     if not math.isfinite(stats["sft_loss"] + stats["grad_norm"]):
         run.skip("loss or gradient")
     return stats | {"train_tokens_per_s": stats["sft_tokens"] / clock.lap()}
@@ -188,17 +190,17 @@ def sft_update(sft: SFT, model: GPT, optimizer, run: Run, lr: float) -> dict:
 
 def main(config: Config) -> None:
     run = begin(config, "sft")
-    model, tokenizer, process = run.model, run.tokenizer, run.process
+    model, process = run.model, run.process
     sft = make_sft(run)
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, sft=sft.order)
-    evaluate = held_out(config, config.data, model, tokenizer, process)
+    evaluate = held_out(config, config.data, model, run.tokenizer, process)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
     for step in run.steps(steps, evaluate, shown=("sft_loss", "grad_norm", "val_pass@1")):
-        step.log(**sft_update(sft, model, optimizer, run, step.lr))
+        step.log(**sft_step(run, sft, optimizer, step.lr))
 
 
 if __name__ == "__main__":

@@ -117,25 +117,24 @@ def stages(process: runtime.Process) -> None:
     grpo.config = rl.GRPOConfig(prompts=2, rollouts=2, kl=0.1, entropy=0.01, temperature=0.9)
     grpo.process, grpo.reference, grpo.max_new_tokens = process, reference, 8
     groups = [
-        rl.Group({}, prompt, answers, [np.zeros(len(a), np.float32) for a in answers], [0.0, 1.0], [True, True],
-                 [True, True], [False, True], np.array([-0.7, 0.7], np.float32))
+        [rl.Answer({}, prompt, a, np.zeros(len(a), np.float32), True, True, 0.0, False, x)
+         for a, x in zip(answers, (-0.7, 0.7), strict=True)]
         for prompt, answers in (([1, 2, 3], [[4, 5, 0], [6, 0]]), ([7, 8], [[9, 0], [10, 11, 12, 0]]))
     ]  # fmt: skip
     with mock.patch.object(reference, "to", lambda device: reference):  # there and back, which fake parameters cannot
-        grpo.backward(model, groups, first=True)
-        grpo.backward(model, groups, first=False)
+        grpo.backward(model, groups, on_policy=True)
+        grpo.backward(model, groups, on_policy=False)
     runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
     done("rl update")
 
-    streams = average.TwoStreams(model, optimizer, second)
-    snapshot = streams.snapshot()
+    snapshot = [p.detach().clone() for p in model.parameters()]
     with mock.patch.object(reference, "to", lambda device: reference):
-        grpo.backward(model, groups, first=True)
-    runtime.clip_gradients(model, 1.0)
-    delta_rl = streams.take_update(optimizer, 1e-3, snapshot)
+        grpo.backward(model, groups, on_policy=True)
+    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    delta = average.take_update(model, snapshot)
     trainer.backward(model, rows)
-    delta_sft = streams.take_update(second, 1e-3, snapshot)
-    streams.apply(delta_rl, delta_sft, 0.5)
+    runtime.optimizer_step(model, second, process, 1e-3, 1.0)
+    average.average_updates(model, snapshot, delta, 0.5)
     done("average")
 
     with torch.no_grad(), process.autocast():

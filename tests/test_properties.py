@@ -22,10 +22,17 @@ import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
-from runtime import Process, Run, RunConfig, make_optimizer
+from runtime import Process, Run, RunConfig, make_optimizer, optimizer_step
 from verifier import GRADERS
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
+
+
+class Rank(Process):
+    """One of several ranks, which all run here; the test adds up what they make."""
+
+    def sum(self, values):
+        return values
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +60,14 @@ def make_groups(rewards, seed=0, length=None, invalid=()):
         lengths = [length] * len(row) if length else rng.integers(1, 12, size=len(row))
         answers = [rng.integers(6, 120, size=n).tolist() for n in lengths]
         valid = [(i, r) not in invalid for r in range(len(row))]
+        prompt = rng.integers(6, 120, size=5 + i).tolist()
+        scores = rl.advantages(torch.tensor([row]), torch.tensor([valid]))[0].tolist()
         groups.append(
-            rl.Group({"id": i}, rng.integers(6, 120, size=5 + i).tolist(), answers,
-                     [np.zeros(len(a), np.float32) for a in answers], list(row), valid, valid, [r > 0 for r in row],
-                     rl.advantages(torch.tensor([row]), torch.tensor([valid]))[0].numpy())
-        )  # fmt: skip
+            [
+                rl.Answer({"id": i}, prompt, a, np.zeros(len(a), np.float32), v, v, r, r > 0, score)
+                for a, v, r, score in zip(answers, valid, row, scores, strict=True)
+            ]
+        )
     return groups
 
 
@@ -69,10 +79,10 @@ def grpo(process=CPU, reference=None, **flags):
     return rl.GRPO(config, QUESTIONS, load_tokenizer("world"), process, 0, 256, reference)
 
 
-def gradient(model, g, groups, first=True):
+def gradient(model, g, groups, on_policy=True):
     """The whole gradient as one vector, and the stats."""
     model.zero_grad()
-    stats = g.backward(model, groups, first)
+    stats = g.backward(model, groups, on_policy)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     return torch.cat([x.flatten() for x in grads]), stats
@@ -89,6 +99,13 @@ def for_the_world(stop_logit=0.0):
     return model
 
 
+def step_of(model, g, optimizer, lr, folder, kept=None):
+    """One step of rl.py; `kept` gets its groups."""
+    run = Run(RunConfig(out=str(folder / "new")), "rl", g.process)
+    run.use(model, g.tokenizer)
+    return rl.grpo_step(run, g, optimizer, lambda groups, learned: kept is not None and kept.extend(groups), lr)
+
+
 def by_parity(text, answer, finished, config):
     """A reward that varies: 1 for answers with an odd number of characters."""
     return float(len(text) % 2), False
@@ -103,18 +120,15 @@ def test_10_rollouts_after_an_update_come_from_the_new_weights(tmp_path, monkeyp
     monkeypatch.setattr(rl, "reward_of", by_parity)
     trained, g = for_the_world(), grpo(temperature=0.7)
     old = for_the_world()
-    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
     optimizer = make_optimizer(trained, 1e-2, 0.0, (0.9, 0.999))
-    groups, _ = g.rollouts(trained)
-    assert rl.update(g, trained, optimizer, groups, run, 1e-2)["updates"] == 1
-    groups, _ = g.rollouts(trained)
+    assert step_of(trained, g, optimizer, 1e-2, tmp_path)["updates"] == 1
+    groups, _ = g.sample(trained)
     away = 0.0
     with torch.no_grad():
-        for group, r in itertools.product(groups, range(4)):
-            recorded = torch.from_numpy(group.old_log_prob[r]).double()
-            want = full_log_probs(trained, group.prompt, group.answers[r], 0.7)
-            torch.testing.assert_close(recorded, want, atol=1e-4, rtol=0)
-            away = max(away, (recorded - full_log_probs(old, group.prompt, group.answers[r], 0.7)).abs().max().item())
+        for a in itertools.chain(*groups):
+            recorded = torch.from_numpy(a.old_log_prob).double()
+            torch.testing.assert_close(recorded, full_log_probs(trained, a.prompt, a.tokens, 0.7), atol=1e-4, rtol=0)
+            away = max(away, (recorded - full_log_probs(old, a.prompt, a.tokens, 0.7)).abs().max().item())
     assert away > 0.1
 
 
@@ -135,18 +149,22 @@ def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, f
 
     monkeypatch.setattr(rl, "policy_loss", recording)
     policy, g = for_the_world(), grpo(process, temperature=0.7, rollouts=8, **flags)
-    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", process)
-    groups, _ = g.rollouts(policy)
-    sampled = [np.concatenate(x.old_log_prob) for x in groups]
+    sampled, groups, recompute = [], [], g.recompute
+
+    def before(model, minibatches):
+        sampled.extend(a.old_log_prob for group in minibatches[0] for a in group)
+        return recompute(model, minibatches)
+
+    monkeypatch.setattr(g, "recompute", before)
     optimizer = make_optimizer(policy, 0.0, 0.0, (0.9, 0.999))
-    result = rl.update(g, policy, optimizer, groups, run, 0.0)
-    assert len(ratios) == result["updates"] == len(list(g.minibatches(groups)))
+    result = step_of(policy, g, optimizer, 0.0, tmp_path, groups)
+    assert len(ratios) == result["updates"] == len(g.minibatches(groups))
     assert max((r - 1).abs().max().item() for r in ratios) < 1e-3
-    apart = max(np.abs(a - np.concatenate(x.old_log_prob)).max() for a, x in zip(sampled, groups, strict=True))
+    apart = max(np.abs(s - a.old_log_prob).max() for s, a in zip(sampled, itertools.chain(*groups), strict=False))
     assert apart > 3e-3 if process is BF16 else apart < 1e-4
     # forward and backward of every update cost 3 forward passes, the old log-probs of each answer one
-    epoch = sum(g._forward_flops(policy, x, range(8)) for x in groups)
-    assert result["flops"] == pytest.approx((3 * g.config.inner_epochs + 1) * epoch)
+    epoch = rl.sampling_metrics(groups, policy, 1.0)["flops"]  # which sampling has cost too
+    assert result["flops"] == pytest.approx((3 * g.config.inner_epochs + 2) * epoch)
 
 
 def test_15_one_update_a_step_needs_no_old_log_probs(tmp_path, monkeypatch):
@@ -154,10 +172,8 @@ def test_15_one_update_a_step_needs_no_old_log_probs(tmp_path, monkeypatch):
     monkeypatch.setattr(rl, "reward_of", by_parity)
     monkeypatch.setattr(rl.GRPO, "recompute", None)
     policy, g = for_the_world(), grpo()
-    run = Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
-    groups, _ = g.rollouts(policy)
     optimizer = make_optimizer(policy, 1e-3, 0.0, (0.9, 0.999))
-    assert rl.update(g, policy, optimizer, groups, run, 1e-3)["ratio"] == pytest.approx(1, abs=1e-6)
+    assert step_of(policy, g, optimizer, 1e-3, tmp_path)["ratio"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
@@ -166,9 +182,9 @@ def test_14_the_loss_applies_the_sampling_temperature(monkeypatch, temperature):
     sampler and the loss divide by the same."""
     monkeypatch.setattr(rl, "reward_of", by_parity)
     policy, g = for_the_world(), grpo(temperature=temperature, clip_low=1e-3, clip_high=1e-3)
-    groups, _ = g.rollouts(policy)
-    _, stats = gradient(policy, g, groups, first=False)
-    assert stats["ratio"] == pytest.approx(stats["weight"], rel=1e-4) and stats["clip_fraction"] == 0
+    groups, _ = g.sample(policy)
+    _, stats = gradient(policy, g, groups, on_policy=False)
+    assert stats["ratio"] == pytest.approx(1, rel=1e-4) and stats["clip_fraction"] == 0
 
 
 def test_14_15_16_first_update_is_reinforce(model):
@@ -176,11 +192,11 @@ def test_14_15_16_first_update_is_reinforce(model):
     -Σ w A log p."""
     groups = make_groups(REWARDS)
     got, stats = gradient(model, grpo(temperature=0.7), groups)
-    assert stats["ratio"] == pytest.approx(stats["weight"], rel=1e-6) and stats["clip_fraction"] == 0
-    total = sum(len(a) for g in groups for a in g.answers)
-    answers = [(g, a, float(v)) for g in groups for a, v in zip(g.answers, g.advantage, strict=True)]
-    assert stats["loss"] == pytest.approx(-sum(v * len(a) for _, a, v in answers) / total, abs=1e-6)
-    loss = sum(-v / total * full_log_probs(model, g.prompt, a, 0.7).sum() for g, a, v in answers)
+    assert stats["ratio"] == pytest.approx(1, rel=1e-6) and stats["clip_fraction"] == 0
+    answers = list(itertools.chain(*groups))
+    total = sum(len(a.tokens) for a in answers)
+    assert stats["loss"] == pytest.approx(-sum(a.advantage * len(a.tokens) for a in answers) / total, abs=1e-6)
+    loss = sum(-a.advantage / total * full_log_probs(model, a.prompt, a.tokens, 0.7).sum() for a in answers)
     loss.backward()
     want = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
@@ -224,12 +240,13 @@ def test_17_a_step_without_signal_makes_no_update(tmp_path, model):
     """Property 17: neither weight decay nor momentum move the weights on groups of equal rewards."""
     trained = GPT(model.config)
     trained.load_state_dict(model.state_dict())
-    g, run = grpo(), Run(RunConfig(out=str(tmp_path / "new")), "rl", CPU)
-    optimizer = make_optimizer(trained, 1e-2, 0.5, (0.9, 0.999))
-    assert rl.update(g, trained, optimizer, make_groups(REWARDS), run, 1e-2)["updates"] == 1  # momentum
+    g, optimizer = grpo(), make_optimizer(trained, 1e-2, 0.5, (0.9, 0.999))
+    g.sample = lambda _: (make_groups(REWARDS), {"flops": 0.0})
+    assert step_of(trained, g, optimizer, 1e-2, tmp_path)["updates"] == 1  # which leaves momentum
     before = {k: v.clone() for k, v in trained.state_dict().items()}
     assert not same(before, dict(model.state_dict()))
-    assert rl.update(g, trained, optimizer, make_groups([[1.0] * 4, [0.0] * 4]), run, 1e-2)["updates"] == 0
+    g.sample = lambda _: (make_groups([[1.0] * 4, [0.0] * 4]), {"flops": 0.0})
+    assert step_of(trained, g, optimizer, 1e-2, tmp_path)["updates"] == 0
     assert same(before, dict(trained.state_dict()))
 
 
@@ -264,17 +281,18 @@ def test_19_answers_stay_with_their_question(monkeypatch):
     monkeypatch.setattr(rl, "reward_of", reward_of)
     monkeypatch.setattr(sampler, "SLOTS", 3)
     policy, g = for_the_world(), grpo(prompts=5, minibatch=2, inner_epochs=2)
-    groups, _ = g.rollouts(policy)
-    assert sorted(x.question["id"] for x in groups) == [q["id"] for q in QUESTIONS]
+    groups, _ = g.sample(policy)
+    assert [len(group) for group in groups] == [4] * 5
+    assert sorted(a.question["id"] for a in itertools.chain(*groups)) == [q["id"] for q in QUESTIONS for _ in range(4)]
     with torch.no_grad():
-        for group, r in itertools.product(groups, range(4)):
-            assert g.tokenizer.decode(group.prompt).startswith(group.question["question"])
-            text = g.tokenizer.decode(group.answers[r][: len(group.answers[r]) - group.finished[r]])
-            assert (text, group.question["answer"]) in seen
-            assert group.rewards[r] == float(len(text) + int(group.question["answer"])) % 3
-            want = full_log_probs(policy, group.prompt, group.answers[r], 1.0)
-            torch.testing.assert_close(torch.from_numpy(group.old_log_prob[r]).double(), want, atol=1e-4, rtol=0)
-    batches = list(g.minibatches(groups))
+        for a in itertools.chain(*groups):
+            assert g.tokenizer.decode(a.prompt).startswith(a.question["question"])
+            text = g.tokenizer.decode(a.tokens[: len(a.tokens) - a.finished])
+            assert (text, a.question["answer"]) in seen
+            assert a.reward == float(len(text) + int(a.question["answer"])) % 3
+            want = full_log_probs(policy, a.prompt, a.tokens, 1.0)
+            torch.testing.assert_close(torch.from_numpy(a.old_log_prob).double(), want, atol=1e-4, rtol=0)
+    batches = g.minibatches(groups)
     assert [len(b) for b in batches] == [2, 2, 1] * 2
     assert [id(x) for b in batches for x in b] == [id(x) for x in groups] * 2
 
@@ -305,7 +323,7 @@ def test_19_20_gradient_is_independent_of_batching_order_and_ranks(model, aggreg
             process = Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=micro_tokens)
             got, _ = gradient(model, grpo(process, **settings), [groups[i] for i in order])
             assert (got - want).norm() < 1e-5 * want.norm()
-        ranks = [Process(r, 2, torch.device("cpu"), torch.float32) for r in (0, 1)]
+        ranks = [Rank(r, 2, torch.device("cpu"), torch.float32) for r in (0, 1)]
         got = sum(gradient(model, grpo(process, **settings), groups)[0] for process in ranks)
         assert (got - want).norm() < 1e-5 * want.norm()
 
@@ -361,12 +379,12 @@ def test_dual_clip_reaches_the_gradient(model):
     """--dual_clip acts in GRPO.backward: old log-probs of -12 make every ratio large, and with c = 3 answers with A < 0
     have no gradient then."""
     groups = make_groups(REWARDS)
-    for g in groups:
-        g.old_log_prob = [np.full(len(a), -12.0, np.float32) for a in g.answers]
-    got, stats = gradient(model, grpo(), groups, first=False)
+    for a in itertools.chain(*groups):
+        a.old_log_prob = np.full(len(a.tokens), -12.0, np.float32)
+    got, stats = gradient(model, grpo(), groups, on_policy=False)
     assert got.norm() > 1 and stats["loss"] > 100
-    got, stats = gradient(model, grpo(dual_clip=3.0), groups, first=False)
-    assert not got.any() and stats["loss"] < 3 and stats["clip_fraction"] == pytest.approx(stats["weight"])
+    got, stats = gradient(model, grpo(dual_clip=3.0), groups, on_policy=False)
+    assert not got.any() and stats["loss"] < 3 and stats["clip_fraction"] == pytest.approx(1)
 
 
 def test_22_k3():
@@ -403,12 +421,12 @@ def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
     want, place = torch.zeros(len(got), dtype=torch.bool), 0
     assert sorted((i, r) for i, rows in parts for r in rows) == [(i, r) for i in range(2) for r in range(4)]
     for i, _ in parts:
-        place += len(groups[i].prompt)
+        place += len(groups[i][0].prompt)
         want[place - 1] = True
     for i, rows in parts:
         for r in rows:
-            size = len(groups[i].answers[r]) - 1  # the last token is no input
-            want[place : place + size] = groups[i].valid[r]
+            size = len(groups[i][r].tokens) - 1  # the last token is no input
+            want[place : place + size] = groups[i][r].valid
             place += size
     assert place == len(got) and torch.equal(got, want)
 
@@ -459,9 +477,9 @@ def test_25_format_score_reaches_the_reward(monkeypatch):
 
     monkeypatch.setitem(GRADERS, "strict", no_answer_is_right)
     for score in (0.0, 0.1):
-        groups, stats = grpo(format_score=score, rollouts=8).rollouts(policy)
-        assert {r for g in groups for r in g.rewards} == {0.0, score} and stats["pass_at_n"] == 0
-        assert any(g.signal for g in groups) == (score > 0)
+        groups, stats = grpo(format_score=score, rollouts=8).sample(policy)
+        assert {a.reward for g in groups for a in g} == {0.0, score} and stats["pass_at_n"] == 0
+        assert any(map(rl.has_signal, groups)) == (score > 0)
 
 
 def test_truncated_answers_are_wrong_or_left_out_or_scored(monkeypatch):
@@ -470,13 +488,15 @@ def test_truncated_answers_are_wrong_or_left_out_or_scored(monkeypatch):
     monkeypatch.setitem(GRADERS, "strict", lambda text, answer: ("0", True))
     policy = for_the_world(stop_logit=9.0)
     for kind in ("wrong", "mask", "score"):
-        groups, stats = grpo(truncated=kind, rollouts=8).rollouts(policy)
-        finished = np.array([g.finished for g in groups])
+        groups, stats = grpo(truncated=kind, rollouts=8).sample(policy)
+        finished = np.array([[a.finished for a in g] for g in groups])
         assert 0.1 < stats["truncated"] == 1 - finished.mean() < 0.9
-        assert np.array_equal([g.rewards for g in groups], (finished | (kind == "score")).astype(float))
-        assert np.array_equal([g.right for g in groups], finished | (kind == "score"))
-        assert np.array_equal([g.valid for g in groups], finished | (kind != "mask"))
-        assert all(g.signal == (kind == "wrong" and 0 < sum(g.finished) < 8) for g in groups)
+        assert np.array_equal([[a.reward for a in g] for g in groups], (finished | (kind == "score")).astype(float))
+        assert np.array_equal([[a.right for a in g] for g in groups], finished | (kind == "score"))
+        assert np.array_equal([[a.valid for a in g] for g in groups], finished | (kind != "mask"))
+        assert all(
+            rl.has_signal(g) == (kind == "wrong" and 0 < sum(f) < 8) for g, f in zip(groups, finished, strict=True)
+        )
 
 
 def test_resampling_draws_until_enough_groups_carry_signal(monkeypatch):
@@ -491,17 +511,17 @@ def test_resampling_draws_until_enough_groups_carry_signal(monkeypatch):
     monkeypatch.setattr(rl, "reward_of", reward_of)
     g = grpo(prompts=5, rollouts=4, resample=9)
     for step in range(2):  # every batch is an epoch of the 5 questions, 2 of which carry signal: 3 batches for 5 groups
-        groups, stats = g.rollouts(policy)
-        assert len(groups) == 5 and all(x.signal for x in groups)
+        groups, stats = g.sample(policy)
+        assert len(groups) == 5 and all(map(rl.has_signal, groups))
         assert g.order.position == 15 * (step + 1) and stats["groups_sampled"] == 15
         assert stats["signal"] == pytest.approx(6 / 15) and stats["reward"] == pytest.approx(3 / 15)
     of_one = [text for answer, text in drawn if answer == "3"]
     assert len(of_one) == 24 and len(set(of_one)) > 20
     g = grpo(prompts=5, rollouts=4, resample=1)  # not enough: 4 with signal, and 1 to make up the number
-    groups, stats = g.rollouts(policy)
-    assert [x.signal for x in groups] == [True] * 4 + [False] and g.order.position == 10
-    groups, stats = grpo(prompts=5, rollouts=4).rollouts(policy)
-    assert sum(x.signal for x in groups) == 2 and stats["groups_sampled"] == 5
+    groups, stats = g.sample(policy)
+    assert [rl.has_signal(x) for x in groups] == [True] * 4 + [False] and g.order.position == 10
+    groups, stats = grpo(prompts=5, rollouts=4).sample(policy)
+    assert sum(map(rl.has_signal, groups)) == 2 and stats["groups_sampled"] == 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -536,19 +556,18 @@ def averaged(grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=(0.0, 0.0), weight=0
     """One averaged step from given gradients, through the code that average.py uses."""
     m = fresh()
     optimizers = [make_optimizer(m, rate, d, (0.9, 0.999), "matrices") for rate, d in zip(rates, decay, strict=True)]
-    streams = average.TwoStreams(m, *optimizers)
-    at = streams.snapshot()
+    at = [p.detach().clone() for p in m.parameters()]
 
-    def take(i):
+    def step(i):
         for p, g in zip(m.parameters(), (grads_rl, grads_sft)[i], strict=True):
             p.grad = g.clone()
+        optimizer_step(m, optimizers[i], CPU, rates[i], 0.0)
 
     first, second = (1, 0) if swap else (0, 1)
-    take(first)
-    delta = streams.take_update(optimizers[first], rates[first], at)
-    take(second)
-    streams.step(optimizers[second], rates[second])
-    streams.average(at, delta, 1 - weight if swap else weight)
+    step(first)
+    delta = average.take_update(m, at)
+    step(second)
+    average.average_updates(m, at, delta, 1 - weight if swap else weight)
     return [p.detach().clone() for p in m.parameters()], optimizers
 
 

@@ -65,11 +65,20 @@ def test_a_rank_without_rows_contributes_nothing(world):
         "solutions": ["Two. \\boxed{2}", "\\boxed{2}"],
     }
     questions = [question, question | {"question": "Tom has 3 pears. How many?"}]
-    answers, scores = [[9, 8, 7], [6, 5]], np.array([0.7, -0.7], np.float32)
+    answers, scores = [[9, 8, 7], [6, 5]], [0.7, -0.7]
     groups = [
-        rl.Group({}, prompt, answers, answers, [1.0, 0.0], [True] * 2, [True] * 2, [True, False], scores)
+        [
+            rl.Answer({}, prompt, a, np.zeros(len(a)), True, True, 0.0, False, x)
+            for a, x in zip(answers, scores, strict=True)
+        ]
         for prompt in ([1, 2, 3], [4, 5])
     ]
+
+    class Rank(runtime.Process):
+        """One of several, whose sums are made below."""
+
+        def sum(self, values):
+            return values
 
     def pretraining(process):
         rows = torch.from_numpy(loader.batch(0, process.rows(2)))
@@ -82,7 +91,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
 
     def reinforced(process):
         stage = rl.GRPO(rl.GRPOConfig(max_new_tokens=4), questions, tokenizer, process, 0, 256)
-        return stage.backward(model, groups, first=True)["trained_tokens"]
+        return stage.backward(model, groups, on_policy=True)["trained_tokens"]
 
     for stage in (pretraining, supervised, reinforced):
         found = []
@@ -91,7 +100,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
             value = 0.0
             for rank in range(ranks):
                 model.zero_grad()
-                value += stage(runtime.Process(rank, ranks, torch.device("cpu"), torch.float32, micro_tokens=64))
+                value += stage(Rank(rank, ranks, torch.device("cpu"), torch.float32, micro_tokens=64))
                 for t, p in zip(total, model.parameters(), strict=True):
                     t += 0 if p.grad is None else p.grad
             found.append((value, torch.cat([t.flatten() for t in total])))

@@ -277,16 +277,15 @@ def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, 
 
 def test_damaged_rollouts_do_not_stop_a_resume(tmp_path):
     """What stands before the damage and belongs to steps that are done is kept."""
-    log = rl.RolloutLog.__new__(rl.RolloutLog)
-    log.path = tmp_path / "rollouts.jsonl.gz"
+    path = tmp_path / "rollouts.jsonl.gz"
     lines = b'{"step": 1}\n{"step": 2}\n'
     whole = gzip.compress(lines)
     for content, kept in [(gzip.compress(lines + end), [1]) for end in (b"null\n", b'{"step": "x"}\n', b"\xff\n", b"{}")] + [
         (whole[:20], []), (whole[:12] + b"\xff" + whole[13:], []), (b"no gzip", [])
     ]:  # fmt: skip
-        log.path.write_bytes(content)
-        log._drop_after(1)
-        assert [json.loads(line)["step"] for line in gzip.open(log.path)] == kept
+        path.write_bytes(content)
+        rl.drop_after(path, 1)
+        assert [json.loads(line)["step"] for line in gzip.open(path)] == kept
 
 
 @pytest.mark.parametrize("band", ["medium", "0.5", "0.5:0.1", "-1:1", "0:2", "a:b", "0.1:0.2:0.3", "nan:1", ""])

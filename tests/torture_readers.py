@@ -434,14 +434,13 @@ def reader_metrics(t, st):
 
 def reader_rollouts(t, st):
     """rollouts.jsonl.gz of a run that goes on."""
-    log = rl.RolloutLog.__new__(rl.RolloutLog)
-    log.path = Path("r.jsonl.gz")
+    path = Path("r.jsonl.gz")
     lines = b'{"step": 1, "id": "a"}\n{"step": 2, "id": "b"}\n'
 
     def read(content):
         for form in (content, gzip.compress(content)):
-            log.path.write_bytes(form)
-            log._drop_after(1)
+            path.write_bytes(form)
+            rl.drop_after(path, 1)
 
     return [lines, gzip.compress(lines)], read, changed_bytes(st)
 

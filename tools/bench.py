@@ -48,7 +48,7 @@ from cli import cli
 from data.prepare import build_world
 from data.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
-from runtime import Process, Progress, make_optimizer, optimizer_step, save_checkpoint, start_process
+from runtime import Process, make_optimizer, optimizer_step, save_checkpoint, start_process
 from sampler import sample
 from tools.olmo2 import to_olmo2
 
@@ -403,7 +403,7 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
     grpo = rl.GRPO(flags, questions, unstopped, process, 0, model.config.context)
     assert {len(prompt) for _, prompt in grpo.questions} == {PROMPT}
     optimizer = make_optimizer(model, 1e-6, 0.01, (0.9, 0.999))
-    run = SimpleNamespace(process=process, config=SimpleNamespace(clip=1.0), skip=lambda *_: None)
+    run = SimpleNamespace(model=model, process=process, config=SimpleNamespace(clip=1.0), skip=lambda *_: None)
     verify = rl.reward_of
 
     def coin(*args):
@@ -412,8 +412,7 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
 
     def step():
         with mock.patch.object(rl, "reward_of", coin):
-            groups, _ = grpo.rollouts(model)
-            rl.update(grpo, model, optimizer, groups, run, Progress(), 1e-6)
+            rl.grpo_step(run, grpo, optimizer, lambda *_: None, 1e-6)
 
     return step
 
