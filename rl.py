@@ -38,10 +38,10 @@ from tqdm import tqdm
 
 from cli import UserError, cli
 from data.prompt import fitting, left_out
-from data.questions import find_questions
+from data.questions import find_questions, in_band
 from data.tokenizer import Tokenizer, default_new_tokens
 from eval import HeldOut, held_out
-from files import MALFORMED, named, write_jsonl
+from files import named, write_jsonl
 from model import GPT, sequence_flops
 from packing import packed_batches
 from runtime import (
@@ -491,30 +491,6 @@ def drop_after(path: Path, step: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}  # the paper's, and its released code's
-
-
-def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
-    """The questions whose strict pass rate in an evaluation record lies in a band (inclusive). UserError if none does."""
-    low, high = BANDS.get(band, (-1.0, -1.0))
-    if band.count(":") == 1:
-        with contextlib.suppress(ValueError):
-            low, high = map(float, band.split(":"))
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"--band {band}: {', '.join(BANDS)} or LOW:HIGH with 0 ≤ LOW ≤ HIGH ≤ 1, such as 0.1:0.5")
-    try:
-        sets = json.loads(Path(path).read_text())["questions"].values()
-        rate = {q["id"]: q["c"] / q["n"] for s in sets for q in s["questions"]}
-    except MALFORMED as error:
-        raise UserError(
-            f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --difficulty"
-        ) from None
-    kept = [q for q in questions if low <= rate.get(q["id"], -1.0) <= high]
-    if not kept:
-        raise UserError(f"--band {band}: none of {len(questions)} questions has a pass rate in it in {path}")
-    return kept
 
 
 def make_grpo(run: Run) -> GRPO:

@@ -8,6 +8,7 @@ One form everywhere, one JSON object a line:
 (HUB_QUESTIONS). data/prompt.py makes of a question what a model is shown.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -19,6 +20,7 @@ import numpy as np
 
 from cli import UserError
 from data.readers import Record, Skipped, hub_files, parse_record, read_records, stream_hub
+from files import MALFORMED
 from verifier import extract_answer, is_equal
 
 # name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None)
@@ -201,6 +203,35 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
     if not rows:
         raise UserError(f"{source}: holds no usable question ({skipped.count} rows skipped)")
     return list(rows.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of one difficulty
+
+# name → (lowest, highest) pass rate of the base model: the paper's bands, and "hardest" of its released code
+BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}
+
+
+def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
+    """The questions whose strict pass rate in an evaluation record (`eval.py --difficulty`) lies in a band: a name in BANDS
+    or "LOW:HIGH", ends included. UserError if none does."""
+    low, high = BANDS.get(band, (-1.0, -1.0))
+    if band.count(":") == 1:
+        with contextlib.suppress(ValueError):
+            low, high = map(float, band.split(":"))
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"--band {band}: {', '.join(BANDS)} or LOW:HIGH with 0 ≤ LOW ≤ HIGH ≤ 1, such as 0.1:0.5")
+    try:
+        sets = json.loads(Path(path).read_text())["questions"].values()
+        rate = {q["id"]: q["c"] / q["n"] for s in sets for q in s["questions"]}
+    except MALFORMED as error:
+        raise UserError(
+            f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --difficulty"
+        ) from None
+    kept = [q for q in questions if low <= rate.get(q["id"], -1.0) <= high]
+    if not kept:
+        raise UserError(f"--band {band}: none of {len(questions)} questions has a pass rate in it in {path}")
+    return kept
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from test_files import command
 
 import pretrain
-import rl
 from checkpoint import load_checkpoint
 from cli import UserError
 from data import prepare, shards
 from data import tokenizer as tokenizers
 from data.loader import Loader
-from data.questions import load_questions
+from data.questions import in_band, load_questions
 from data.shards import Source
 from excursion.compare import compare
 from files import DIGESTS, check_digest, read_json, write_jsonl
@@ -226,7 +225,7 @@ def read_meta(path: Path) -> None:
 READERS = {
     "config.json": (HF, olmo2.read_config),
     "meta.json": (META, read_meta),
-    "record.json": (RECORD, lambda path: rl.in_band([{"id": "a"}], str(path), "0:1")),
+    "record.json": (RECORD, lambda path: in_band([{"id": "a"}], str(path), "0:1")),
     "compared.json": (RECORD, lambda path: compare((str(path), str(path)))),
     "digests": ({"x.jsonl": "00000000"}, lambda path: check_digest(path.parent / "x.jsonl")),
     "progress.json": ({"made_from": {"seed": 0}, "records": 1, "digest": "0"}, lambda path: shards.begin_or_resume(

@@ -17,7 +17,7 @@ import rl
 import runtime
 import sft
 from cli import UserError
-from data.questions import find_questions
+from data.questions import find_questions, in_band
 from model import GPTConfig
 from tools import olmo2
 
@@ -268,7 +268,7 @@ def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, 
     that the record does not have are in no band. rl.py trains on those and no other."""
     questions = find_questions(str(world), "train", "train", 12)
     want = [questions[i]["id"] for i in kept]
-    assert [q["id"] for q in rl.in_band(questions, str(difficulty), band)] == want
+    assert [q["id"] for q in in_band(questions, str(difficulty), band)] == want
     flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2)
     rl.main(rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
     rows = [json.loads(line) for line in gzip.open(tmp_path / "run/rollouts.jsonl.gz")]
@@ -292,19 +292,19 @@ def test_damaged_rollouts_do_not_stop_a_resume(tmp_path):
 def test_bands_that_make_no_sense(difficulty, band):
     """One line that says what a band is."""
     with pytest.raises(UserError, match="LOW:HIGH"):
-        rl.in_band([{"id": "x"}], str(difficulty), band)
+        in_band([{"id": "x"}], str(difficulty), band)
 
 
 def test_difficulty_records_that_do_not_fit(tmp_path, difficulty):
     """A missing file, another kind of file, a band without questions: one line each."""
     with pytest.raises(UserError, match="no evaluation record"):
-        rl.in_band([{"id": "x"}], str(tmp_path / "none.json"), "easy")
+        in_band([{"id": "x"}], str(tmp_path / "none.json"), "easy")
     for content in ("", "[]", "{}", '{"questions": {"train": {}}}', '{"questions": 1}'):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(UserError, match="no evaluation record"):
-            rl.in_band([{"id": "x"}], str(tmp_path / "other.json"), "easy")
+            in_band([{"id": "x"}], str(tmp_path / "other.json"), "easy")
     with pytest.raises(UserError, match="none of 1 questions"):
-        rl.in_band([{"id": "x"}], str(difficulty), "easy")
+        in_band([{"id": "x"}], str(difficulty), "easy")
 
 
 def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):

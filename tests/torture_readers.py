@@ -21,6 +21,7 @@ from torture_place import Torture
 
 import rl
 from cli import UserError
+from data.questions import in_band
 from data.readers import SUFFIXES
 
 
@@ -313,7 +314,7 @@ def reader_difficulty(t, st):
     questions = [{"id": q["id"]} for s in record["questions"].values() for q in s["questions"]]
     return (
         [json.dumps(record).encode()],
-        file_reader("d.json", lambda p: rl.in_band(questions, str(p), "0:1")),
+        file_reader("d.json", lambda p: in_band(questions, str(p), "0:1")),
         changed_json(st),
     )
 
