@@ -21,7 +21,7 @@ import numpy as np
 from cli import UserError
 from data.readers import Record, Skipped, hub_files, parse_record, read_records, stream_hub
 from files import MALFORMED
-from verifier import extract_answer, is_equal
+from verifier import is_equal, last_box
 
 # name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None)
 HUB_QUESTIONS = {
@@ -70,7 +70,7 @@ def parse_question(record: dict, source: str) -> dict:
         solutions = [re.sub(r"<<[^<>]*>>", "", reasoning)]
         answer = re.sub(r"(?<=\d),(?=\d{3})", "", answer).strip()
     if not answer:
-        answer = next((box for solution in solutions if (box := extract_answer(solution, strict=True))), "")
+        answer = next((box for solution in solutions if (box := last_box(solution))), "")
     if not answer:
         raise ValueError("no answer: neither a field 'answer' or 'expected_answer', nor a \\boxed{} in the solution")
     solutions = [solution.strip() for solution in solutions if solution.strip()]
@@ -80,7 +80,7 @@ def parse_question(record: dict, source: str) -> dict:
         "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
         "question": question,
         "answer": answer,
-        "solutions": [s if extract_answer(s, strict=True) else f"{s}\n{closing}" for s in solutions],
+        "solutions": [s if last_box(s) else f"{s}\n{closing}" for s in solutions],
         "source": record.get("problem_source") or record.get("source") or source,
         "level": record.get("level", record.get("difficulty")),
     }

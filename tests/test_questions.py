@@ -27,7 +27,7 @@ from data.questions import (
 from data.readers import hub_files, read_records
 from data.tokenizer import load_tokenizer
 from files import write_jsonl
-from verifier import is_correct
+from verifier import strict
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "realdata"
 TOKENIZER = load_tokenizer("world")
@@ -387,7 +387,7 @@ def test_worked_examples(name, tmp_path):
     well, its first 8 with solutions; too few are refused."""
     rows = load_examples(name)
     assert len({row["question"] for row in rows}) == 8
-    assert all(is_correct(row["solutions"][0], row["answer"], strict=True) for row in rows)
+    assert all(strict(row["solutions"][0], row["answer"]).right for row in rows)
     write_jsonl(tmp_path / "e.jsonl", [rows[0] | {"question": "No solution?", "solutions": []}, *rows])
     assert load_examples(tmp_path / "e.jsonl") == rows
     with pytest.raises(UserError, match="9 worked examples are wanted, it has 8"):
@@ -456,7 +456,7 @@ def test_real_files():
         rows = load_questions(REAL / name, strict=True)
         assert len(rows) == count and len({row["id"] for row in rows}) == count
         for row in rows[:500]:
-            assert all(is_correct(solution, row["answer"], strict=True) for solution in row["solutions"]), row
+            assert all(strict(solution, row["answer"]).right for solution in row["solutions"]), row
             assert not any("<<" in solution or "####" in solution for solution in row["solutions"])
 
 

@@ -4,6 +4,7 @@ The tables hold our own cases; the labelled ones of ../shared/realdata (other pr
 answers rewritten) are one test at the end, skipped where they are absent.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verifier import GRADERS, canonical, extract_answer, is_correct, is_equal
+import verifier
+from verifier import GRADERS, canonical, extract_answer, is_equal, last_box, lenient, strict
 from verifier.latex import MAX_DEPTH
 
 REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
@@ -26,7 +28,7 @@ REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
 
 @pytest.mark.parametrize(
-    "response, strict, lenient",
+    "response, box, answer",
     [
         (r"First \boxed{3}, no: \boxed{4}.", "4", "4"),
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}", r"\frac{1}{\sqrt{2}}"),
@@ -54,18 +56,18 @@ REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
         ("", None, None),
     ],
 )
-def test_extraction(response, strict, lenient):
+def test_extraction(response, box, answer):
     r"""Property 38: strictly, the answer is the last closed \boxed{}, braces nested or escaped; leniently, failing that, what
     follows the last ####, failing that the last formula or number."""
-    assert extract_answer(response, strict=True) == strict
-    assert extract_answer(response) == lenient
+    assert last_box(response) == box
+    assert extract_answer(response) == answer
 
 
 def test_strict_needs_a_box():
     """Property 38: no box, an unclosed box or an empty box is wrong under strict, whatever else is there."""
     for response in ("The answer is 5.", r"\boxed{5", r"\boxed{}", r"\boxed{ } 5", "#### 5", ""):
-        assert not is_correct(response, "5", strict=True), response
-    assert is_correct("The answer is 5.", "5") and is_correct(r"so \boxed{5}", "5", strict=True)
+        assert not strict(response, "5").right, response
+    assert lenient("The answer is 5.", "5").right and strict(r"so \boxed{5}", "5").right
 
 
 # --- equality --------------------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ UNEQUAL = [
 def test_equal(a, b):
     """Different ways to write an answer are equal, either way round, also inside a box."""
     assert is_equal(a, b) and is_equal(b, a), (canonical(a), canonical(b))
-    assert is_correct(f"So the answer is $\\boxed{{{a}}}$.", b, strict=True)
+    assert strict(f"So the answer is $\\boxed{{{a}}}$.", b).right
 
 
 @pytest.mark.parametrize("a, b", UNEQUAL)
@@ -199,6 +201,50 @@ def test_a_number_rewritten_stays_equal_and_another_never_is(data, value):
         assert not is_equal(first, rewritten) and canonical(first) != canonical(rewritten)
 
 
+numbers = st.sampled_from(["{}", "+{}", "-{}", "00{}", "{}.", ".{}", "{}.50", "{}.0", "{:,}", "$ {}", "{}/3", "{}%"])
+items = st.builds(str.format, numbers, st.sampled_from([0, 1, 2, 20, 90, 1000]) | st.integers(0, 10**7))
+
+
+def tuples(item):
+    """Of one to five items, in brackets of some kind, of which one may be lost."""
+    brackets, commas = st.sampled_from(["()", "()", "( )", "[]", "(", ")", "{}"]), st.sampled_from([",", ", ", " , "])
+    return st.builds(
+        lambda brackets, comma, of: brackets[:1] + comma.join(of) + brackets[1:],
+        brackets, commas, st.lists(item, min_size=1, max_size=5),
+    )  # fmt: skip
+
+
+plain_answers = items | tuples(items) | tuples(items | tuples(items))
+PLAIN = ["1,000", "(1,000)", "(1,234, 5)", "007", "-0", "+5", ".5", "5.", "(5., 3)", "(.5, 3)", "(90, 20)", "(90,20)",
+         "( 90 , +20.0 )", "((90, 20), 3)", "(2, 3", "(2)", "()", "(2,, 3)", "(2, 3,)", "(2, 3).", "-(2, 3)", "(- 2, 3)", "(1 000, 2)",
+         "(1" + ", 2" * 200 + ")", "(1" + ",2" * 300 + ")", f"({'7' * 500}, 1)", f"({'7' * 700}, 1)", f"(1,{' ' * 999}2)"]  # fmt: skip
+
+
+def verdicts(a: str, b: str) -> tuple:
+    return is_equal(a, b), is_equal(b, a), canonical(a), canonical(b)
+
+
+def check_both_ways(a: str, b: str) -> None:
+    short = verdicts(a, b)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verifier, "_plain_key", lambda text: None)
+        assert short == verdicts(a, b)
+
+
+@settings(max_examples=400, deadline=None)
+@given(plain_answers, plain_answers, st.booleans())
+def test_the_short_way_of_plain_answers_is_the_long_one(a, b, close):
+    """Numbers and tuples of numbers are judged without the parser. Every verdict and every canonical form is the same
+    with it: for equal ones in another spelling, for different ones, and for what only looks like a number or a tuple."""
+    check_both_ways(a, a.replace("(", "( ").replace("00", "0").replace(", ", ",") if close else b)
+
+
+def test_the_short_way_of_chosen_answers():
+    """The same of each of PLAIN with each."""
+    for a, b in itertools.combinations(PLAIN, 2):
+        check_both_ways(a, b)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(-9, 9), min_size=2, max_size=4),
@@ -235,8 +281,8 @@ def test_any_text_is_answered(a, b):
     assert is_equal(a, b) == is_equal(b, a)
     assert is_equal(a, a + " ") == bool(a.strip())
     assert isinstance(canonical(a), str)
-    for strict in (True, False):
-        assert is_correct(a + b, b, strict) in (True, False)
+    for grade in (strict, lenient):
+        assert grade(a + b, b).right in (True, False)
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -274,8 +320,8 @@ def test_adversarial_input_is_answered_in_time_and_memory(name):
     """Never more than 50 ms nor 50 MB, whichever side the input is on; processor time, best of three, as others use the machine."""
     text = ADVERSARIAL[name]
     calls = [
-        lambda: is_correct(text, "42"),
-        lambda: is_correct(rf"\boxed{{{text}}}", text + "+0", strict=True),
+        lambda: lenient(text, "42"),
+        lambda: strict(rf"\boxed{{{text}}}", text + "+0"),
         lambda: is_equal("42", text),
         lambda: canonical(text),
     ]
@@ -309,7 +355,7 @@ def test_ordinary_cases_are_fast():
     rates = []
     for _ in range(5):
         start = time.process_time()
-        assert all(is_correct(response, gold, strict=True) == right for response, gold, right in cases)
+        assert all(strict(response, gold).right == right for response, gold, right in cases)
         rates.append(len(cases) / (time.process_time() - start))
     assert max(rates) >= 20_000, rates
 
@@ -359,7 +405,7 @@ def test_nothing_is_executed(tmp_path):
         f"__import__('pathlib').Path({str(marker)!r}).touch() or 0",
         rf"\input{{|touch {marker}}} 0",
     ):
-        assert not is_correct(rf"\boxed{{{attack}}}", "0") and not is_equal("0", attack)
+        assert not lenient(rf"\boxed{{{attack}}}", "0").right and not is_equal("0", attack)
         canonical(attack)
     assert not marker.exists()
 
@@ -396,7 +442,7 @@ def test_agreement_with_labelled_cases(file, agreement):
     wrong = []
     for row in rows:
         response = row["candidate"] if row["kind"] == "response" else rf"\boxed{{{row['candidate'].strip('$')}}}"
-        if is_correct(response, row["gold"]) != row["label"]:
+        if lenient(response, row["gold"]).right != row["label"]:
             wrong.append(row)
     assert not [row for row in wrong if not row["label"]]
     assert 1 - len(wrong) / len(rows) >= agreement, [(row["candidate"][-80:], row["gold"][-80:]) for row in wrong]
@@ -428,12 +474,14 @@ GSM8K = [  # response, reference, right by the authors' evaluation of GSM8K, rig
 ]
 
 
-@pytest.mark.parametrize(("response", "answer", "gsm8k", "strict"), GSM8K)
-def test_graders(response, answer, gsm8k, strict):
+@pytest.mark.parametrize(("response", "answer", "by_authors", "by_box"), GSM8K)
+def test_graders(response, answer, by_authors, by_box):
     """The authors' grader of GSM8K beside the strict one: which part counts, and what equals what."""
-    assert GRADERS["gsm8k"](response, answer).right == gsm8k
-    assert GRADERS["strict"](response, answer).right == strict == is_correct(response, answer, strict=True)
-    assert GRADERS["lenient"](response, answer).right == is_correct(response, answer)
+    assert GRADERS["gsm8k"](response, answer).right == by_authors
+    assert GRADERS["strict"](response, answer).right == by_box
+    box, found = last_box(response), extract_answer(response)
+    assert GRADERS["strict"](response, answer) == (box, box is not None and is_equal(box, answer))
+    assert GRADERS["lenient"](response, answer) == (found, found is not None and is_equal(found, answer))
 
 
 @pytest.mark.parametrize(

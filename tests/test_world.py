@@ -13,7 +13,7 @@ from data import world
 from data.prompt import INSTRUCTION, few_shot_prompt, format_prompt
 from data.tokenizer import default_new_tokens, load_tokenizer
 from model import SCALES
-from verifier import is_correct
+from verifier import strict
 from verifier.process import equations as written
 from verifier.process import sound
 
@@ -201,7 +201,7 @@ def test_every_solution_is_right():
                 assert all(int(n) == holdings()[fact] for fact, n in stated)
                 rest = EQUATION.sub("", STATED.sub("", solution))
                 assert len(re.findall(r"\d+", rest)) == 2  # no other number than the box
-                assert solution == solution.strip() and is_correct(solution, row["answer"], strict=True)
+                assert solution == solution.strip() and strict(solution, row["answer"]).right
                 assert sound(written(solution)) and len(written(solution)) == len(equations)  # verifier/process.py
 
 
@@ -209,8 +209,8 @@ def test_the_answer_has_an_order():
     """The two numbers the other way round are wrong: the verifier compares pairs in brackets in their order."""
     for row in questions()["validation"]:
         a, b = re.findall(r"\d+", row["answer"])
-        assert is_correct(f"\\boxed{{({b}, {a})}}", row["answer"]) == (a == b)
-        assert not is_correct(f"\\boxed{{{a}}}", row["answer"])
+        assert strict(f"\\boxed{{({b}, {a})}}", row["answer"]).right == (a == b)
+        assert not strict(f"\\boxed{{{a}}}", row["answer"]).right
 
 
 def test_solutions_use_what_the_question_gives():
