@@ -19,13 +19,6 @@ MAX_BITS = 10000  # of an exact numerator or denominator
 FUEL = 2000  # of one answer's evaluation, in units of about 5 microseconds
 
 
-def ratio_key(top: int, bottom: int) -> str:
-    # Hexadecimal beyond a bound: str() of a huge int takes quadratic time, and CPython refuses it past a limit.
-    if top.bit_length() > 1900 or bottom.bit_length() > 1900:
-        return f"{top:#x}/{bottom:#x}"
-    return str(top) if bottom == 1 else f"{top}/{bottom}"
-
-
 class Value(NamedTuple):
     """What an answer is worth. `key` is its canonical string; the rest serves the cases that one string cannot express."""
 
@@ -37,7 +30,8 @@ class Value(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arithmetic: complex numbers as pairs (real, imaginary), each a Fraction while exact, else a Decimal
+# Arithmetic: complex numbers as pairs (real, imaginary), each a Fraction while exact, else a Decimal. Division by zero and
+# what exceeds the exponents of CONTEXT is an ArithmeticError.
 # ---------------------------------------------------------------------------------------------------------------------
 
 Real = Fraction | Decimal
@@ -60,6 +54,7 @@ def _bits(x: Real) -> int:
 
 
 def _plus(x: Real, y: Real) -> Real:
+    """x + y; of decimals zero where they cancel but for rounding."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x + y
     x, y = _decimal(x), _decimal(y)
@@ -121,6 +116,7 @@ def _angle(a: Number) -> Real:
 
 
 def _cosine_sine(angle: Real) -> tuple[Real, Real]:
+    """By the series of e^ix: its even powers are the cosine, its odd ones the sine."""
     x = _decimal(angle)
     if abs(x) > 10**9:
         raise Unsupported  # reducing it would use up the digits
@@ -187,6 +183,7 @@ def _power(a: Number, b: Number) -> Number:
 
 
 def _function(name: str, a: Number) -> Number:
+    """Of a complex number exp, ln and abs; the trigonometric ones of a real number."""
     if name == "exp":
         return _exp(a)
     if name == "ln":
@@ -207,6 +204,7 @@ def _function(name: str, a: Number) -> Number:
 
 
 def _real_key(x: Real) -> str:
+    """ "2/3"; "~1.4142…" of 40 digits for a decimal that is no fraction of small numbers."""
     if isinstance(x, Decimal):
         if abs(x) < _TINY:
             return "0"
@@ -214,7 +212,9 @@ def _real_key(x: Real) -> str:
         if abs(_decimal(near) - x) > _RATIONAL * abs(x):
             return f"~{_KEY_CONTEXT.plus(x).normalize(_KEY_CONTEXT)}"
         x = near
-    return ratio_key(x.numerator, x.denominator)
+    if _bits(x) > 1900:  # str() of a huge integer takes quadratic time, and CPython refuses it past a limit
+        return f"{x.numerator:#x}/{x.denominator:#x}"
+    return str(x)
 
 
 def _number_key(a: Number) -> str:
@@ -228,11 +228,13 @@ def _number_key(a: Number) -> str:
 
 
 class Evaluator:
-    """Structures become a Value of Values, expressions a number at each of two points."""
+    """Structures (lists, tuples, relations) become a Value of Values. An expression becomes the key of its number; one with
+    variables is computed at two points, and its key is both numbers. Unsupported: no value within the bounds."""
 
     def __init__(self):
         self.fuel = FUEL
-        self.point, self.sign = 0, 0  # at which of the points variables are; which of ± is read, 0 where none may be
+        self.point = 0  # 0, 1 or 2: where variables stand now (`_coordinate`)
+        self.sign = 0  # 1 or -1: how ± is read now; 0: no ± may stand here
 
     def spend(self, cost: int) -> None:
         self.fuel -= cost
@@ -240,6 +242,7 @@ class Evaluator:
             raise Unsupported
 
     def bounded(self, a: Number) -> Number:
+        """`a`, if its size is within MAX_BITS; it costs fuel by its size."""
         bits = max(_bits(a[0]), _bits(a[1]))
         if bits > MAX_BITS:
             raise Unsupported
@@ -248,7 +251,7 @@ class Evaluator:
 
     def value(self, node: Node) -> Value:
         kind, *parts = node
-        if kind in ("list", "union"):
+        if kind in ("list", "union"):  # parts[0] of a union are its operators, as of a relation and a ratio
             return _list([self.value(part) for part in (parts if kind == "list" else parts[1:])])
         if kind in ("seq", "row", "matrix"):
             brackets = parts.pop(0) if kind == "seq" else kind
@@ -258,7 +261,7 @@ class Evaluator:
             return self.relation(parts[0], parts[1:])
         if kind == "ratio":
             return Value(":".join(self.key(("mul", part, ("inverse", parts[-1]))) for part in parts[1:]))
-        if kind == "neg" and parts[0][0] == "percent":
+        if kind == "neg" and parts[0][0] == "percent":  # -5% is (-5)%
             kind, parts = "percent", [("neg", parts[0][1])]
         if kind == "percent":
             return Value(self.key(parts[0]), percent=self.key(("mul", parts[0], ("num", Fraction(1, 100)))))
@@ -271,6 +274,7 @@ class Evaluator:
         return _list(both)
 
     def key(self, node: Node) -> str:
+        """The key of an expression: its number, or, where variables change it, its numbers at points 0 and 1."""
         keys = [_number_key(self.number_at(node, point)) for point in range(1 + _contains(node, NAMES))]
         return keys[0] if len(set(keys)) == 1 else "|".join(keys)
 

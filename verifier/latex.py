@@ -69,7 +69,7 @@ _GREEK = frozenset(
 
 
 class _Token(NamedTuple):
-    kind: str  # number, mixed, var, word, index, function, op
+    kind: str  # number, mixed (2\frac13), var, word (a unit), index (the 1 of a_1), function, op, end
     text: str
 
 
@@ -162,7 +162,14 @@ class Unsupported(Exception):
     """The parser does not know this, or it would grow past a limit: compare as strings."""
 
 
-Node = tuple  # (kind, operand, ...): ("num", Fraction), ("var", name), ("add", node, ...), ("seq", "(]", node, ...)
+# A tree is a tuple (kind, operand, ...). Expressions:
+#     ("num", Fraction)  ("var", name)  ("const", "pi", "e" or "i")
+#     ("add", x, ...)  ("mul", x, ...)  ("neg", x)  ("inverse", x)  ("pow", x, y)  ("pm", x)  ("mp", x): ± and ∓
+#     ("percent", x)  ("factorial", x)  ("binom", n, k)  ("function", name, x)
+# Structures:
+#     ("list", x, ...)  ("seq", "(]", x, ...)  ("matrix", ("row", x, ...), ...)  ("determinant", ...)
+#     ("relation", operators, x, ...)  ("union", operators, x, ...)  ("ratio", operators, x, ...)
+Node = tuple
 
 NAMES, _COMMA, _END = ("var",), _Token("op", ","), _Token("end", "")
 _NO_MIXED_AFTER = frozenset((")", "]", "}", "|", "^", "!", "°", "\\frac", "\\sqrt", "\\sqrt(", "\\pi"))
@@ -176,8 +183,13 @@ _ATOMS = frozenset((*_CLOSING, "|", "\\frac", "\\sqrt", "\\sqrt(", "\\binom", "\
 
 
 class Parser:
-    r"""items: chain , chain ...;  chain: sum = sum < sum ..., and so on for the operators of _CHAINS, loosest first;
-    sum: ± term + term - term %;  term: power * power / power power unit;  power: atom _index ! ° ^power."""
+    r"""Recursive descent, a method for each rule; Unsupported for text that fits none:
+
+    items:  chain , chain ...
+    chain:  sum = sum < sum ..., for the operators of _CHAINS, the loosest first
+    sum:    ± term + term - term %
+    term:   power * power / power power unit
+    power:  atom ! ° ^power                       atom: a number, a name, a bracket, a command with its arguments"""
 
     def __init__(self, tokens: list[_Token]):
         self.tokens, self.at, self.depth = tokens, 0, 0
