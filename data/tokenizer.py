@@ -88,10 +88,6 @@ class Tokenizer:
         """Token ids of `text`; "<|endoftext|>" in it is plain text and never the special id."""
         return self.encoding.encode_ordinary(text)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
-        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
-
     def decode(self, ids) -> str:
         """Text of token ids. Broken UTF-8 becomes U+FFFD, eos and pad their names, ids that stand for nothing vanish."""
         known = (int(i) for i in ids if 0 <= i < self.vocab_size)

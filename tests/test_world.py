@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from data import world
+from data import words, world
 from data.prompt import INSTRUCTION, few_shot_prompt, format_prompt
 from data.tokenizer import default_new_tokens, load_tokenizer
 from model import SCALES
@@ -68,7 +68,7 @@ def read_problem(question: str) -> tuple[Track, ...]:
         if opening := re.fullmatch(r"(\w+) (?:has|starts with|owns) (?:(\d+)|a (\w+) of) (\w+)\.", s):
             name, number, container, things = opening.groups()
             tracks[things] = Track(number or f"{container} of {things}", ())
-            he = "his" if name in world.MEN else "her"
+            he = "his" if name in words.MEN else "her"
             continue
         number = re.search(r"\d+", s)
         if "double" in s or "triple" in s:
@@ -363,7 +363,7 @@ def test_token_lengths():
     new, examples = default_new_tokens(tokenizer), questions()["examples"][:2]
     for split, rows in questions().items():
         for row in rows[:512]:
-            assert max(map(len, tokenizer.encode_batch(row["solutions"]))) + 1 <= new
+            assert max(len(tokenizer.encode(solution)) for solution in row["solutions"]) + 1 <= new
             prompt = few_shot_prompt(examples, row["question"], tokenizer)
             assert len(prompt) <= SCALES["micro"]["context"] - new, split
 
@@ -452,8 +452,8 @@ def test_the_text_has_one_set_of_facts():
 
 def read_facts(documents: list[list[str]]) -> dict[tuple[str, str], set[str]]:
     """(person, attribute) or (thing, "category") → what the text says, from sentences with the full name."""
-    kinds = {value: attribute for attribute, (values, _, _) in world.ATTRIBUTES.items() for value in values}
-    names = rf"(?:{'|'.join(world.MEN + world.WOMEN)}) (?:{'|'.join(world.SURNAMES)})"
+    kinds = {value: attribute for attribute, (values, _, _) in words.ATTRIBUTES.items() for value in values}
+    names = rf"(?:{'|'.join(words.MEN + words.WOMEN)}) (?:{'|'.join(words.SURNAMES)})"
     facts = defaultdict(set)
     for document in documents:
         for sentence in document[0].removesuffix(".").split(". "):
