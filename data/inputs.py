@@ -14,8 +14,8 @@ from data.loader import parse_mix
 from data.questions import HUB_QUESTIONS, question_records
 from data.readers import SUFFIXES, Record, hub_files, read_records, stream_hub
 
-# name → (repository, configurations). Each configuration becomes a source of its own. (DOLMino's `default` is all of them one
-# after the other, 89% DCLM.)
+# name → (repository, configurations). Each configuration becomes a source of its own. (DOLMino's `default` is all of them
+# one after the other, 89% DCLM.)
 HUB_TEXT = {
     "dolmino": ("allenai/dolmino-mix-1124", tuple(parse_mix("dolmino50"))),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", ("sample-100BT",)),
@@ -45,6 +45,7 @@ def hub_name(names: tuple[str, ...]) -> str:
 def find_inputs(config) -> dict[str, Input]:
     """Sub-folder → input, from the flags of data/prepare.py. Most are one; DOLMino is six. UserError: flags that do not go
     together, files that are not there."""
+    # Flags that do not go together
     names, hub = config.input, hub_name(config.input)
     if len(names) > 1 and not config.source:
         raise UserError(f"--input names {len(names)} files or folders: choose a name for their source with --source")
@@ -56,6 +57,8 @@ def find_inputs(config) -> dict[str, Input]:
         raise UserError(f"--split {config.split}: goes with a data set of the hub; of local files, name those wanted")
     if config.text_field != "text" and hub in HUB_QUESTIONS:
         raise UserError(f"--text_field {config.text_field}: {hub} holds questions, whose fields are known")
+
+    # Each source with its records
     if hub in HUB_TEXT and len(HUB_TEXT[hub][1]) > 1:
         parts = (config.subset,) if config.subset else HUB_TEXT[hub][1]
         if config.source and len(parts) > 1:
@@ -70,6 +73,7 @@ def find_inputs(config) -> dict[str, Input]:
         else:
             files = [file for path in names for file in _local_files(Path(path))]
             inputs = {name: _from_files(files, config.text_field)}
+
     for name in inputs:
         if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", name) or name in ("questions", "tasks"):
             raise UserError(

@@ -34,8 +34,8 @@ from cli import UserError
 from data.shards import Source, Tokens
 from files import crc32
 
-# Named mixtures, for --mix. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2 mixtures), which
-# the paper pretrains on, % of tokens; its sources are those that `data.prepare --input dolmino` makes.
+# Named mixtures, for --mix, in % of tokens. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2
+# mixtures), which the paper pretrains on; its sources are those that `data.prepare --input dolmino` makes.
 MIXES = {"dolmino50": "dclm=47.2,flan=16.6,pes2o=5.85,wiki=7.11,stackexchange=2.45,math=20.8"}
 
 

@@ -1,4 +1,4 @@
-"""Text → token shards that data/loader.py reads, and question files that SFT, RL and evaluation read.
+"""Make a data folder: token shards for pretraining; questions for SFT, RL and evaluation.
 
     python -m data.prepare                                                       # the embedded world → out/data
     python -m data.prepare --input books/ notes.jsonl.gz --source books --out out/mine --tokenizer gpt2
@@ -6,26 +6,29 @@
     python -m data.prepare --input dolmino --max_tokens 50e9 --ban gsm8k --workers 32 --out out/paper
     python -m data.prepare --input dolmino --local downloads/dolmino-mix-1124 --out out/paper       # without the hub
 
+What --input may name:
+
+    world                                               the embedded world (data/world.py): text, questions, tasks
+    gsm8k, math, openmathinstruct2 (GSM8K's sources of it), openmathinstruct2-full       questions, from the hub
+    dolmino, fineweb-edu, hf:OWNER/NAME                 text, from the hub
+    files and folders                                   .jsonl, .json (an object a line; both also .gz, .zst), .parquet, .txt
+
+A record {"text": …} is a document. A question with solutions, in any form that data/questions.py reads, becomes one too:
+its prompt with each solution. `dolmino` becomes six sources (dclm, flan, pes2o, wiki, stackexchange, math) for
+`pretrain.py --mix dolmino50`, and each gets its share of --max_tokens by that mixture.
+
 What it leaves:
 
-    OUT/SOURCE/train_00000.npy …, val_00000.npy …   token ids, uint16 or uint32; each document ends in eos
-    OUT/SOURCE/meta.json                            tokenizer, counts, what was skipped, what it was made from
-    OUT/questions/train.jsonl, validation.jsonl, …  data/questions.py has their form
-    OUT/tasks/NAME.jsonl                            likelihood items (the world's)
+    OUT/SOURCE/train_00000.npy …, val_00000.npy …       token ids, uint16 or uint32; each document ends in eos
+    OUT/SOURCE/meta.json                                tokenizer, counts, what was skipped, what it was made from
+    OUT/questions/train.jsonl, validation.jsonl, …      data/questions.py has their form
+    OUT/tasks/NAME.jsonl                                likelihood items (of the world)
 
-Inputs: `world`; gsm8k, math, openmathinstruct2, dolmino, fineweb-edu or hf:OWNER/NAME from the hub, streamed, or from a
-copy of it (--local); local .jsonl, .json (an object a line; each also .gz or .zst), .parquet, .txt, or folders of these. A
-record {"text": …} is a document (another field: --text_field); a question with solutions, in any form that
-data/questions.py reads, becomes its prompt and each solution.
+A document that contains a held-out question is left out and counted. Held out are the questions of --ban and those of
+OUT/questions but for train.jsonl. So prepare the questions of a folder before its text.
 
-`dolmino` is six sources, OUT/dclm, flan, pes2o, wiki, stackexchange and math, for `pretrain.py --mix dolmino50`; of
---max_tokens each gets its share of that mixture.
-
-A document that contains a held-out question is left out of the text and counted: those in --ban, and whatever
-OUT/questions holds besides train.jsonl. So prepare the questions of an output folder before its text.
-
-A killed run goes on after its last complete shard when it is started again with the same flags, and leaves the same
-files as a run that was never killed.
+A killed run goes on after its last complete shard when the same command is given again, and leaves the same files as a run
+that was never killed.
 """
 
 import hashlib
@@ -65,42 +68,47 @@ WORLD_MATH_SHARE = 0.65  # of tokens
 class Config:
     """Flags of `python -m data.prepare`."""
 
+    # --- what is read
+
+    # world, a name of the hub, or local files and folders: see above
     input: tuple[str, ...] = ("world",)
-    """world; or one of gsm8k, math, openmathinstruct2 (its GSM8K sources), openmathinstruct2-full (all of it, the paper's
-    MATH runs), dolmino, fineweb-edu, hf:OWNER/NAME; or local files and folders"""
-    out: str = "out/data"
-    """the data folder; each input becomes a sub-folder of it, so that sources can be mixed in training"""
-    source: str = ""
-    """name of that sub-folder; by default the name of the input"""
+    local: str = ""  # a copy of the hub data set on this machine, in the hub's layout, to be read instead of the hub
+
+    # configuration of a hub text data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone)
     subset: str = ""
-    """configuration of a hub text data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone)"""
-    local: str = ""
-    """a copy of the hub data set on this machine, in the hub's layout, to be read instead of the hub"""
-    text_field: str = "text"
-    """field of a record that holds its text"""
-    split: str = "train"
-    """split of a hub data set"""
-    tokenizer: str = ""
-    """cl100k (OLMo2's; the default), gpt2, or world (the default for the world)"""
-    questions: Literal["no", "also", "only"] = "no"
-    """write OUT/questions from an input of questions, beside the token shards (also) or instead of them (only)"""
-    validation_questions: int = 1000
-    """held out of the questions: the first so many of a shuffle with seed 42, as in the paper (openmathinstruct2-full: so
-    many of GSM8K's sources and so many of MATH's)"""
-    ban: tuple[str, ...] = ()
-    """files or hub names (their test split) of questions that must be in no text and in no question file"""
-    val_fraction: float = 0.01
-    """share of the documents held out for bits per byte, chosen by a hash of the text, so that copies stay together"""
+    split: str = "train"  # split of a hub data set
+    text_field: str = "text"  # field of a record that holds its text
+
+    # stop after so many train tokens (50e9 is fine), of all sources together; 0: all there are (the world: 10.5 million)
     max_tokens: float = 0
-    """stop after so many train tokens (50e9 is fine), of all sources together; 0: all there is (the world: 8 million)"""
+    strict: bool = False  # stop at a record that cannot be read, instead of naming, counting and skipping it
+
+    # --- what is written
+
+    out: str = "out/data"  # the data folder; each source is a sub-folder of it
+    source: str = ""  # name of the source; empty: the name of the input
+    tokenizer: str = ""  # cl100k (OLMo2's), gpt2 or world; empty: cl100k, for the world its own
+
+    # from an input of questions write OUT/questions, beside the token shards (also) or instead of them (only)
+    questions: Literal["no", "also", "only"] = "no"
+
+    # train tokens of a shard; a killed run loses at most the shard that it was working on
     shard_tokens: float = 100_000_000
-    """train tokens of a shard; a killed run loses at most the shard that it was working on"""
-    seed: int = 0
-    """of the world, of the order of hub text, and of the choice of held-out documents"""
-    workers: int = 0
-    """processes that tokenise; 0: one per core. Changes nothing but the time"""
-    strict: bool = False
-    """stop at a document that cannot be read instead of naming, counting and skipping it"""
+
+    # --- what is held out
+
+    # questions that must be in no text and in no question file: files, or names of hub data sets (their test split)
+    ban: tuple[str, ...] = ()
+
+    # questions held out: the first so many of a shuffle with seed 42, as in the paper (openmathinstruct2-full: so many of
+    # GSM8K's sources and so many of MATH's)
+    validation_questions: int = 1000
+
+    # share of the documents held out for bits per byte; chosen by a hash of the text, so that copies stay together
+    val_fraction: float = 0.01
+    seed: int = 0  # of the world, of the order of hub text, and of the choice of held-out documents
+
+    workers: int = 0  # processes that tokenise; 0: one per core. Changes nothing but the time
 
 
 def main(config: Config) -> None:
@@ -117,11 +125,12 @@ def main(config: Config) -> None:
         build_world(out, config.seed, int(config.max_tokens) or WORLD_TOKENS, config.tokenizer or "world")
         return
 
+    # Everything that can be wrong is found before anything is written
     hub, inputs = hub_name(config.input), find_inputs(config)
     if config.questions != "no" and hub and hub not in HUB_QUESTIONS:
         raise UserError(f"--questions {config.questions}: {hub} is text; questions are {', '.join(HUB_QUESTIONS)}")
     if config.questions != "only":
-        load_tokenizer(config.tokenizer or "cl100k")  # a wrong name must stop this before the questions are written
+        load_tokenizer(config.tokenizer or "cl100k")
     banned = [row["question"] for name in config.ban for row in load_questions(name, "test", config.strict)]
     questions = split_questions(config, inputs, hub, banned) if config.questions != "no" else None
 
@@ -131,7 +140,7 @@ def main(config: Config) -> None:
         if questions:
             write_questions(out / "questions", *questions)
         if config.questions != "only":
-            # Questions first: those held out, by this call or by an earlier one, must be in no text
+            # After the questions: those held out, by this call or by an earlier one, must be in no text
             held_out = [path for path in sorted((out / "questions").glob("*.jsonl")) if path.name != "train.jsonl"]
             banned += [row["question"] for path in held_out for row in load_questions(path)]
             mix = parse_mix("dolmino50") if hub == "dolmino" and not config.subset else {}
@@ -151,7 +160,7 @@ def main(config: Config) -> None:
 def split_questions(
     config: Config, inputs: dict[str, Input], hub: str, banned: list[str]
 ) -> tuple[dict[str, list[dict]], int]:
-    """({split: rows}, number of rows removed as banned): train, validation, and test where the hub data set has a test split.
+    """({split: rows}, number of rows removed as banned): train, validation, and test where the hub data set has one.
     UserError.
 
     They share no question with each other or with `banned`, white space and case aside."""
@@ -186,6 +195,7 @@ def prepare_text(config: Config, source: Input, folder: Path, banned: list[str],
 
     banned: questions that must be in no text. max_tokens: of train; 0: all there are."""
     tokenizer = load_tokenizer(config.tokenizer or "cl100k")
+    # Whatever decides what the folder will hold: a run goes on only in a folder that was begun with the same
     made_from = {
         "input": source.identity,
         "tokenizer": tokenizer.name,
@@ -206,7 +216,7 @@ def prepare_text(config: Config, source: Input, folder: Path, banned: list[str],
     # The bar is shown on a terminal only. Its total is what is asked for, or a guess from the part of the input that is read
     bar = tqdm(total=max_tokens or None, initial=train["tokens"], unit="tok", unit_scale=True, disable=None)
     bar.set_description(str(folder))
-    for record, document in encoded:
+    for record, document in encoded:  # in their order, whatever the number of workers
         meta["records"] += 1
         if isinstance(document, str):
             skipped.add(record.where, document)
@@ -251,6 +261,7 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
     if not out.name:
         raise UserError(f"--out {out}: name a folder that can be made, such as out/data")
     questions, tasks = world.questions(seed), world.tasks(seed)
+    # Part of made_from is a digest of what this version of the code makes, so that an older world is not taken for this one
     content = [questions, tasks, WORLD_RANKS.read_bytes().hex()]
     content += [list(itertools.islice(world.documents(seed, source), 50)) for source in world.SOURCES]
     made_from = {
@@ -272,7 +283,7 @@ def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, toke
                 write_jsonl(part / "questions" / f"{split}.jsonl", rows, digest=True)
             for name, items in tasks.items():
                 write_jsonl(part / "tasks" / f"{name}.jsonl", items, digest=True)
-            for source, share in zip(("general", "math"), (1 - WORLD_MATH_SHARE, WORLD_MATH_SHARE), strict=True):
+            for source, share in {"general": 1 - WORLD_MATH_SHARE, "math": WORLD_MATH_SHARE}.items():
                 _write_world_text(part / source, source, seed, share * tokens, new_meta(source, tokenizer, made_from))
     except OSError:  # another process was faster
         if not _same_world(out, made_from):

@@ -85,12 +85,13 @@ def _read_lines(path: Path, raw: io.BufferedReader, file: io.BufferedReader) -> 
 
 
 def _read_txt(path: Path, raw: io.BufferedReader, file: io.BufferedReader, text_field: str) -> Iterator[Record]:
-    piece, size, blank, first, number = [], 0, True, 1, 1  # `first`: the piece's first line; `number`: the line now
+    piece, size, blank = [], 0, True  # lines of the piece, their bytes, whether they are all white space
+    first = number = 1  # numbers of the piece's first line and of the line that is read now
 
     def record():
         return Record(f"{path}:{first}", {text_field: b"".join(piece)}, raw.tell())  # parse_record decodes the bytes
 
-    rest = b""
+    rest = b""  # what a cut left of a line
     while line := rest + file.readline(TXT_PIECE - len(rest)):
         rest = b""
         if len(line) >= TXT_PIECE and not line.endswith(b"\n"):  # a longer line: cut it between two words

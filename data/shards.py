@@ -27,7 +27,7 @@ class Document(NamedTuple):
     n_bytes: int
     """of its text in UTF-8"""
     draw: float
-    """uniform in [0, 1), by a hash of the seed and the text (of a question: of the question alone): chooses held-out ones"""
+    """uniform in [0, 1), by a hash of the seed and the text (of a question: without its solutions); chooses what is held out"""
 
 
 def shard_dtype(tokenizer) -> np.dtype:
@@ -61,35 +61,34 @@ def begin_or_resume(folder: Path, fresh: dict) -> dict | None:
 
     UserError if the folder was made with other flags (made_from), is damaged, or holds anything else."""
     remove_stale(folder)
-    for name in ("meta.json", "progress.json"):
-        path = folder / name
-        if path.exists():
-            try:
-                meta = json.loads(path.read_text(encoding="utf-8"))
-                theirs = dict(meta["made_from"])
-                mine = json_digest(meta)
-                if meta.get("digest", mine if name == "meta.json" else "") != mine:  # older ones have none
-                    raise ValueError
-            except MALFORMED:
-                raise UserError(f"{path}: is damaged; delete {folder} and prepare it again") from None
-            ours = fresh["made_from"]
-            other = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-            if other:
-                raise UserError(
-                    f"{folder}: was made with other settings ({', '.join(other)}); choose another --out or --source, or "
-                    "delete it"
-                )
-            if name == "meta.json":
-                (folder / "progress.json").unlink(missing_ok=True)  # where a kill came between the two
-                print(f"{folder}: already prepared")
-                return None
-            print(f"{folder}: going on after {meta['records']:,} records")
-            return meta
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and was not made here; choose another --out or --source")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "progress.json", fresh)
-    return fresh
+    finished, begun = folder / "meta.json", folder / "progress.json"
+    if not finished.exists() and not begun.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty and was not made here; choose another --out or --source")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(begun, fresh)
+        return fresh
+
+    path = finished if finished.exists() else begun
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        theirs, digest = dict(meta["made_from"]), json_digest(meta)
+        if meta.get("digest", digest if path == finished else "") != digest:  # an older meta.json has none
+            raise ValueError
+    except MALFORMED:
+        raise UserError(f"{path}: is damaged; delete {folder} and prepare it again") from None
+    ours = fresh["made_from"]
+    other = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if other:
+        raise UserError(
+            f"{folder}: was made with other settings ({', '.join(other)}); choose another --out or --source, or delete it"
+        )
+    if path == finished:
+        begun.unlink(missing_ok=True)  # where a kill came between the two
+        print(f"{folder}: already prepared")
+        return None
+    print(f"{folder}: going on after {meta['records']:,} records")
+    return meta
 
 
 class Shards:
@@ -170,7 +169,7 @@ class Source:
         path = folder / "meta.json"
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
-            if meta.get("digest", (ours := json_digest(meta))) != ours:
+            if "digest" in meta and meta["digest"] != json_digest(meta):  # an older one has none
                 raise UserError(f"{path}: damaged or changed since it was written (digest); prepare it again")
             if meta["format"] != META_FORMAT:
                 raise UserError(f"{path}: format {meta['format']!r}, this code reads {META_FORMAT}; prepare it again")

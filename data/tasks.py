@@ -62,7 +62,8 @@ def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int],
 
 
 def question_and_choice(query: str, choice: str) -> tuple[str, str]:
-    """(context, continuation): the space belongs to the continuation, as in running text."""
+    """(context, continuation). The space belongs to the continuation, as in running text. A query "Question: …", as
+    lm-evaluation-harness has for ARC and others, is followed by "Answer:"."""
     query = query.rstrip()
     return (f"{query}\nAnswer:" if query.startswith("Question:") else query), " " + choice.strip()
 

@@ -3,10 +3,11 @@ r"""Is this answer right? The reward of GRPO and the judge of every evaluation.
     strict("... so it is \\boxed{\\frac12}.", "0.5")       # Grade(answer="\\frac12", right=True)
     is_equal("(x+1)^2", "x^2+2x+1")                       # True
 
-Two answers are equal when their values are. verifier/latex.py parses each into a tree by recursive descent, and verifier/exact.py
-evaluates the tree: `Fraction` where the value is rational, 100-digit decimals where it is not, variables at fixed rational
-points, so that `(x+1)^2` equals `x^2+2x+1`. A value has a canonical string, `canonical`. An answer that the parser does not
-know, or that would grow past the limits, is compared as a string. Conventions, where a choice had to be made:
+Two answers are equal when their values are. verifier/latex.py parses each into a tree by recursive descent;
+verifier/exact.py evaluates the tree: `Fraction` where the value is rational, 100-digit decimals where it is not, variables
+at fixed rational points, so that `(x+1)^2` equals `x^2+2x+1`. A value has a canonical string, `canonical`. An answer that
+the parser does not know, or that would grow past the limits, is compared as a string. Conventions, where a choice had to be
+made:
 
 - units, currency, degrees and words after a number are dropped: the question fixes the unit;
 - `10\%` equals both `10` and `0.1` (data sets disagree), but `10` does not equal `0.1`;

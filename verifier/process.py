@@ -3,10 +3,10 @@ r"""Is the way to an answer right, and which way is it? For solutions whose arit
     equations("First 12 + 5 = 17. Then 17 * 2 = 34. So \\boxed{34}.")   # ["12+5=17", "17*2=34"]
     holds("12+5-3=14")                                                   # True
 
-A right answer can be luck: early in pretraining most right answers follow from false equations. *Process-right* is an
-answer that is right in a text in which every written equation is true and at least one computes something: an answer
-alone, or "17 = 17", shows no process. What stands around an equals sign and cannot be read as arithmetic makes its equation false, for a measure
-against luck must not count what it cannot check.
+A right answer can be luck: early in pretraining most right answers follow from false equations. An answer is *process-right*
+if it is right, every equation written in its text is true, and at least one of them computes something: an answer alone, or
+"17 = 17", shows no process. What stands beside an equals sign and cannot be read as arithmetic makes its equation false, for
+a measure against luck must not count what it cannot check.
 
 Read are integers and decimals, + - * / and their other signs (x × · ÷ \times \cdot \div), parentheses, chains on either
 side (12 + 5 - 3 = 14) and of equals signs (12 + 5 = 10 + 7 = 17: all sides must be equal). Values are exact fractions.
@@ -27,7 +27,7 @@ MAX_TOKENS = 100  # of one side; a longer one makes its equation false
 
 def equations(text: str) -> list[str]:
     """Every equation of a text, in order, in one spelling: no spaces, signs of "+-*/", "12 + 5 = 17" as "12+5=17"."""
-    found, run = [], []
+    found, run = [], []  # run: the tokens since the last word, which may become an equation
 
     def end() -> None:
         if "=" in run:
@@ -39,8 +39,8 @@ def equations(text: str) -> list[str]:
         if kind == "other":
             end()  # a word, a full stop or the end of a line
         elif kind != "space":
-            number = kind == "number" or token == "("
-            if number and run and (run[-1][-1].isdigit() or run[-1] == ")"):
+            operand = kind == "number" or token == "("
+            if operand and run and (run[-1][-1].isdigit() or run[-1] == ")"):
                 end()  # "he has 3 12 + 5 = 17": two numbers side by side are not one term
             if run or kind != "sign" or match.end() < len(text) and text[match.end()] != " ":  # else a dash or a bullet
                 run.append(_SIGNS.get(token, token.replace(",", "")))
