@@ -60,7 +60,9 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 
     --preset NAME sets the flags of presets[NAME] that were not given themselves.
     """
-    config = tyro.cli(config_class, description=sys.modules[main.__module__].__doc__, use_underscores=True)
+    spec = sys.modules["__main__"].__spec__  # of `python -m data.prepare`; None for `python rl.py`
+    prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    config = tyro.cli(config_class, prog=prog, description=sys.modules[main.__module__].__doc__, use_underscores=True)
     config.given = given_on(sys.argv[1:], config)
     start(main, config, presets or {})
 

@@ -1,4 +1,4 @@
-"""The whole experiment: every recipe from every kept checkpoint, evaluated, tabled, drawn.
+"""The whole experiment: every recipe from every kept checkpoint, evaluated, compared, drawn.
 
     python -m excursion --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
     python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm)
@@ -10,19 +10,8 @@
     python -m excursion compare BASE.json SEED0.json SEED1.json      # the change from one record of eval.py to others
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
-`run` executes the cells whose file is missing, the first of the plan first, several at a time with one thread each, and
-may be killed and started again at any moment. `plan` begins with the estimated core-hours of its parts, in their order.
-A cell that fails is reported with its log and left alone until --retry.
-
-How a number in the report comes about, and the file that says how:
-
-    recipes.py      RL, SFT, averaging, ...: what is compared
-    config.py       with how many seeds, steps and answers: the flags and their budgets
-    plan.py         the cells of each plan; cells.py: the commands of one recipe
-    runner.py       executes them; known.py: leaves out those whose records are there already
-    choose.py       what validation decides: the step at which a run is stopped, learning rates, checkpoints
-    collect.py      copies what is kept of each evaluation to OUT/records
-    findings.py     from records to verdicts (and which files that takes); report.py: tables, figures, text
+`run` executes the cells whose file is missing, in the order of the plan, --jobs at a time, and then writes the report. It may
+be killed at any moment: the same command goes on. A cell that fails is named and keeps its log; it waits for --retry.
 
 What lies where:
 

@@ -1,8 +1,14 @@
-"""Flags of the excursion and its budgets: how many seeds, steps, answers, and at which learning rates."""
+"""How much of everything: the flags of the excursion, the budgets that fill them, the learning rates.
+
+The paper's own settings are not here: they are PRESETS["paper"] of each stage, and docs/paper.md lists them.
+"""
 
 import math
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from tyro.conf import Positional
@@ -14,6 +20,9 @@ import pretrain
 import rl
 import sft
 from cli import UserError
+from data.loader import integer_weights, parse_mix
+from data.questions import HUB_QUESTIONS
+from data.world import SPLITS
 from excursion.recipes import RECIPES
 from model import SCALES
 
@@ -29,58 +38,73 @@ class Config:
     # compare: the change from the first evaluation record to the mean of the others, paired by question
     command: Positional[Literal["plan", "run", "report", "choose", "compare"]] = "run"
     files: Positional[tuple[str, ...]] = ()  # of `compare`: records of eval.py
+    # grid: every recipe from five checkpoints, findings 1 to 5. checkpoints, sweep: which checkpoints to start from, which
+    # learning rates, both by validation questions. sharpening: the order, the rate or the dose of RL? rollouts: few or many
+    # answers a question? mixture, scale: math share of pretraining; two sizes at equal FLOPs. seeds: RL from one checkpoint
+    # with other seeds. demonstrations: SFT on how many solutions is RL worth?
     plan: Literal[
         "grid", "checkpoints", "sweep", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"
-    ] = "grid"  # see above
+    ] = "grid"
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
-    # smoke: seconds; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its settings.
+    # smoke: a minute; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its settings.
     # Empty: smoke for --scale smoke, paper for olmo2-1b and 4b, else short
     budget: Literal["", "smoke", "short", "study", "paper"] = ""
+
+    # Where, and how it is executed
     out: str = "out/excursion"  # folder of everything; another command for a cell that is there already is refused
     data: str = pretrain.WORLD  # folder of data/prepare.py; the default is the embedded world, built if absent
-    format: Literal["list", "make", "slurm"] = "list"  # of `plan`: make -f -j 8, or a script of sbatch commands
-    # of `report`: this folder of records instead of OUT/records; of `run`: what lies there is not made again (known.py)
+    # of `report`: this folder of records instead of OUT/records; of `run`: what has a record there is not made again
     records: str = ""
-    retry: bool = False  # run failed cells again
+    format: Literal["list", "make", "slurm"] = "list"  # of `plan`: commands, a makefile, a script of sbatch commands
+    retry: bool = False  # of `run`: failed cells again
     jobs: int = 0  # cells side by side; 0: as many as there are cores, divided by --threads
-    threads: int = 1  # of each cell (OMP_NUM_THREADS); another number adds up in another order
+    threads: int = 1  # of each cell (OMP_NUM_THREADS); with another number the results differ in their last bits
+
+    # Which models are made
     seeds: tuple[int, ...] = ()  # of everything after pretraining
     # whose pretraining run a seed starts from: each its own; all that of the first seed (one); or its own at the primary
     # checkpoints and that of the first seed at the others (primary)
     pretraining: Literal["", "each", "one", "primary"] = ""
-    checkpoints: str = "auto"  # M_t: token counts such as 2M,4M; auto: OUT/checkpoints.json, or spread over the run
-    primary: str = ""  # those of them that are worked on first; the last of these is the one of the other plans
-    kept: int = 0  # checkpoints that pretraining keeps, beside these, for --plan checkpoints to choose from; 1: none
-    tokens: str = ""  # of pretraining
+    tokens: str = ""  # of pretraining; empty: the scale's own
     mix: str = ""  # of pretraining: weights per source (pretrain.py --mix)
-    recipes: tuple[str, ...] = ()  # names in RECIPES; what they start from is added
-    controls: Literal["", "none", "primary", "all"] = ""  # checkpoints at which the controls run, after all else
-    control_recipes: tuple[str, ...] = ()  # which
+    # checkpoints to start from, as token counts: 2M,4M; auto: OUT/checkpoints.json, or spread over the run
+    checkpoints: str = "auto"
+    primary: str = ""  # the checkpoints that are worked on first; the last of these is the one of the other plans
+    kept: int = 0  # further checkpoints that pretraining keeps, for --plan checkpoints to choose from; 1: none
+    recipes: tuple[str, ...] = ()  # names in RECIPES (excursion/recipes.py); what they start from is added
+    controls: Literal["", "none", "primary", "all"] = ""  # checkpoints at which --control_recipes run, after all else
+    control_recipes: tuple[str, ...] = ()  # names in RECIPES
+
+    # How each is trained
     pool: int = 0  # the first so many training questions, for every recipe
-    # named steps of RL and of averaging, where checkpoints are kept and judged; the last is the end
+    # steps of RL and of averaging at which checkpoints are kept and judged; the last is the end
     points: tuple[int, ...] = ()
-    points_t1: tuple[int, ...] = ()  # those of them that are judged at temperature 1 too
+    points_t1: tuple[int, ...] = ()  # those of --points that are judged at temperature 1 too
     prompts: int = 0  # questions per RL step
     rollouts: int = 0  # answers per question
-    sft_points: tuple[int, ...] = ()  # named steps of SFT, one of which is best on validation; the last is the end
-    gold_points: tuple[int, ...] = ()  # those of Gold, which has many times the rows
+    sft_points: tuple[int, ...] = ()  # the same steps of SFT, whose model is the one that is best on validation
+    gold_points: tuple[int, ...] = ()  # the same of Gold, which has many times the rows
     rows: int = 0  # of SFT per step
     average_rows: int = 0  # of the SFT side of averaging, and of its dose control
-    val_limit: int = 0  # validation questions at each named step, 8 answers each
     max_new_tokens: int = 0  # longest answer, in training as in evaluation; 0: the stages' default
+
+    # How each is judged
+    val_limit: int = 0  # validation questions at each of --points, 8 answers each
     questions: tuple[str, ...] = ()  # test sets (eval.py --questions)
     limit: int = 0  # the first so many questions of each test set and items of each task; -1: all
     samples: int = 0  # answers per test question
     val_tokens: int = 0  # held-out tokens per source for bits per byte
+
+    # What the other plans vary
     sweep: tuple[float, ...] = (1 / 3, 1.0, 3.0)  # sweep: factors of the learning rates
-    factors: tuple[float, ...] = (1 / 3, 1.0, 2.0, 3.0)  # sharpening: of RL's learning rate
-    side_steps: int = 0  # rollouts, mixture, scale, seeds, demonstrations; sharpening at other rates: RL steps
-    shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
-    scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
+    factors: tuple[float, ...] = (1 / 3, 1.0, 2.0, 3.0)  # sharpening: factors of RL's learning rate
+    side_steps: int = 0  # RL steps of rollouts, mixture, scale, seeds, demonstrations, and of sharpening at other rates
     rollout_counts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
     bands: tuple[str, ...] = ("easy", "hard")  # rollouts: pass rates of the training questions (rl.py --band)
-    solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
+    shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
+    scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
     rl_seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # seeds: of RL, from the same pretraining run
+    solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
 
     @property
     def rates(self) -> dict[str, dict[str, float]]:
@@ -140,38 +164,65 @@ PAPER_RATES = {
 }
 
 
+# Flags that only one plan or one verb reads
+ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_counts": "rollouts", "bands": "rollouts",
+        "solved": "demonstrations", "rl_seeds": "seeds", "retry": "run", "format": "plan"}  # fmt: skip
+
+
 def resolve(config: Config) -> Config:
-    """Fill what was left to the budget. UserError for what no plan can do."""
+    """Fill what was left to the budget. UserError for what no plan can do, before hours are spent on its first part."""
+    others = {flag: name for flag, name in ONLY.items() if name not in (config.plan, config.command)}
+    cli.refuse_idle(config, {flag: f"outside of `{name}`" for flag, name in others.items()})
+    asked_t1 = config.points_t1
     paper = config.scale in ("olmo2-1b", "4b")
     config.budget = config.budget or ("smoke" if config.scale == "smoke" else "paper" if paper else "short")
     for name, value in BUDGETS[config.budget].items():
         setattr(config, name, getattr(config, name) or value)
+    config.points_t1 = asked_t1 or tuple(point for point in config.points_t1 if point in config.points)
     config.tokens = config.tokens or pretrain.PRESETS[config.scale]["tokens"]
     config.jobs = config.jobs or max(1, _cores() // max(1, config.threads))
-
-    def refuse_unless(right: bool, name: str, why: str) -> None:
+    names = list(SCALES)
+    config.scales = config.scales or tuple(dict.fromkeys((config.scale, names[max(0, names.index(config.scale) - 1)])))
+    for name, right, why in rules(config):
         if not right:
-            value = getattr(config, name)
-            words = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise UserError(f"--{name} {words}: {why}")
-
-    for name in ("recipes", "control_recipes"):
-        refuse_unless(set(getattr(config, name)) <= set(RECIPES), name, f"recipes are {', '.join(RECIPES)}")
-    refuse_unless(set(config.scales) <= set(SCALES), "scales", f"scales are {', '.join(SCALES)}")
-    for name in "jobs threads pool prompts rollouts rows average_rows val_limit samples side_steps".split():
-        refuse_unless(getattr(config, name) >= 1, name, "at least 1")
-    for name in ("points", "sft_points", "gold_points"):
-        steps = getattr(config, name)
-        rising = min(steps) >= 1 and list(steps) == sorted(set(steps))
-        refuse_unless(rising, name, "steps from 1 on, each larger than the one before")
-    once = len(set(config.seeds)) == len(config.seeds) and min(config.seeds) >= 0
-    refuse_unless(once, "seeds", "each once, none negative")
-    refuse_unless(all(0 < share < 1 for share in config.shares), "shares", "between 0 and 1")
-    for name in ("sweep", "factors"):
-        factors = getattr(config, name)
-        positive = len(factors) > 0 and all(0 < factor < math.inf for factor in factors)
-        refuse_unless(positive, name, "of a learning rate, above 0")
+            raise UserError(f"--{name} {_words(getattr(config, name))}".rstrip() + f": {why}")
+    integer_weights(parse_mix(config.mix) or {"": 1})
     return config
+
+
+def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
+    """(flag, is its value sound, what it has to be) of a config whose budget is filled in."""
+    for name in ("recipes", "control_recipes"):
+        yield name, set(getattr(c, name)) <= set(RECIPES), f"recipes are {', '.join(RECIPES)}"
+    for name in "jobs threads pool prompts rollouts rows average_rows val_limit samples side_steps".split():
+        yield name, getattr(c, name) >= 1, "at least 1"
+    for name in ("points", "sft_points", "gold_points"):
+        steps = getattr(c, name)
+        rising = min(steps) >= 1 and list(steps) == sorted(set(steps))
+        yield name, rising, "steps from 1 on, each larger than the one before"
+    yield "points_t1", set(c.points_t1) <= set(c.points), f"not all of them are among --points {_words(c.points)}"
+    for name in "seeds rl_seeds rollout_counts bands shares scales solved sweep factors".split():
+        values = getattr(c, name)
+        yield name, len(values) > 0 and len(set(values)) == len(values), "one or more values, each once"
+    yield "solved", min(c.solved) >= 1, "at least 1"
+    yield "shares", all(0 < share < 1 for share in c.shares), "between 0 and 1"
+    yield "scales", set(c.scales) <= set(SCALES), f"scales are {', '.join(SCALES)}"
+    bands = all(band in rl.BANDS or re.fullmatch(r"[\d.]+:[\d.]+", band) for band in c.bands)
+    yield "bands", bands, f"{', '.join(rl.BANDS)} or LOW:HIGH"
+    for name in ("sweep", "factors"):
+        yield name, all(0 < factor < math.inf for factor in getattr(c, name)), "of a learning rate, above 0"
+    context = SCALES[c.scale]["context"]
+    yield "max_new_tokens", c.max_new_tokens < context, f"less than the {context} tokens of {c.scale}'s context"
+    folder = Path(c.data) / "questions"
+    names = sorted(path.stem for path in folder.glob("*.jsonl")) or (list(SPLITS) if c.data == pretrain.WORLD else [])
+    if names:  # else the first cell says that the data are missing
+        known = all(name in names or name in HUB_QUESTIONS or Path(name).exists() for name in c.questions)
+        yield "questions", known, f"neither files nor among {', '.join([*names, *HUB_QUESTIONS])}"
+
+
+def _words(values) -> str:
+    """A value as a user types it."""
+    return " ".join(map(str, values)) if isinstance(values, tuple) else str(values)
 
 
 def _cores() -> int:

@@ -1,16 +1,6 @@
 """The cells of each plan, in the order of their worth: which recipes, from which checkpoints, with which seeds.
 
 What is finished when a run is stopped is a smaller study. Plans share OUT, and so the cells that they have in common.
-Beside the grid:
-
-    checkpoints     which ones to start from: OUT/checkpoints.json
-    sweep           learning rates: OUT/rates.json
-    sharpening      is it the order, the rate or the dose of RL?
-    rollouts        few against many answers a question, easy and hard
-    mixture         math share of pretraining
-    scale           two sizes at equal FLOPs
-    seeds           RL from the same checkpoint with other seeds
-    demonstrations  how many questions have a solution: where does RL overtake SFT?
 """
 
 import math
@@ -22,7 +12,7 @@ from excursion.choose import chosen_checkpoints, chosen_rates
 from excursion.config import Config
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
-from model import SCALES, config_of, train_flops
+from model import config_of, train_flops
 
 SWEEP_SEED = 0  # no seed of the study
 
@@ -131,8 +121,7 @@ def plan_mixture(b: Builder) -> None:
 
 def plan_scale(b: Builder) -> None:
     """Sizes at equal pretraining FLOPs, those of --scale for --tokens, judged at its end."""
-    c, names = b.config, list(SCALES)
-    scales = c.scales or (c.scale, names[max(0, names.index(c.scale) - 1)])
+    c = b.config
     cl100k = 100_352  # its size, without its download
     vocab = cl100k if c.budget == "paper" else load_tokenizer("world").padded_vocab_size
 
@@ -142,7 +131,7 @@ def plan_scale(b: Builder) -> None:
     flops = per_token(c.scale) * pretrain.parse_count(c.tokens)
     b.chosen, c.checkpoints, c.primary = {}, "auto", ""  # of --scale alone
     for seed in c.seeds:
-        for scale in scales:
+        for scale in c.scales:
             tokens = f"{flops / per_token(scale) / 1e3:.0f}k"
             last = b.pretrain(seed, scale=scale, tokens=tokens, variant={"size": scale})[-1]
             for recipe in ("base", "base_0shot", "rl"):

@@ -514,7 +514,17 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(checkpoints="2M,4M", primary="3M"), "--primary 3M"),
         (dict(factors=(0.0,)), "--factors"),
         (dict(sweep=(1.0, float("nan"))), "--sweep"),
-        (dict(factors=()), "--factors"),
+        (dict(factors=()), "--factors: one or more"),
+        (dict(plan="rollouts", bands=("medium",)), "--bands medium: easy, hard"),
+        (dict(plan="rollouts", rollout_counts=(5, 5)), "--rollout_counts 5 5"),
+        (dict(plan="seeds", rl_seeds=()), "--rl_seeds: one or more"),
+        (dict(plan="scale", scales=("micro", "tiny")), "--scales micro tiny"),
+        (dict(plan="demonstrations", solved=(0,)), "--solved 0: at least 1"),
+        (dict(rollout_counts=(4, 8)), "--rollout_counts has no effect outside of `rollouts`"),
+        (dict(points_t1=(7,)), "--points_t1 7: not all of them are among --points 16 40"),
+        (dict(questions=("test_esay",)), "--questions test_esay: neither files nor among"),
+        (dict(max_new_tokens=300), "less than the 256 tokens of micro's context"),
+        (dict(mix="general=0.6,math"), "--mix"),
     ]:
         with pytest.raises(UserError, match=match) as error:
             make_plan(make_config(tmp_path, scale="micro", **flags))
