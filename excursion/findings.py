@@ -1,17 +1,6 @@
 """What became of the paper's findings 1 to 5: contrasts of records, their intervals, verdicts. (6 to 8: plan_findings.py.)
 
-A finding is a list of *primary* contrasts, each with a stated direction, and others that stand beside them. Intervals are 95%,
-small-sample (stats.py), paired by question and seed. Holm's correction over the primary contrasts of a finding keeps the
-chance of any wrong verdict in it at 5%. A contrast is
-
-    shown          significantly on the paper's side
-    contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
-                   less than a named margin: alike is a contradiction there
-    unclear        neither: its interval says how large the effect may be, and "visible" how large it had to be to be seen
-                   in four of five such studies
-    not run        records are missing; the line says which
-
-"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant.
+What a claim is, and when it is shown or contradicted: claims.py.
 
 One *start* per comparison, named before the runs: the base with worked examples, as in the paper. The same against the
 0-shot base, from which training begins, stands beside it. No test question chooses a start, a step or a checkpoint.
@@ -26,72 +15,95 @@ from excursion.records import Entry, Questions, general_bits, million, task_item
 from excursion.stats import ratio
 
 # Margins and rules, named before the runs
-MATCH = 0.05  # pass rates within this are alike: the paper calls up to 1.1 points at 20 B tokens and later a match, 10.7 at 10 B not
-ADVANTAGE = (
-    0.02  # an advantage over a control that is certainly smaller than this is none: the paper's is 5 to 10 points
-)
+
+# Pass rates within this are alike: the paper calls up to 1.1 points at 20 B tokens and later a match, 10.7 at 10 B not
+MATCH = 0.05
+# An advantage over a control that is certainly smaller than this is none: the paper's is 5 to 10 points
+ADVANTAGE = 0.02
 UNCHANGED = 0.01  # accuracy on general tasks: the paper's RL moves it "by well under one point"
 BITS = 0.01  # bits per byte of general text, about 3%: half of what SFT to its end costs at micro scale
-EARLY = (
-    0.02  # finding 1 is judged at the first checkpoint whose 0-shot validation pass@1 is this (the paper's base: 2%)
-)
+# Finding 1 is judged at the first checkpoint whose 0-shot validation pass@1 is this (the paper's base: 2%)
+EARLY = 0.02
 TIMES = 4.0  # finding 1: RL's pass@1 over the base's with examples (the paper: 8 at 6 to 10 B tokens, 3.7 at 44 B)
-PAPER_GAIN = (
-    3.65  # finding 3a: expansion is judged at the step where validation pass@1 has grown by this (44 B: the least)
-)
+# Finding 3a: expansion is judged at the step where validation pass@1 has grown by this factor (the paper at 44 B: its least)
+PAPER_GAIN = 3.65
 PAPER_DOSE = 320  # sampled answers per training question: 32 in each of 10 epochs
 BELOW = " Below that dose this finding can be shown, not contradicted."
 
+# The findings in the summary of a report
+NAMES = {
+    "1": "RL works early",
+    "2": "RL beats SFT late",
+    "3a": "expansion by RL",
+    "3b": "sharpening by RL after SFT",
+    "3c": "the order decides",
+    "4": "SFT costs general capability, by tasks",
+    "4 by text": "the same cost by text",
+    "5": "averaging is best",
+    "6": "mixture over scale",
+    "7": "early seeds are brittle",
+    "8": "few or many rollouts",
+}
+OF_GRID = ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5")
+
 
 class Contrasts:
-    """Claims about a grid."""
+    """The claims about a grid, and the findings that they make: one() to five()."""
 
     def __init__(self, g: Grid, entries: list[Entry]):
         self.g, self.entries = g, entries
         self.right = Questions(g.k)
         self.process = Questions(g.k, "c_process")
-        self.judged = bool(g.entries) and all(
-            self.process(e) is not None for e in g.entries
-        )  # process-right everywhere
-        self.best = self.process if self.judged else self.right  # the primary measure: free of luck where it can be
+        # is process-right known of every model? It is then the primary measure, being free of luck
+        self.judged = bool(g.entries) and all(self.process(e) is not None for e in g.entries)
+        self.best = self.process if self.judged else self.right
 
     def both(self) -> list[tuple[Questions, bool]]:
         """(measure, does it count): process-right where it can be judged, with plain pass@k beside."""
         return [(self.process, True), (self.right, False)] if self.judged else [(self.right, True)]
 
-    def of(self, a: str, b: str, measure, tokens: int | None = None, step=None, step_b=None) -> Contrast | None:
-        """a − b at a checkpoint, or the mean over all checkpoints that have both; each where its run is stopped, or at a step
-        or the "end"."""
+    def of(self, a: str, b: str, measure, tokens: int | None = None, step: int | str | None = None) -> Contrast | None:
+        """a − b at a checkpoint, or the mean over all checkpoints that have both. Each model is that at which its run is
+        stopped; step: a's at that step; "end": those at the ends of both runs."""
         if tokens is None:
-            return mean_of([self.of(a, b, measure, t, step, step_b) for t in self.g.tokens])
+            return mean_of([self.of(a, b, measure, t, step) for t in self.g.tokens])
+        step_b = "end" if step == "end" else None
         return contrast([(1, self.g.models(a, tokens, step)), (-1, self.g.models(b, tokens, step_b))], measure)
 
     def minus(
-        self, a: str, b: str, measure, what: str, wanted: str, margin=0.0, at=None, step=None, step_b=None, **more
+        self, a: str, b: str, measure, wanted: str, margin: float = 0.0, what: str = "", at=None, step=None, **more
     ) -> Claim:
-        place = "" if at is None else f", {million(at)}"
+        """The claim that a − b is "above", "below" or "alike". what: names the measure; at: a checkpoint; more: of Claim."""
+        text = f"{what or measure.name}: {label(a)} − {label(b)}" + ("" if at is None else f", {million(at)}")
         needs = f"{label(a)} and {label(b)} at one checkpoint with one seed"
-        c = self.of(a, b, measure, at, step, step_b)
-        return claim(c, f"{what}: {label(a)} − {label(b)}{place}", wanted, margin, at=at, needs=needs, **more)
+        return claim(self.of(a, b, measure, at, step), text, wanted, margin, at=at, needs=needs, **more)
 
-    def each(self, a: str, b: str, measure, what: str, wanted: str, margin: float = 0.0, **more) -> list[Claim]:
+    def beside(self, *args, **more) -> Claim:
+        """The same, beside the verdict."""
+        return self.minus(*args, counts=False, **more)
+
+    def each(self, a: str, b: str, measure, wanted: str) -> list[Claim]:
         """The same at each checkpoint, beside the verdict."""
-        if len(self.g.tokens) < 2:
-            return []
-        return [self.minus(a, b, measure, what, wanted, margin, t, counts=False, **more) for t in self.g.tokens]
+        return [self.beside(a, b, measure, wanted, at=t) for t in self.g.tokens if len(self.g.tokens) > 1]
 
-    def dose(self, recipe: str, tokens: int | None = None) -> float:
-        """Smallest number of sampled answers per training question at the end of a run; nan if unknown."""
-        places = self.g.tokens if tokens is None else [tokens]
-        found = [e.dose for t in places for e in self.g.models(recipe, t, "end").values()]
-        return float(np.nanmin(found)) if found and not np.isnan(found).all() else float("nan")
+    def by_fact(self, a: str, b: str, wanted: str) -> list[Claim]:
+        """The same for the questions that hinge on a fact, and for the others, beside the verdict."""
+        fact, plain = (Questions(self.g.k, self.best.key, only=only) for only in ("fact", "plain"))
+        if all(fact(e) is None for e in self.g.entries):
+            return []
+        return [c for c in (self.beside(a, b, m, wanted) for m in (fact, plain)) if c.x is not None]
 
     def dose_note(self, recipe: str, tokens: int | None = None) -> list[str]:
-        dose = self.dose(recipe, tokens)
-        if np.isnan(dose) or dose >= 0.95 * PAPER_DOSE:
+        """Says so where a recipe saw fewer sampled answers per training question than the paper's, at a checkpoint or at any."""
+        places = self.g.tokens if tokens is None else [tokens]
+        doses = [e.dose for t in places for e in self.g.models(recipe, t, "end").values()]
+        dose = min((dose for dose in doses if not np.isnan(dose)), default=PAPER_DOSE)
+        if dose >= 0.95 * PAPER_DOSE:
             return []
         return [f"Dose: {label(recipe)} saw {dose:.0f} sampled answers per training question, the paper {PAPER_DOSE}."]
 
+    # -----------------------------------------------------------------------------------------------------------------
+    # 1 and 2: where in pretraining RL works, and how it compares with SFT
     # -----------------------------------------------------------------------------------------------------------------
 
     def early(self) -> int:
@@ -109,7 +121,7 @@ class Contrasts:
         return self.g.tokens[0]
 
     def times(self, base: str, tokens: int, measure: Questions, counts: bool) -> Claim:
-        """RL against TIMES × a base, with the factor itself."""
+        """The claim that RL has TIMES the pass@1 of a base; shown is the factor itself."""
         rl, start = self.g.models("rl", tokens), self.g.models(base, tokens)
         c = contrast([(1, rl), (-TIMES, start)], measure)
         text = f"{measure.name}: {label('rl')} / {label(base)}, {million(tokens)}"
@@ -126,36 +138,44 @@ class Contrasts:
 
     def one(self) -> Finding:
         at = self.early()
-        pass1 = [(m.at(1), True) for m, _ in self.both()]
-        claims = [self.times("base", at, m, True) for m, _ in pass1]
-        claims += [self.times("base_0shot", at, m, False) for m, _ in pass1]
+        pass1 = [m.at(1) for m, _ in self.both()]
+        claims = [self.times("base", at, m, True) for m in pass1]
+        claims += [self.times("base_0shot", at, m, False) for m in pass1]
         claims += [self.times("base", t, self.best.at(1), False) for t in self.g.tokens if t != at]
         notes = self.dose_note("rl", at)
         if notes and claims[0].x is not None:
             notes[0] += BELOW
-        return Finding("1", f"RL works early: pass@1 at least ×{TIMES:g} at {million(at)} tokens", claims, notes=notes,
-                       needs="plan grid: base with examples and RL from base at an early checkpoint")  # fmt: skip
+        title = f"RL works early: pass@1 at least ×{TIMES:g} at {million(at)} tokens"
+        needs = "plan grid: base with examples and RL from base at an early checkpoint"
+        return Finding("1", title, claims, notes=notes, needs=needs)
 
     def two(self) -> Finding:
-        g, at, k8 = self.g, self.g.tokens[-1], min(8, self.g.k)
+        at, k8, k, pass1 = self.g.tokens[-1], min(8, self.g.k), self.g.k, Questions(1)
         claims = [
-            self.minus("rl", "sft", Questions(1), "pass@1", "above", at=at),
-            self.minus("rl", "sft_rl", Questions(1), "pass@1", "alike", MATCH, at=at),
-            *(self.minus("gold", "rl", self.best.at(k), self.best.at(k).name, "above", at=at) for k in (k8, g.k)),
-            self.minus("rl", "sft_converged", Questions(1), "pass@1", "above", at=at, counts=False),
+            self.minus("rl", "sft", pass1, "above", at=at),
+            self.minus("rl", "sft_rl", pass1, "alike", MATCH, at=at),
+            self.minus("gold", "rl", self.best.at(k8), "above", at=at),
+            self.minus("gold", "rl", self.best.at(k), "above", at=at),
+            self.beside("rl", "sft_converged", pass1, "above", at=at),
+            *self.each("rl", "sft", pass1, "above"),
+            *self.each("gold", "rl", self.best, "above"),
         ]
-        claims += self.each("rl", "sft", Questions(1), "pass@1", "above")
-        claims += self.each("gold", "rl", self.best, self.best.name, "above")
-        return Finding("2", f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1; Gold beats "
-                            f"it by pass@{k8} and pass@{g.k}", claims, notes=self.dose_note("rl", at),
-                       needs="plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint")  # fmt: skip
+        title = (
+            f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1; Gold beats it by "
+            f"pass@{k8} and pass@{k}"
+        )
+        needs = "plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint"
+        return Finding("2", title, claims, notes=self.dose_note("rl", at), needs=needs)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # 3: expansion, sharpening, order
+    # -----------------------------------------------------------------------------------------------------------------
 
     def expansion_step(self, tokens: int) -> int | None:
         """The first judged step of RL from base at which validation pass@1 has grown by PAPER_GAIN; else the last."""
         steps = [s for s in self.g.steps("rl", tokens) if s > 0]
-        curves = [
-            np.array(e.curve("val_pass@1")) for e in self.g.models("rl", tokens).values() if e.curve("val_pass@1")
-        ]
+        curves = [np.array(e.curve("val_pass@1")) for e in self.g.models("rl", tokens).values()]
+        curves = [curve for curve in curves if len(curve)]
         for step in steps:
             now = [np.interp(step, *c.T) for c in curves]
             if curves and np.mean(now) >= PAPER_GAIN * np.mean([c[0, 1] for c in curves]) > 0:
@@ -163,31 +183,27 @@ class Contrasts:
         return steps[-1] if steps else None
 
     def three_a(self) -> Finding:
-        g, claims = self.g, []
-        steps = {t: self.expansion_step(t) for t in g.tokens}
+        steps = {t: self.expansion_step(t) for t in self.g.tokens}
+        places = [t for t in self.g.tokens if steps[t] is not None]
 
         def rise(base: str, m: Questions, counts: bool, at: int | None = None) -> Claim:
-            places = [at] if at else [t for t in g.tokens if steps[t] is not None]
-            c = mean_of([self.of("rl", base, m, t, steps[t]) for t in places])
+            c = mean_of([self.of("rl", base, m, t, steps[t]) for t in ([at] if at else places)])
             where = f", {million(at)}, step {steps[at]}" if at else ""
-            return claim(c, f"{m.name}: {label('rl')} − {label(base)}{where}", "above", counts=counts, at=at,
-                         needs=f"{label('rl')} and {label(base)} at one checkpoint")  # fmt: skip
+            needs = f"{label('rl')} and {label(base)} at one checkpoint"
+            return claim(
+                c, f"{m.name}: {label('rl')} − {label(base)}{where}", "above", counts=counts, at=at, needs=needs
+            )
 
-        for m, counts in self.both():
-            claims.append(rise("base", m, counts))
-        claims.append(rise("base", self.best.at(1), True))
-        claims += [rise("base_0shot", m, False) for m, _ in self.both()]
-        if len(g.tokens) > 1:
-            claims += [rise("base", self.best, False, t) for t in g.tokens if steps[t] is not None]
-        claims += self.by_fact("rl", "base", "above")
-        return Finding("3a", f"Expansion: RL from base raises pass@1 and pass@{g.k}", claims, notes=self.dose_note("rl"),
-                       needs="plan grid: base with examples and RL from base")  # fmt: skip
-
-    def by_fact(self, a: str, b: str, wanted: str) -> list[Claim]:
-        found = [Questions(self.g.k, self.best.key, only=only) for only in ("fact", "plain")]
-        if all(found[0](e) is None for e in self.g.entries):
-            return []
-        return [c for c in (self.minus(a, b, m, m.name, wanted, counts=False) for m in found) if c.x is not None]
+        claims = [
+            *(rise("base", m, counts) for m, counts in self.both()),
+            rise("base", self.best.at(1), True),
+            *(rise("base_0shot", m, False) for m, _ in self.both()),
+            *(rise("base", self.best, False, t) for t in places if len(self.g.tokens) > 1),
+            *self.by_fact("rl", "base", "above"),
+        ]
+        title = f"Expansion: RL from base raises pass@1 and pass@{self.g.k}"
+        needs = "plan grid: base with examples and RL from base"
+        return Finding("3a", title, claims, notes=self.dose_note("rl"), needs=needs)
 
     def paper_setting(self, measure) -> Contrast | None:
         """RL after SFT at the paper's relative rate, against the very model that it started from."""
@@ -200,100 +216,103 @@ class Contrasts:
         return mean_of(found)
 
     def three_b(self) -> Finding:
-        g, claims = self.g, []
         notes = [note + BELOW for note in self.dose_note("sft_rl")]
+        pairs, claims = [("sft_rl", "sft"), ("sft_converged_rl", "sft_converged")], []
         for m, counts in self.both():
-            claims.append(self.minus("sft_rl", "sft", m, f"{m.name}, our rate, end of RL", "below", step="end", counts=counts,
-                                     settles=not notes))  # fmt: skip
-            claims.append(claim(self.paper_setting(m), f"{m.name}, the paper's rate, end of RL: RL after SFT − its start", "below",
-                                counts=counts, needs="the cell of plan sharpening that is marked as the paper's"))  # fmt: skip
-        claims.append(
-            self.minus("sft_rl", "sft", self.best, f"{self.best.name}, stopped on validation", "below", counts=False)
-        )
-        claims.append(self.minus("sft_rl", "sft", self.best.at(1), self.best.at(1).name, "above", counts=False))
+            what, settles = f"{m.name}, our rate, end of RL", not notes
+            claims.append(self.minus(*pairs[0], m, "below", what=what, step="end", counts=counts, settles=settles))
+            what = f"{m.name}, the paper's rate, end of RL: RL after SFT − its start"
+            needs = "the cell of plan sharpening that is marked as the paper's"
+            claims.append(claim(self.paper_setting(m), what, "below", counts=counts, needs=needs))
         claims += [
-            self.minus("sft_converged_rl", "sft_converged", m, m.name, "below", counts=False) for m, _ in self.both()
+            self.beside(*pairs[0], self.best, "below", what=f"{self.best.name}, stopped on validation"),
+            self.beside(*pairs[0], self.best.at(1), "above"),
+            *(self.beside(*pairs[1], m, "below") for m, _ in self.both()),
+            self.beside("gold_rl", "gold", self.best, "below"),
+            *(c for pair in pairs for c in self.each(*pair, self.best, "below")),
+            *self.by_fact(*pairs[0], "below"),
         ]
-        claims.append(self.minus("gold_rl", "gold", self.best, self.best.name, "below", counts=False))
-        for a, b in (("sft_rl", "sft"), ("sft_converged_rl", "sft_converged")):
-            claims += self.each(a, b, self.best, self.best.name, "below")
-        claims += self.by_fact("sft_rl", "sft", "below")
-        return Finding("3b", f"Sharpening: RL after SFT lowers pass@{g.k}, at our rate and dose or at the paper's relative rate",
-                       claims, any_of=True, notes=notes, needs="plan grid: SFT and RL after SFT; plan sharpening")  # fmt: skip
+        title = f"Sharpening: RL after SFT lowers pass@{self.g.k}, at our rate and dose or at the paper's relative rate"
+        needs = "plan grid: SFT and RL after SFT; plan sharpening"
+        return Finding("3b", title, claims, any_of=True, notes=notes, needs=needs)
 
     def three_c(self) -> Finding:
         g, claims = self.g, []
+        needs = "trajectories of RL from base and RL after SFT (two or more judged steps each) whose ranges of pass@1 overlap"
         for m, counts in self.both():
             found = {t: at_equal_pass1(runs(g, "rl", t), runs(g, "sft_rl", t), m) for t in g.tokens}
-            what = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}"
-            claims.append(claim(mean_of(list(found.values())), what, "above", counts=counts, small=ADVANTAGE,
-                                needs="trajectories of RL from base and RL after SFT (two or more judged steps each) whose ranges "
-                                      "of pass@1 overlap"))  # fmt: skip
-            if counts and len(g.tokens) > 1:
-                claims += [
-                    claim(c, f"{what}, {million(t)}", "above", at=t, counts=False, small=ADVANTAGE)
-                    for t, c in found.items()
-                ]
-        return Finding("3c", f"Order: at equal pass@1, RL from base has the higher pass@{g.k} than RL after SFT", claims,
-                       needs="plan grid with judged steps (--points): RL from base and RL after SFT")  # fmt: skip
+            what, small = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}", ADVANTAGE
+            claims.append(claim(mean_of(list(found.values())), what, "above", counts=counts, small=small, needs=needs))
+            for t, c in found.items() if counts and len(g.tokens) > 1 else ():
+                claims.append(claim(c, f"{what}, {million(t)}", "above", at=t, counts=False, small=small))
+        title = f"Order: at equal pass@1, RL from base has the higher pass@{g.k} than RL after SFT"
+        needs = "plan grid with judged steps (--points): RL from base and RL after SFT"
+        return Finding("3c", title, claims, needs=needs)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # 4 and 5: what it costs, and whether averaging is best
+    # -----------------------------------------------------------------------------------------------------------------
 
     def four(self) -> list[Finding]:
         base = "base" if self.g.has("base") else "base_0shot"
-        what, found = "accuracy on general tasks", []
-        claims = [
-            self.minus("sft_converged", base, task_items, what, "below"),
-            self.minus("rl", base, task_items, what, "alike", UNCHANGED),
-            self.minus("sft", base, task_items, what, "below", counts=False),
-            self.minus("gold", base, task_items, what, "below", counts=False),
-            self.minus("sft_rl", base, task_items, what, "below", counts=False),
-            self.minus("parallel", base, task_items, what, "alike", UNCHANGED, counts=False),
+
+        def tasks(recipe: str, wanted: str, counts: bool = False) -> Claim:
+            margin, what = UNCHANGED if wanted == "alike" else 0.0, "accuracy on general tasks"
+            return self.minus(recipe, base, task_items, wanted, margin, what, counts=counts)
+
+        def text(recipe: str, wanted: str, counts: bool = False, than: str = base) -> Claim:
+            margin, what = BITS if wanted == "alike" else 0.0, "bits per byte of general text (more is worse)"
+            return self.minus(recipe, than, general_bits, wanted, margin, what, counts=counts, unit="bits")
+
+        by_tasks = [
+            tasks("sft_converged", "below", counts=True),
+            tasks("rl", "alike", counts=True),
+            tasks("sft", "below"),
+            tasks("gold", "below"),
+            tasks("sft_rl", "below"),
+            tasks("parallel", "alike"),
         ]
+        by_text = [
+            text("sft_converged", "above", counts=True),
+            text("rl", "alike", counts=True),
+            text("sft_converged", "above", than="rl"),
+            text("sft", "above"),
+            text("parallel", "alike"),
+        ]
+        title = "SFT costs general capability and RL does not, by accuracy on general tasks"
         needs = "plan grid: base, RL from base and SFT to the end, with general tasks"
-        found.append(
-            Finding(
-                "4", "SFT costs general capability and RL does not, by accuracy on general tasks", claims, needs=needs
-            )
-        )
-        what, bits = "bits per byte of general text (more is worse)", general_bits
-        claims = [
-            self.minus("sft_converged", base, bits, what, "above", unit="bits"),
-            self.minus("rl", base, bits, what, "alike", BITS, unit="bits"),
-            self.minus("sft_converged", "rl", bits, what, "above", unit="bits", counts=False),
-            self.minus("sft", base, bits, what, "above", unit="bits", counts=False),
-            self.minus("parallel", base, bits, what, "alike", BITS, unit="bits", counts=False),
+        return [
+            Finding("4", title, by_tasks, needs=needs),
+            Finding("4 by text", "The same by bits per byte of general text", by_text, needs=f"{needs} and text"),
         ]
-        found.append(
-            Finding("4 by text", "The same by bits per byte of general text", claims, needs=needs + " and text")
-        )
-        return found
 
     def five(self) -> Finding:
-        g, claims, notes = self.g, [], [note + BELOW for note in self.dose_note("parallel")]
-        settles = not notes
+        g, claims, best = self.g, [], self.best
+        notes = [note + BELOW for note in self.dose_note("parallel")]
         rivals, controls = ["sft", "rl", "sft_rl"], ["sft_dose", "rl_dose", "sft_dose_rl"]
+        others = [r for r in ("sft_converged", "soup", "combined", "interleaved") if g.has(r)]
         for m, counts in self.both():
-            claims += [self.minus("parallel", r, m, m.name, "above", counts=counts, settles=settles) for r in rivals]
+            more = dict(settles=not notes)
+            claims += [self.minus("parallel", r, m, "above", counts=counts, **more) for r in rivals]
             # alike with SFT alone as long and as hot as inside averaging: then it is the dose, not the averaging
-            for control in controls:
-                claims.append(self.minus("parallel", control, m, f"{m.name}, control", "above", small=ADVANTAGE,
-                                         counts=counts and control == "sft_dose", settles=settles))  # fmt: skip
-        claims += [self.minus("parallel", r, self.best, self.best.name, "above", counts=False)
-                   for r in ("sft_converged", "soup", "combined", "interleaved") if g.has(r)]  # fmt: skip
-        for r in ("rl", "sft_rl", "sft_dose"):  # at the paper's dose exactly
-            claims.append(self.minus("parallel", r, self.best, f"{self.best.name}, ends of both", "above", counts=False, step="end",
-                                     step_b="end"))  # fmt: skip
+            more |= dict(what=f"{m.name}, control", small=ADVANTAGE)
+            claims += [
+                self.minus("parallel", r, m, "above", counts=counts and r == "sft_dose", **more) for r in controls
+            ]
         claims += [
-            self.minus("parallel_paper", r, self.best, self.best.name, "above", counts=False)
-            for r in (*rivals, "parallel")
-        ]
-        claims.append(
-            self.minus("parallel", "rl", self.best.at(1), f"{self.best.at(1).name} (given up)", "below", counts=False)
+            *(self.beside("parallel", r, best, "above") for r in others),
+            *(self.beside("parallel", r, best, "above", what=f"{best.name}, ends of both", step="end")
+              for r in ("rl", "sft_rl", "sft_dose")),  # at the paper's dose exactly
+            *(self.beside("parallel_paper", r, best, "above") for r in (*rivals, "parallel")),
+            self.beside("parallel", "rl", best.at(1), "below", what=f"{best.at(1).name} (given up)"),
+            *(c for r in (*rivals, *controls) for c in self.each("parallel", r, best, "above")),
+        ]  # fmt: skip
+        title = (
+            f"Averaging has the best pass@{g.k} of the recipes that see at most one solution a question, more than SFT alone "
+            "at its dose"
         )
-        for rival in (*rivals, *controls):
-            claims += self.each("parallel", rival, self.best, self.best.name, "above")
-        return Finding("5", f"Averaging has the best pass@{g.k} of the recipes that see at most one solution a question, more than "
-                            "SFT alone at its dose", claims, notes=notes,
-                       needs="plan grid: averaging, SFT, RL from base, RL after SFT and the dose controls")  # fmt: skip
+        needs = "plan grid: averaging, SFT, RL from base, RL after SFT and the dose controls"
+        return Finding("5", title, claims, notes=notes, needs=needs)
 
     def all(self) -> list[Finding]:
         return [self.one(), self.two(), self.three_a(), self.three_b(), self.three_c(), *self.four(), self.five()]
@@ -303,15 +322,5 @@ def grid_findings(entries: list[Entry]) -> list[Finding]:
     """Findings 1 to 5 of the paper, from the entries of the grid; without any, "not run"."""
     g = Grid([e for e in entries if not e.variant])
     if not g.tokens:
-        titles = {
-            "1": "RL works early",
-            "2": "Late, RL from base beats SFT and matches RL after SFT; Gold beats RL",
-            "3a": "Expansion: RL from base raises pass@1 and pass@32",
-            "3b": "Sharpening: RL after SFT lowers pass@32",
-            "3c": "Order: at equal pass@1, RL from base has the higher pass@32 than RL after SFT",
-            "4": "SFT costs general capability and RL does not, by accuracy on general tasks",
-            "4 by text": "The same by bits per byte of general text",
-            "5": "Averaging has the best pass@32",
-        }
-        return [Finding(n, text, needs="plan grid") for n, text in titles.items()]
+        return [Finding(number, NAMES[number], needs="plan grid") for number in OF_GRID]
     return Contrasts(g, entries).all()

@@ -20,7 +20,7 @@ from excursion import figures as draw
 from excursion.claims import Finding, listed
 from excursion.contrasts import Grid, by_variant, judged_alike, trajectory
 from excursion.figures import plt
-from excursion.findings import Contrasts
+from excursion.findings import NAMES, Contrasts
 from excursion.plan_findings import all_findings, questions
 from excursion.recipes import RECIPES, label
 from excursion.records import Entry, Questions, load, million
@@ -29,11 +29,6 @@ from files import write_text
 
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
-NAMES = {"1": "RL works early", "2": "RL beats SFT late", "3a": "expansion by RL", "3b": "sharpening by RL after SFT",
-         "3c": "the order decides", "4": "SFT costs general capability, by tasks", "4 by text": "the same cost by text",
-         "5": "averaging is best", "6": "mixture over scale", "7": "early seeds are brittle",
-         "8": "few or many rollouts"}  # fmt: skip
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A document that is markdown and HTML at once
 # ---------------------------------------------------------------------------------------------------------------------
