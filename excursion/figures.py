@@ -1,6 +1,7 @@
 """Figures of the report. One panel a figure, so that a page can put them side by side or below each other.
 
-Every point stands at its own x. Bars are the 95% small-sample intervals of stats.py. Lines are named at their ends.
+A function draws one figure from records and returns it, or None where there is nothing to draw; report.py says where each stands.
+Bars are the 95% small-sample intervals of stats.py. Lines are named at their ends.
 """
 
 import os
@@ -12,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend t
 import numpy as np  # noqa: E402
 
 from excursion.claims import Claim  # noqa: E402
-from excursion.contrasts import Grid, by_variant, combine, contrast, models, trajectory  # noqa: E402
+from excursion.contrasts import Grid, by_variant, contrast, models, trajectory  # noqa: E402
 from excursion.plan_findings import stage_flops  # noqa: E402
 from excursion.recipes import RECIPES, label  # noqa: E402
 from excursion.records import Entry, Questions, million  # noqa: E402
@@ -29,12 +30,33 @@ MARKS = {"shown": "#009E73", "contradicted": "#D55E00", "unclear": "#777777", "n
 RAMP = ["#9ecae1", "#4292c6", "#08519c", "#08306b", "#000000"]  # rates, from low to high
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^v>P"
+ALONG = ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl")  # recipes whose steps are drawn, at most five lines
 
 
 def panel(title: str, xlabel: str, size=SIZE):
     figure, ax = plt.subplots(figsize=size)
     ax.set(title=title, xlabel=xlabel)
     return figure, ax
+
+
+def recipe_line(
+    ax, recipe: str, x: list[float], points: list[Estimate], scale: float = 100.0
+) -> tuple[str, str, float]:
+    """A recipe's line in its own look, with bars; (name, colour, last value), as end_labels wants it."""
+    colour, marker, line, filled = RECIPES[recipe].look
+    y = [scale * p.mean for p in points]
+    ax.errorbar(x, y, bars(points, scale), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker),
+                mfc=colour if filled else "white", capsize=2.5, elinewidth=1)  # fmt: skip
+    return label(recipe), colour, y[-1]
+
+
+def named(figure, ax, ends: list[tuple[str, str, float]]):
+    """The figure with its lines named; None, and it is closed, where it has no line."""
+    if not ends:
+        plt.close(figure)
+        return None
+    end_labels(ax, ends)
+    return figure
 
 
 def unit_of(values: list[float]) -> tuple[float, str]:
@@ -98,6 +120,11 @@ def own_range(ax, points: list[Estimate], from_zero: bool) -> None:
     ax.set_ylim(0 if from_zero else max(0, low - pad), min(101, high + pad))
 
 
+def spent(g: Grid, recipe: str, tokens: int) -> float:
+    """Mean FLOPs of a recipe's models, pretraining included; nan if any is unknown (of imported weights)."""
+    return float(np.mean([e.record["flops"] for e in g.models(recipe, tokens).values()]))
+
+
 def figure_lines(
     g: Grid, recipes: list[str], measure: Questions, title: str, flops: bool = False, process: bool = False
 ):
@@ -107,47 +134,29 @@ def figure_lines(
     figure, ax = panel(title, "FLOPs, pretraining and everything after it" if flops else f"pretraining tokens, {unit}")
     drawn, ends, floors = [], [], {}
     for recipe in recipes:
-        found = [(t, g.level(recipe, t, measure)) for t in g.tokens]
-        found = [(t, c.estimate()) for t, c in found if c is not None]
-        if flops:  # unknown ones, of imported weights, are not drawn
-            found = [
-                (t, p) for t, p in found if all(np.isfinite(e.record["flops"]) for e in g.models(recipe, t).values())
-            ]
-        if not found:
+        levels = {t: g.level(recipe, t, measure) for t in g.tokens}
+        x = {t: spent(g, recipe, t) if flops else t / scale for t, c in levels.items() if c is not None}
+        x = {t: at for t, at in x.items() if np.isfinite(at)}
+        if not x:
             continue
-        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
-        x = [
-            np.mean([e.record["flops"] for e in g.models(recipe, t).values()]) if flops else t / scale for t, _ in found
-        ]
-        points = [p for _, p in found]
-        y = [100 * p.mean for p in points]
-        ax.errorbar(x, y, bars(points), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker),
-                    mfc=colour if filled else "white", capsize=2.5, elinewidth=1)  # fmt: skip
-        if process:
-            right = [
-                (xi, g.level(recipe, t, Questions(measure.k, "c_process"))) for xi, (t, _) in zip(x, found, strict=True)
-            ]
-            ax.plot(
-                [xi for xi, _ in right],
-                [100 * c.values.mean() for _, c in right],
-                color=colour,
-                ls=(0, (1, 1.5)),
-                lw=1.1,
-            )
+        points = [levels[t].estimate() for t in x]
         drawn += points
-        ends.append((name, colour, y[-1]))
-        for t, _ in found:
+        ends.append(recipe_line(ax, recipe, list(x.values()), points))
+        if process:
+            right = [100 * g.level(recipe, t, Questions(measure.k, "c_process")).values.mean() for t in x]
+            ax.plot(list(x.values()), right, color=RECIPES[recipe].look[0], ls=(0, (1, 1.5)), lw=1.1)
+        for t in x:
             known = [f for f in (e.floor(measure.k) for e in g.models(recipe, t).values()) if f is not None]
             floors[t] = max([floors.get(t, 0.0), *known]) if known else floors.get(t)
-    own_range(ax, drawn, measure.k == 1)
+    if drawn:
+        own_range(ax, drawn, measure.k == 1)
     if flops:
         ax.set_xscale("log")
     else:
         token_axis(ax, g.tokens, scale)
         shade_floor(ax, {t / scale: 100 * f for t, f in floors.items() if f is not None})
     ax.set_ylabel("%")
-    end_labels(ax, ends)
-    return figure
+    return named(figure, ax, ends)
 
 
 def shade_floor(ax, floors: dict[float, float]) -> None:
@@ -155,22 +164,13 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
     if not floors:
         return
     x, y = np.array(sorted(floors.items())).T
-    low, high = ax.get_ylim()
+    (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
+    place, text = 0.015, f"guess floor: {y.max():.1f}% at most, below this range"
     if y.max() > low:
-        x, y = np.r_[ax.get_xlim()[0], x, ax.get_xlim()[1]], np.r_[y[0], y, y[-1]]
-        ax.fill_between(x, low, y, color="#999999", alpha=0.35, lw=0, zorder=0)
-        ax.text(
-            0.015,
-            min(0.9, (y[0] - low) / (high - low) + 0.012),
-            "guess floor",
-            transform=ax.transAxes,
-            fontsize=8.5,
-            color="#555555",
-        )
-        ax.set_ylim(low, high)
-    else:
-        ax.text(0.015, 0.015, f"guess floor: {y.max():.1f}% at most, below this range", transform=ax.transAxes, fontsize=8.5,
-                color="#555555")  # fmt: skip
+        ax.fill_between(np.r_[left, x, right], low, np.r_[y[0], y, y[-1]], color="#999999", alpha=0.35, lw=0, zorder=0)
+        place, text = min(0.9, (y[0] - low) / (high - low) + 0.012), "guess floor"
+    ax.text(0.015, place, text, transform=ax.transAxes, fontsize=8.5, color="#555555")
+    ax.set_ylim(low, high)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,16 +178,22 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def path_points(g: Grid, recipe: str, tokens: int, measure: Questions) -> dict[int, tuple[Estimate, Estimate]]:
-    """{step: (pass@1, pass@k)} over the replicates that have it, beginning with the start at 0."""
+def along(g: Grid, recipe: str, tokens: int, *measures: Questions) -> dict[int, list[Estimate]]:
+    """step → each measure over the replicates that were judged there, beginning with the start at 0; steps that lack one are
+    left out."""
     paths = {key: trajectory(g, recipe, tokens, key) for key in g.paths.get((recipe, tokens), {})}
     found = {}
     for step in sorted(set().union(*paths.values())):
-        here = [(1.0, {key: path[step] for key, path in paths.items() if step in path})]
-        pair = [contrast(here, m) for m in (measure.at(1), measure)]
-        if None not in pair:
-            found[step] = (pair[0].estimate(), pair[1].estimate())
+        here = {key: path[step] for key, path in paths.items() if step in path}
+        contrasts = [contrast([(1.0, here)], m) for m in measures]
+        if None not in contrasts:
+            found[step] = [c.estimate() for c in contrasts]
     return found
+
+
+def path_points(g: Grid, recipe: str, tokens: int, measure: Questions) -> dict[int, list[Estimate]]:
+    """step → pass@1 and pass@k."""
+    return along(g, recipe, tokens, measure.at(1), measure)
 
 
 def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str = "-", filled: bool = True) -> None:
@@ -202,30 +208,22 @@ def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str =
         ax.annotate("", xy=((x[i] + 2 * x[i + 1]) / 3, (y[i] + 2 * y[i + 1]) / 3), xytext=(x[i], y[i]),
                     arrowprops=dict(arrowstyle="-|>", color=colour, lw=0, mutation_scale=13))  # fmt: skip
     for i, s in enumerate(steps):
-        hollow = s == 0 or not filled
-        ax.plot(
-            x[i],
-            y[i],
-            marker,
-            color=colour,
-            ms=marker_size(marker) + (1.5 if s == 0 else 0),
-            mfc="white" if hollow else colour,
-        )
-        if s == steps[-1] and len(steps) > 2:
-            ax.annotate(str(s), (x[i], y[i]), xytext=(5, -11), textcoords="offset points", fontsize=8, color=colour)
+        size, face = marker_size(marker) + 1.5 * (s == 0), colour if filled and s else "white"
+        ax.plot(x[i], y[i], marker, color=colour, ms=size, mfc=face)
+    if len(steps) > 2:
+        ax.annotate(str(s), (x[i], y[i]), xytext=(5, -11), textcoords="offset points", fontsize=8, color=colour)
 
 
 def figure_trajectory(g: Grid, tokens: int, measure: Questions):
-    """Pass@k against pass@1 over the steps of each recipe; None without any. At most five lines."""
-    recipes = [r for r in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl") if (r, tokens) in g.paths]
-    paths = {r: path_points(g, r, tokens, measure) for r in recipes}
+    """Pass@k against pass@1 over the steps of each recipe; None without any."""
+    paths = {r: path_points(g, r, tokens, measure) for r in ALONG}
     paths = {r: p for r, p in paths.items() if len(p) > 1}
     if not paths:
         return None
     figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (5.8, 4.4))
     for recipe, points in paths.items():
-        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
-        draw_path(ax, points, colour, marker, name, line, filled)
+        colour, marker, line, filled = RECIPES[recipe].look
+        draw_path(ax, points, colour, marker, label(recipe), line, filled)
     base = g.level("base", tokens, measure)
     if base is not None:
         one = g.level("base", tokens, measure.at(1)).estimate()
@@ -240,52 +238,36 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
 def figure_entropy(g: Grid, tokens: int, kind: str):
     """Entropy of a question's answers, or of the solution paths, over the steps of RL."""
     figure, ax = panel(f"From {million(tokens)} tokens: entropy of {kind}, nats", "training step")
-    measure, ends, ticks = Questions(key=f"h_{kind}"), [], {0}
-    for recipe in [r for r in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl") if (r, tokens) in g.paths]:
-        paths = {key: trajectory(g, recipe, tokens, key) for key in g.paths[recipe, tokens]}
-        found = {}
-        for step in sorted(set().union(*paths.values())):
-            c = contrast([(1.0, {key: path[step] for key, path in paths.items() if step in path})], measure)
-            if c is not None:
-                found[step] = c.estimate()
-        if len(found) < 2:
-            continue
-        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
-        y = [p.mean for p in found.values()]
-        ax.errorbar(list(found), y, bars(list(found.values()), 1), color=colour, marker=marker, ls=line, lw=1.7, capsize=2.5,
-                    ms=marker_size(marker), mfc=colour if filled else "white")  # fmt: skip
-        ends.append((name, colour, y[-1]))
-        ticks |= set(found)
-    if not ends:
-        plt.close(figure)
-        return None
+    ends, ticks = [], {0}
+    for recipe in ALONG:
+        found = along(g, recipe, tokens, Questions(key=f"h_{kind}"))
+        if len(found) > 1:
+            ends.append(recipe_line(ax, recipe, list(found), [point for (point,) in found.values()], scale=1))
+            ticks |= set(found)
     ax.set_xticks(sorted(ticks))
     ax.set_ylim(bottom=0)
-    end_labels(ax, ends)
-    return figure
+    return named(figure, ax, ends)
 
 
 def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
     """RL from one start at several rates; the paper's own setting ringed. None without any."""
     m = s.measure
+    rates = (*s.rates, 0.0)  # 0: on seldom solved questions alone
+    paths = [path_points(s.grids[rate], recipe, s.tokens, m) for rate in rates]
+    if all(len(points) < 2 for points in paths):
+        return None
     figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.8, 4.2))
-    drawn = 0
-    for i, rate in enumerate((*s.rates, 0.0)):
-        points = path_points(s.grids[rate], recipe, s.tokens, m)
+    for i, (rate, points) in enumerate(zip(rates, paths, strict=True)):
         if len(points) < 2:
             continue
-        drawn += 1
         if rate == 0:
             draw_path(ax, points, "#E69F00", "P", "seldom solved alone", ":", False)
             continue
         draw_path(ax, points, RAMP[min(i, len(RAMP) - 1)], MARKERS[i % len(MARKERS)], f"rate × {rate:.2g}")
         if any(e.meta.get("paper") for e in s.grids[rate].models(recipe, s.tokens).values()):
-            last = points[max(points)]
-            ax.plot(100 * last[0].mean, 100 * last[1].mean, "o", ms=18, mfc="none", mec="#D55E00", mew=2)
+            one, top = points[max(points)]
+            ax.plot(100 * one.mean, 100 * top.mean, "o", ms=18, mfc="none", mec="#D55E00", mew=2)
             ax.plot([], [], "o", ms=9, mfc="none", mec="#D55E00", mew=2, label="the paper's pair")
-    if not drawn:
-        plt.close(figure)
-        return None
     ax.set_ylabel(f"{m.name}, %")
     ax.set_xlim(*limits[0])
     ax.set_ylim(*limits[1])
@@ -345,111 +327,85 @@ def smooth(y: np.ndarray, width: int = 5) -> np.ndarray:
 def figure_dynamics(g: Grid, tokens: int, key: str):
     """A curve over the share of the run: mean over seeds, with a band from the lowest to the highest."""
     figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (5.6, 3.2))
-    ends, scale = [], 100 if key == "val_pass@1" else 1
+    ends, scale, share = [], 100 if key == "val_pass@1" else 1, np.linspace(0, 1, 101)
     for recipe in [r for r in g.recipes if r in ("rl", "sft", "sft_rl", "gold", "gold_rl", "parallel")]:
-        curves = [
-            np.array(e.curve(key), dtype=float).T for e in g.models(recipe, tokens).values() if len(e.curve(key)) > 1
-        ]
+        curves = [np.array(e.curve(key), dtype=float).T for e in g.models(recipe, tokens).values()]
+        curves = [curve for curve in curves if curve.shape[-1] > 1]
         if not curves:
             continue
-        name, (colour, _, line, _) = label(recipe), RECIPES[recipe].look
-        share = np.linspace(0, 1, 101)
+        colour, _, line, _ = RECIPES[recipe].look
         rows = np.array([np.interp(share, x / x[-1], y if len(x) < 15 else smooth(y)) for x, y in curves]) * scale
-        rows[:, share < max(c[0][0] / c[0][-1] for c in curves)] = np.nan  # before the first of them began
-        known = ~np.isnan(rows[0])
-        ax.plot(100 * share[known], rows.mean(0)[known], color=colour, ls=line, lw=1.6)
+        known = share >= max(x[0] / x[-1] for x, _ in curves)  # from where all of them have begun
+        x, rows = 100 * share[known], rows[:, known]
+        ax.plot(x, rows.mean(0), color=colour, ls=line, lw=1.6)
         if len(rows) > 1:
-            ax.fill_between(100 * share[known], rows.min(0)[known], rows.max(0)[known], color=colour, alpha=0.15, lw=0)
-        ends.append((name, colour, rows[:, -1].mean()))
-    if not ends:
-        plt.close(figure)
-        return None
+            ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.15, lw=0)
+        ends.append((label(recipe), colour, rows[:, -1].mean()))
     ax.set_xlim(0, 100)
-    end_labels(ax, ends)
-    return figure
+    return named(figure, ax, ends)
 
 
 def figure_rollouts(entries: list[Entry], band: str, against: str):
     """Validation pass@1 over steps or FLOPs, for few and many answers a question: mean over seeds."""
-    groups = {
-        n: models(group, end=True).values() for (b, n), group in by_variant(entries, "band", "n").items() if b == band
-    }
-    figure, ax = panel(f"Trained on {band} questions: validation pass@1, %",
-                       "training step" if against == "step" else "FLOPs of this stage", (5.6, 3.4))  # fmt: skip
+    xlabel = "training step" if against == "step" else "FLOPs of this stage"
+    figure, ax = panel(f"Trained on {band} questions: validation pass@1, %", xlabel, (5.6, 3.4))
+    groups = {n: models(group, end=True) for (b, n), group in by_variant(entries, "band", "n").items() if b == band}
     ends = []
     for i, (n, group) in enumerate(sorted(groups.items())):
-        curves = [(np.array(e.curve("val_pass@1")).T, e) for e in group if e.curve("val_pass@1")]
-        if not curves:
+        runs = [e for e in group.values() if e.curve("val_pass@1")]
+        if not runs:
             continue
-        steps = curves[0][0][0]
-        x = (
-            steps
-            if against == "step"
-            else np.mean([np.interp(steps, *zip(*stage_flops(e), strict=True)) for _, e in curves], axis=0)
-        )
-        y = 100 * np.mean([np.interp(steps, *c) for c, _ in curves], axis=0)
+        curves = [np.array(e.curve("val_pass@1")).T for e in runs]
+        x = steps = curves[0][0]
+        if against == "flops":
+            x = np.mean([np.interp(steps, *zip(*stage_flops(e), strict=True)) for e in runs], axis=0)
+        y = 100 * np.mean([np.interp(steps, *c) for c in curves], axis=0)
         ax.plot(x, y, color=COLOURS[i], marker=MARKERS[i])
         ends.append((f"{n} answers", COLOURS[i], y[-1]))
-    if not ends:
-        plt.close(figure)
-        return None
     ax.set_ylim(bottom=0)
-    end_labels(ax, ends)
-    return figure
+    return named(figure, ax, ends)
 
 
 def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: str):
-    """Pass@k over one quantity of a named plan (questions with solutions, the math share, the size). None below two."""
-    groups = {value: group for (value,), group in by_variant(entries, key).items()}
+    """Pass@k over one quantity of a plan (questions with solutions, the math share, the size). None below two."""
+    groups = {value: [e for e in group if e.tokens == max(o.tokens for o in group)]
+              for (value,), group in by_variant(entries, key).items()}  # fmt: skip
     if len(groups) < 2:
         return None
     figure, ax = panel(title, xlabel, (5.6, 3.6))
     ends = []
-    for recipe in [r for r in RECIPES if any(e.recipe == r for group in groups.values() for e in group)]:
-        at, points = [], []
-        for i, group in enumerate(groups.values()):
-            last = max(e.tokens for e in group)
-            rows = {
-                key_: [(1.0, Questions(k)(e))]
-                for key_, e in models([e for e in group if e.recipe == recipe and e.tokens == last]).items()
-            }
-            c = combine(rows) if rows else None
-            if c is not None:
-                at.append(i)
-                points.append(c.estimate())
-        if not points:
-            continue
-        name, (colour, marker, line, filled) = label(recipe), RECIPES[recipe].look
-        y = [100 * p.mean for p in points]
-        ax.errorbar(at, y, bars(points), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker), capsize=2.5,
-                    mfc=colour if filled else "white")  # fmt: skip
-        ends.append((name, colour, y[-1]))
-    ax.set_xticks(range(len(groups)), [str(v) for v in groups])
+    for recipe in RECIPES:
+        sides = [models([e for e in group if e.recipe == recipe]) for group in groups.values()]
+        found = {i: contrast([(1.0, side)], Questions(k)) for i, side in enumerate(sides)}
+        points = {i: c.estimate() for i, c in found.items() if c is not None}
+        if points:
+            ends.append(recipe_line(ax, recipe, list(points), list(points.values())))
+    ax.set_xticks(range(len(groups)), [str(value) for value in groups])
     ax.set_ylim(bottom=0)
-    end_labels(ax, ends)
-    return figure
+    return named(figure, ax, ends)
 
 
 def figure_seeds(entries: list[Entry]):
     """Pass@1 of each seed of RL from the same checkpoints."""
-    last = {
-        (e.variant["rlseed"], e.tokens): e
-        for e in sorted(entries, key=lambda e: e.step)
-        if set(e.variant) == {"rlseed"}
-    }
-    found = list(last.values())
-    if not found:
+    seeds = sorted((e for e in entries if set(e.variant) == {"rlseed"}), key=lambda e: e.step)
+    last = {(e.variant["rlseed"], e.tokens): e for e in seeds}  # the end of each
+    if not last:
         return None
-    tokens = sorted({e.tokens for e in found})
+    tokens = sorted({e.tokens for e in last.values()})
     scale, unit = unit_of(tokens)
     figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.8, 3.6))
     for t in tokens:
-        y = [100 * Questions(1)(e).values.mean() for e in found if e.tokens == t]
+        y = [100 * Questions(1)(e).values.mean() for e in last.values() if e.tokens == t]
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
     token_axis(ax, tokens, scale)
     ax.set_ylim(bottom=0)
     return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same in words, for those who do not see them
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def describe_lines(g: Grid, recipes: list[str], measure: Questions) -> str:
@@ -465,8 +421,8 @@ def describe_lines(g: Grid, recipes: list[str], measure: Questions) -> str:
 
 def describe_path(g: Grid, tokens: int, measure: Questions) -> str:
     parts = []
-    for recipe in ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl"):
-        points = path_points(g, recipe, tokens, measure) if (recipe, tokens) in g.paths else {}
+    for recipe in ALONG:
+        points = path_points(g, recipe, tokens, measure)
         if len(points) > 1:
             text = " to ".join(f"{100 * a.mean:.0f}/{100 * b.mean:.0f}" for a, b in points.values())
             parts.append(f"{label(recipe)} {text}")

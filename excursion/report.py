@@ -3,22 +3,21 @@
     python -m excursion report --out out/excursion                                 # of what is there by now
     python -m excursion report --records results/excursion --out out/again         # of committed records
 
-Out come report.md, report.html (one file, figures inside) and figures/*.png. What is claimed, and by which test, is in
-findings.py and plan_findings.py; nothing here is written by hand after the fact.
+Out come report.md, report.html (one file, figures inside) and figures/*.png. write_report, at the end of this file, is their
+order. What is claimed, and by which test, is in findings.py and plan_findings.py: nothing here is written by hand after the fact.
 """
 
 import base64
 import html
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from eval import main_accuracy
 from excursion import figures as draw
-from excursion.claims import Finding, listed
-from excursion.contrasts import Grid, by_variant, judged_alike, trajectory
+from excursion.claims import Claim, Finding, listed
+from excursion.contrasts import Grid, by_variant, judged_alike, runs
 from excursion.figures import plt
 from excursion.findings import NAMES, Contrasts
 from excursion.plan_findings import all_findings, questions
@@ -63,26 +62,25 @@ class Document:
         self.markdown += [f"{'#' * level} {text}", ""]
         self.page.append(f"<h{level}>{html.escape(text)}</h{level}>")
 
-    def text(self, text: str) -> None:
+    def text(self, text: str, note: bool = False) -> None:
         self.markdown += [text, ""]
-        self.page.append(f"<p>{html.escape(text)}</p>")
+        self.page.append(f"<p{' class=note' if note else ''}>{html.escape(text)}</p>")
 
-    def table(self, header: list[str], rows: list[list], fold: str = "") -> None:
-        """fold: a summary under which the page hides it until it is asked for."""
-        clean = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-        if fold:
-            self.markdown += ["<details>", f"<summary>{fold}</summary>", ""]
-            self.page.append(f"<details><summary>{html.escape(fold)}</summary>")
-        self.markdown += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        self.markdown += [f"| {' | '.join(row)} |" for row in clean] + [""]
+    def table(self, header: list[str], rows: list[list[str]], fold: str = "", page: str | None = None) -> None:
+        """fold: a summary under which the page hides it until it is asked for. page: stands in the page instead."""
 
         def line(tag: str, cells: list[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-        self.page.append(f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>")
+        lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        if page is None:
+            page = f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
         if fold:
-            self.markdown += ["</details>", ""]
-            self.page.append("</details>")
+            lines = ["<details>", f"<summary>{fold}</summary>", "", *lines, "", "</details>"]
+            page = f"<details><summary>{html.escape(fold)}</summary>\n{page}\n</details>"
+        self.markdown += [*lines, ""]
+        self.page.append(page)
 
     def panels(self, found: list[tuple[str, "plt.Figure | None", str]], caption: str) -> None:
         """Figures (name, figure, alt text) side by side where there is room; those that are None are left out."""
@@ -119,18 +117,18 @@ class Document:
 def design(entries: list[Entry]) -> str:
     """What was run, in one sentence."""
     keys = {key for e in entries for key in e.keys}
-    runs, seeds = {p for p, _ in keys}, {s for _, s in keys}
-    sizes = [
-        len(s["questions"])
-        for s in max(entries, key=lambda e: sum(len(s["questions"]) for s in e.sets.values())).sets.values()
-    ]
-    temperatures = listed([f"{t:g}" for t in sorted({e.temperature for e in entries})])
-    checkpoints = len({e.tokens for e in entries if not e.variant}) or len({e.tokens for e in entries})
+    asked = max(sum(len(s["questions"]) for s in e.sets.values()) for e in entries)
     samples = max(s["n"] for e in entries for s in e.sets.values())
+    temperatures = listed([f"{t:g}" for t in sorted({e.temperature for e in entries})])
+
+    def count(things: set, word: str) -> str:
+        return f"{len(things)} {word}{'s' * (len(things) > 1)}"
+
+    checkpoints = {e.tokens for e in entries if not e.variant} or {e.tokens for e in entries}
     return (
-        f"{len(entries)} models from {checkpoints} checkpoint{'s' * (checkpoints > 1)} of {len(runs)} pretraining "
-        f"run{'s' * (len(runs) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, were judged on {sum(sizes)} test questions × "
-        f"{samples} samples at temperature {temperatures}."
+        f"{len(entries)} models from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
+        f"{count({s for _, s in keys}, 'seed')}, were judged on {asked} test questions × {samples} samples at temperature "
+        f"{temperatures}."
     )
 
 
@@ -150,29 +148,29 @@ def summary(entries: list[Entry], found: list[Finding], answers: list[tuple[Find
 
 
 def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
+    """Verdict, notes and claims; of a question beyond the paper the answer in place of a verdict."""
     name = f.title if answer else f"{MARK[f.verdict]} {f.number}. {f.title}: {f.verdict}"
     doc.markdown += [f"### {name}", ""]
     doc.page.append(f'<h3 class="v-{"" if answer else f.verdict.split()[0]}">{html.escape(name)}</h3>')
     if answer:
         doc.text(answer)
     for note in f.notes + ([f"Needs {f.needs}."] if f.verdict == "not run" and f.needs else []):
-        doc.markdown += [note, ""]
-        doc.page.append(f"<p class=note>{html.escape(note)}</p>")
-    header = ["", "contrast", "value [95%]", "expected", "visible", "seeds × questions", "bootstrap", "verdict"]
+        doc.text(note, note=True)
 
-    def row(c) -> list[str]:
+    def row(c: Claim) -> list[str]:
         own = c.x is None and c.needs and f.verdict != "not run"  # else what the finding needs is said above
         text = f"{c.text} (needs {c.needs})" if own else c.text
         return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.verdict]
 
-    doc.markdown += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    doc.markdown += [f"| {' | '.join(row(c))} |" for c in f.primary] + [""]
-    for c in f.primary:
+    def card(c: Claim) -> str:
         mark, text, numbers, expected, visible, n, boot, verdict = (html.escape(cell) for cell in row(c))
         detail = f"expected {expected}; visible from {visible}; n {n}" if c.x is not None else ""
         detail += f"; bootstrap {boot}" if c.boot else ""
-        doc.page.append(f'<div class=claim><span class="mark v-{verdict.split()[0]}">{mark}</span>'
-                        f"<span>{text} <b>{numbers}</b> <small>{detail}</small></span></div>")  # fmt: skip
+        return (f'<div class=claim><span class="mark v-{verdict.split()[0]}">{mark}</span>'
+                f"<span>{text} <b>{numbers}</b> <small>{detail}</small></span></div>")  # fmt: skip
+
+    header = ["", "contrast", "value [95%]", "expected", "visible", "seeds × questions", "bootstrap", "verdict"]
+    doc.table(header, [row(c) for c in f.primary], page="\n".join(map(card, f.primary)))
     if f.beside:
         doc.table(header, [row(c) for c in f.beside], fold=f"beside {f.number}: {len(f.beside)} more contrasts")
 
@@ -212,139 +210,163 @@ def words(name: str) -> str:
     return f"{name.removeprefix('test_').replace('_', ' ').capitalize()} questions"
 
 
-def show_hero(doc: Document, g: Grid, c: Contrasts) -> float:
-    """Returns the largest difference of process-right from plain pass@k in it."""
-    recipes = [r for r in HERO if g.has(r)]
-    doc.heading("Pass@k over pretraining")
-    far = 0.0
+def file_name(tokens: int) -> str:
+    """3500000 → 3.5M"""
+    return million(tokens).replace(" ", "")
+
+
+def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
+    """Pass@k over pretraining. Returns whether process-right differs from plain pass@k by 2 points anywhere in it: then both
+    are drawn, here and in the trajectories."""
+    recipes, far = [r for r in HERO if g.has(r)], 0.0
     if c.judged:
-        levels = [
-            (g.level(r, t, c.right), g.level(r, t, c.process)) for r in recipes for t in g.tokens if g.models(r, t)
-        ]
+        levels = [[g.level(r, t, m) for m in (c.right, c.process)] for r in recipes for t in g.tokens if g.models(r, t)]
         far = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
     more = ""
-    if c.judged and far < 0.02:
-        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * far:.1f} points of every point."
-    elif c.judged:
+    if far >= 0.02:
         more = " Dotted: process-right, every written equation true as well."
-    found = [(f"pass{k}", draw.figure_lines(g, recipes, Questions(k), f"All test questions: pass@{k}, %", process=far >= 0.02),
-              draw.describe_lines(g, recipes, Questions(k))) for k in dict.fromkeys((1, g.k))]  # fmt: skip
-    doc.panels(found, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what answers "
-                      f"to other questions score.{more}")  # fmt: skip
-    return far
+    elif c.judged:
+        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * far:.1f} points of every point."
+    panels = []
+    for m in [Questions(k) for k in dict.fromkeys((1, g.k))]:
+        figure = draw.figure_lines(g, recipes, m, f"All test questions: {m.name}, %", process=far >= 0.02)
+        panels.append((f"pass{m.k}", figure, draw.describe_lines(g, recipes, m)))
+    doc.heading("Pass@k over pretraining")
+    doc.panels(panels, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what "
+                       f"answers to other questions score.{more}")  # fmt: skip
+    return far >= 0.02
 
 
-def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, far: float) -> None:
-    """far: how much process-right and plain pass@k differ; where they do, both are drawn."""
+def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, both: bool) -> None:
+    """Pass@k against pass@1 along training, and entropies; both: process-right and plain pass@k."""
     plain = [e for e in entries if not e.variant]
     grids = [Grid(plain, t) for t in sorted({e.temperature for e in plain})]
-    found, tall = [], []
+    paths, entropies = [], []
     for g in sorted(grids, key=lambda g: g.temperature != c.g.temperature):
         for t in longest(g):
-            for m in (c.best, c.right) if c.judged and far >= 0.02 else (c.best,):
-                name = (
-                    f"trajectory_{million(t).replace(' ', '')}_T{g.temperature:g}{'_plain' if m is not c.best else ''}"
-                )
-                found.append((name, draw.figure_trajectory(g, t, m), draw.describe_path(g, t, m)))
+            for m in (c.best, c.right) if both else (c.best,):
+                name = f"trajectory_{file_name(t)}_T{g.temperature:g}{'_plain' if m is not c.best else ''}"
+                paths.append((name, draw.figure_trajectory(g, t, m), draw.describe_path(g, t, m)))
             for kind in ("answers", "paths") if g.temperature == c.g.temperature else ():
-                tall.append((f"entropy_{kind}_{million(t).replace(' ', '')}", draw.figure_entropy(g, t, kind),
-                             f"Entropy of {kind} over training steps from {million(t)} tokens"))  # fmt: skip
-    if any(figure is not None for _, figure, _ in found):
+                alt = f"Entropy of {kind} over training steps from {million(t)} tokens"
+                entropies.append((f"entropy_{kind}_{file_name(t)}", draw.figure_entropy(g, t, kind), alt))
+    if any(figure is not None for _, figure, _ in paths):
         doc.heading("Trajectories: expansion or sharpening")
-        doc.panels(found, "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over "
+        doc.panels(paths, "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over "
                           "seeds with the 95% intervals of both; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
         doc.panels(
-            tall, "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds."
+            entropies,
+            "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds.",
         )
 
 
 def longest(g: Grid) -> list[int]:
     """Checkpoints of the trajectory figure: those with the most judged steps, at most three of them."""
-    count = {t: max([len(trajectory(g, r, t, key)) for r in ("rl", "sft_rl", "parallel") for key in g.paths.get((r, t), {})] or [0])
-             for t in g.tokens}  # fmt: skip
+    count = dict.fromkeys(g.tokens, 0)
+    for recipe in ("rl", "sft_rl", "parallel"):
+        for t in g.tokens:
+            count[t] = max([count[t], *map(len, runs(g, recipe, t).values())])
     most = [t for t in g.tokens if count[t] == max(count.values()) > 1]
     return most if len(most) <= 3 else [most[0], most[len(most) // 2], most[-1]]
 
 
 def show_sharpening(doc: Document, entries: list[Entry]) -> None:
+    """RL from each start, at every rate."""
     s = Sharpening(entries)
     if not s.recipes or len(s.rates) < 2:
         return
+    limits, panels = draw.sharpening_limits(s), []
+    for r in s.recipes:
+        alt = f"{s.measure.name} over {s.measure.at(1).name} of {label(r)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}"
+        panels.append((f"sharpening_{r}", draw.figure_sharpening(s, r, limits), alt))
     doc.heading("Order × rate × dose")
-    limits = draw.sharpening_limits(s)
-    found = [(f"sharpening_{r}", draw.figure_sharpening(s, r, limits),
-              f"{s.measure.name} over {s.measure.at(1).name} of {label(r)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}")
-             for r in s.recipes]  # fmt: skip
-    doc.panels(found, "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark "
-                      "the paper's pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
+    doc.panels(panels, "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark "
+                       "the paper's pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
 
 
 def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
-    by = {f.number: f for f in found}
-    doc.heading("Contrasts as pictures")
-    panels = []
-    best = c.best.name
-    for name, numbers, title, what, places in (
+    """The contrasts of findings 3 to 5: mean and interval."""
+    best, panels = c.best.name, []
+    for name, numbers, title, measure, each_checkpoint in (
         ("change", ("3a", "3b", "3c"), f"What RL changes: {best}, points", best, True),
         ("averaging", ("5",), f"Averaging against each: {best}, points", best, False),
         ("general", ("4",), "Accuracy on general tasks: change, points", "accuracy", False),
         ("text", ("4 by text",), "Bits per byte of general text: change", "bits", False),
     ):
-        claims = [x for n in numbers if n in by for x in (*by[n].primary, *by[n].beside)]
         claims = [
-            x for x in claims if x.text.startswith(what) and "questions" not in x.text and (places or x.at is None)
+            x for f in found if f.number in numbers for x in (*f.primary, *f.beside) if x.text.startswith(measure)
         ]
+        claims = [x for x in claims if "questions" not in x.text and (each_checkpoint or x.at is None)]
         alt = f"{title}: " + "; ".join(f"{x.text} {x.numbers}" for x in claims[:8] if x.x is not None)
         panels.append((name, draw.figure_forest(claims, title, "change"), alt))
-    doc.panels(
-        panels,
-        "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the verdict.",
-    )
+    doc.heading("Contrasts as pictures")
+    doc.panels(panels, "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the "
+                       "verdict.")  # fmt: skip
 
 
 def show_dynamics(doc: Document, g: Grid) -> None:
+    """Training curves, from the middle one of the checkpoints that have some."""
     trained = [t for t in g.tokens if any(e.meta["curve"] for r in ("rl", "sft") for e in g.models(r, t).values())]
     if not trained:
         return
-    tokens = trained[len(trained) // 2]
-    found = [(f"dynamics_{key.replace('@', '')}", draw.figure_dynamics(g, tokens, key),
-              f"{title} over the share of the run from {million(tokens)} tokens") for key, title in draw.CURVES.items()]  # fmt: skip
+    tokens, panels = trained[len(trained) // 2], []
+    for key, title in draw.CURVES.items():
+        alt = f"{title} over the share of the run from {million(tokens)} tokens"
+        panels.append((f"dynamics_{key.replace('@', '')}", draw.figure_dynamics(g, tokens, key), alt))
     doc.heading("Training")
-    doc.panels(found, "Mean over seeds, band from the lowest to the highest. Rewards, lengths and entropies are moving means over 5 points; "
-                      "validation is 0-shot, 8 answers a question.")  # fmt: skip
+    doc.panels(panels, "Mean over seeds, band from the lowest to the highest. Rewards, lengths and entropies are moving means over 5 points; "
+                       "validation is 0-shot, 8 answers a question.")  # fmt: skip
+
+
+def show_sets(doc: Document, g: Grid) -> None:
+    """Pass@k of each test set, where there are several, and over FLOPs, where they are known."""
+    recipes, panels = [r for r in HERO if g.has(r)], []
+    sets = list(dict.fromkeys(name for e in g.entries for name in e.sets))
+    for name in sets if len(sets) > 1 else ():
+        for m in [Questions(k, set=name) for k in dict.fromkeys((1, g.k))]:
+            figure = draw.figure_lines(g, recipes, m, f"{words(name)}: pass@{m.k}, %")
+            panels.append((f"{name}_pass{m.k}", figure, draw.describe_lines(g, recipes, m)))
+    known = [r for r in recipes if any(np.isfinite(draw.spent(g, r, t)) for t in g.tokens if g.models(r, t))]
+    if known:
+        figure = draw.figure_lines(g, known, Questions(g.k), f"All test questions: pass@{g.k}, %", flops=True)
+        panels.append(("pass_at_k_flops", figure, f"pass@{g.k} over all FLOPs spent"))
+    doc.heading("Each test set, and over FLOPs")
+    doc.panels(panels, "As above; the last one over all FLOPs: pretraining, and training and sampling after it.")
 
 
 def show_plans(doc: Document, entries: list[Entry]) -> None:
-    """Figures of the named plans that have records."""
-    bands = dict.fromkeys(band for band, _ in by_variant(entries, "band", "n"))
-    plans = [
-        ("rollouts", [(f"rollouts_{b}_{a}", draw.figure_rollouts(entries, b, a), f"Validation pass@1 over {a}, {b} questions")
-                      for b in bands for a in ("step", "flops")], "Few and many answers a question, mean over seeds."),
-        ("seeds", [("seeds", draw.figure_seeds(entries), "Pass@1 after RL of each seed")], "RL from the same checkpoints with other seeds."),
-    ]  # fmt: skip
-    for key, name, text, caption in (
+    """Figures of the other plans, as far as they have records."""
+
+    def show(plan: str, panels: list[tuple], caption: str) -> None:
+        if any(figure is not None for _, figure, _ in panels):
+            doc.heading(f"Plan: {plan}")
+            doc.panels(panels, caption)
+
+    panels = []
+    for band in dict.fromkeys(band for band, _ in by_variant(entries, "band", "n")):
+        for against in ("step", "flops"):
+            alt = f"Validation pass@1 over {against}, {band} questions"
+            panels.append((f"rollouts_{band}_{against}", draw.figure_rollouts(entries, band, against), alt))
+    show("rollouts", panels, "Few and many answers a question, mean over seeds.")
+    panels = [("seeds", draw.figure_seeds(entries), "Pass@1 after RL of each seed")]
+    show("seeds", panels, "RL from the same checkpoints with other seeds.")
+    for key, plan, text, caption in (
         ("solved", "demonstrations", "questions trained on, each with one solution for SFT",
          "How many questions are there? RL needs no solutions, so its last point is what it gets from all."),
         ("math", "mixture", "math share of pretraining", "The mixture of pretraining, its last checkpoint."),
         ("size", "scale", "size, at equal pretraining FLOPs", "Size, the last checkpoint."),
     ):  # fmt: skip
-        found = [e for e in entries if set(e.variant) == {key}]
-        k = min((e.largest_k for e in found), default=1)
-        plans.append((name, [(f"{name}_{i}", draw.figure_variants(entries, key, i, f"All test questions: pass@{i}, %", text),
-                              f"Pass@{i} over {text}") for i in dict.fromkeys((1, k))], caption))  # fmt: skip
-    for name, panels, caption in plans:
-        if any(figure is not None for _, figure, _ in panels):
-            doc.heading(f"Plan: {name}")
-            doc.panels(panels, caption)
+        largest = min((e.largest_k for e in entries if set(e.variant) == {key}), default=1)
+        panels = []
+        for k in dict.fromkeys((1, largest)):
+            figure = draw.figure_variants(entries, key, k, f"All test questions: pass@{k}, %", text)
+            panels.append((f"{plan}_{k}", figure, f"Pass@{k} over {text}"))
+        show(plan, panels, caption)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables and the reader
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def percent(x: dict) -> str:
-    return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
 
 
 def describe(e: Entry) -> str:
@@ -353,129 +375,112 @@ def describe(e: Entry) -> str:
     return label(e.recipe) + (f" ({variant})" if variant else "")
 
 
+def percent(x: dict | float | None) -> str:
+    """Of a mean with its interval, or of a number; "–" where there is none."""
+    if isinstance(x, dict):
+        return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+    return "–" if x is None else f"{100 * x:.1f}"
+
+
 def short_flops(x: float) -> str:
     return "unknown" if np.isnan(x) else f"{x:.2e}"
 
 
 def place(e: Entry) -> int:
+    """Of its recipe in tables."""
     return list(RECIPES).index(e.recipe) if e.recipe in RECIPES else len(RECIPES)
 
 
 def table_entries(doc: Document, entries: list[Entry]) -> None:
+    """Every model with all that was measured of it."""
+    asked = [s for e in entries for s in e.sets.values()]
     sets = list(dict.fromkeys(name for e in entries for name in e.sets))
-    ks = sorted({key for e in entries for s in e.sets.values() for key in s["strict"]}, key=lambda key: int(key[5:]))
-    kinds = [("strict", "")] + [(kind, f" {word}") for kind, word in (("process", "process"), ("floor", "floor"))
-                                if any(kind in s for e in entries for s in e.sets.values())]  # fmt: skip
+    ks = sorted({k for s in asked for k in s["strict"]}, key=lambda k: int(k[5:]))
+    kinds = {"strict": "", "process": " process", "floor": " floor"}
+    kinds = {kind: word for kind, word in kinds.items() if any(kind in s for s in asked)}
     tasks = list(dict.fromkeys(name for e in entries for name in e.record["tasks"]))
-
-    def cell(e: Entry, name: str, kind: str, k: str) -> str:
-        value = e.sets.get(name, {}).get(kind, {}).get(k)
-        return "–" if value is None else f"{100 * value:.1f}" if isinstance(value, float) else percent(value)
-
-    columns: list[tuple[str, Callable[[Entry], str]]] = [
-        ("tokens", lambda e: million(e.tokens)), ("model", describe), ("seed", lambda e: ", ".join(map(str, e.seeds))),
-        ("step", lambda e: str(e.step)), ("T", lambda e: f"{e.temperature:g}"),
-    ]  # fmt: skip
-    for name in sets:
-        for kind, word in kinds:
-            for k in ks:
-                columns.append((f"{name}{word} {k} %", lambda e, n=name, kind=kind, k=k: cell(e, n, kind, k)))
-        columns.append((f"{name} lenient@1 %", lambda e, n=name: cell(e, n, "lenient", "pass@1")))
-        columns.append((f"{name} box %", lambda e, n=name: f"{100 * e.sets[n]['box']:.1f}" if n in e.sets else "–"))
-    columns.append(("bits/byte", lambda e: "–" if np.isnan(e.bits) else f"{e.bits:.4f}"))
-    for name in tasks:
-        columns.append(
-            (
-                f"{name} %",
-                lambda e, n=name: percent(main_accuracy(e.record["tasks"][n])) if n in e.record["tasks"] else "–",
-            )
-        )
     base = {(e.tokens, e.meta.get("scale")): e.record["flops"] for e in entries if e.recipe.startswith("base")}
-    after = {id(e): e.record["flops"] - base.get((e.tokens, e.meta.get("scale")), np.nan) for e in entries}
-    columns += [
-        ("FLOPs", lambda e: short_flops(e.record["flops"])),
-        ("of them after pretraining", lambda e: short_flops(after[id(e)])),
-    ]
-    columns.append(("seconds: training + evaluation", lambda e: " + ".join(
-        "–" if e.meta["seconds"].get(k) is None else f"{e.meta['seconds'][k]:.0f}" for k in ("training", "evaluation"))))  # fmt: skip
+
+    def cells(e: Entry) -> dict[str, str]:
+        """column → what stands in it."""
+        row = {"tokens": million(e.tokens), "model": describe(e), "seed": ", ".join(map(str, e.seeds)), "step": str(e.step),
+               "T": f"{e.temperature:g}"}  # fmt: skip
+        for name in sets:
+            s = e.sets.get(name, {})
+            for kind, word in kinds.items():
+                row |= {f"{name}{word} {k} %": percent(s.get(kind, {}).get(k)) for k in ks}
+            row[f"{name} lenient@1 %"] = percent(s.get("lenient", {}).get("pass@1"))
+            row[f"{name} box %"] = percent(s.get("box"))
+        row["bits/byte"] = "–" if np.isnan(e.bits) else f"{e.bits:.4f}"
+        for name in tasks:
+            task = e.record["tasks"].get(name)
+            row[f"{name} %"] = percent(main_accuracy(task) if task else None)
+        flops, seconds = e.record["flops"], [e.meta["seconds"].get(what) for what in ("training", "evaluation")]
+        row["FLOPs"] = short_flops(flops)
+        row["of them after pretraining"] = short_flops(flops - base.get((e.tokens, e.meta.get("scale")), np.nan))
+        row["seconds: training + evaluation"] = " + ".join("–" if s is None else f"{s:.0f}" for s in seconds)
+        return row
+
     order = sorted(entries, key=lambda e: (str(e.variant), e.tokens, place(e), e.meta["seed"], e.temperature, e.step))
+    rows = [cells(e) for e in order]
     doc.heading("All models")
-    doc.table([name for name, _ in columns], [[value(e) for _, value in columns] for e in order],
-              fold=f"{len(entries)} models, intervals over questions")  # fmt: skip
+    doc.table(list(rows[0]), [list(row.values()) for row in rows], fold=f"{len(rows)} models, intervals over questions")
+
+
+def answers_of(e: Entry, id_: str) -> list[str]:
+    """A model's answers to a question, as lines of the page; none where its record has no samples of it."""
+    lines = []
+    for row in [row for row in e.meta["samples"] if row["id"] == id_]:
+        counts = [q for s in e.sets.values() for q in s["questions"] if q["id"] == id_]
+        rate = f" {counts[0]['c']}/{counts[0]['n']} right" if counts else ""
+        lines.append(f"<div><b>{html.escape(describe(e))}</b>{rate}")
+        for s in row["samples"]:
+            lines.append(f"<div class={'right' if s['right'] else 'wrong'}>{html.escape(s['text'].strip())}</div>")
+        lines.append("</div>")
+    return lines
 
 
 def reader(doc: Document, entries: list[Entry]) -> None:
-    """Samples of each model side by side, in the HTML only."""
+    """Samples of each model of one seed side by side, in the HTML only."""
     shown = [e for e in entries if e.meta["samples"]]
     if not shown:
         return
-    temperature = Grid(shown).temperature
-    doc.page.append(
-        "<h2>Reader of samples</h2><p>A question, and of every model a few of its answers. Green: right.</p>"
-    )
+    temperature, seed = Grid(shown).temperature, shown[0].meta["seed"]
+    shown = [e for e in shown if e.meta["seed"] == seed and e.temperature == temperature]
+    ends = {(e.recipe, str(e.variant), e.tokens): e for e in sorted(shown, key=lambda e: e.step)}
+    title = "<h2>Reader of samples</h2><p>A question, and of every model a few of its answers. Green: right.</p>"
+    doc.page.append(title)
     for tokens in sorted({e.tokens for e in shown}):
-        here = [
-            e
-            for e in shown
-            if e.tokens == tokens and e.meta["seed"] == shown[0].meta["seed"] and e.temperature == temperature
-        ]
-        here = [
-            e
-            for e in here
-            if not any(o.recipe == e.recipe and o.variant == e.variant and o.step > e.step for o in here)
-        ]
-        rows = {row["id"]: row for e in here for row in e.meta["samples"]}
-        if not rows:
-            continue
+        here = sorted((e for e in ends.values() if e.tokens == tokens), key=place)
         doc.page.append(f"<h3>from {million(tokens)} pretraining tokens</h3>")
-        for id_, question in rows.items():
-            doc.page.append(f"<details><summary>{html.escape(question['set'])}: {html.escape(question['question'])} "
-                            f"(right: {html.escape(str(question['answer']))})</summary><div class=reader>")  # fmt: skip
-            for e in sorted(here, key=place):
-                for row in [r for r in e.meta["samples"] if r["id"] == id_]:
-                    counts = [q for s in e.sets.values() for q in s["questions"] if q["id"] == id_]
-                    rate = f" {counts[0]['c']}/{counts[0]['n']} right" if counts else ""
-                    doc.page.append(f"<div><b>{html.escape(describe(e))}</b>{rate}")
-                    for s in row["samples"]:
-                        kind = "right" if s["right"] else "wrong"
-                        doc.page.append(f"<div class={kind}>{html.escape(s['text'].strip())}</div>")
-                    doc.page.append("</div>")
+        for id_, question in {row["id"]: row for e in here for row in e.meta["samples"]}.items():
+            asked = f"{question['set']}: {question['question']} (right: {question['answer']})"
+            doc.page.append(f"<details><summary>{html.escape(asked)}</summary><div class=reader>")
+            doc.page += [line for e in here for line in answers_of(e, id_)]
             doc.page.append("</div></details>")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of it, in order
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def write_report(records: Path, out: Path) -> Path:
     """Make report.md, report.html and figures/ in `out` from the records of a folder. UserError if there are none."""
     entries = load(records)
-    doc = Document("RL excursions during pretraining: what came out", out / "figures")
-    plain = [e for e in entries if not e.variant]
+    plain = [e for e in entries if not e.variant]  # of the grid
     found, answers = all_findings(entries), questions(entries)
+    doc = Document("RL excursions during pretraining: what came out", out / "figures")
     doc.text(" ".join(summary(entries, found, answers)))
     show_findings(doc, entries, found, answers)
     if plain:
         c = Contrasts(Grid(plain), entries)
-        far = show_hero(doc, c.g, c)
-        show_trajectories(doc, entries, c, far)
+        both = show_hero(doc, c.g, c)
+        show_trajectories(doc, entries, c, both)
         show_sharpening(doc, entries)
         show_forests(doc, found, c)
         show_dynamics(doc, c.g)
-        sets = list(dict.fromkeys(name for e in plain for name in e.sets))
-        recipes = [r for r in HERO if c.g.has(r)]
-        doc.heading("Each test set, and over FLOPs")
-        panels = [(f"{name}_pass{k}", draw.figure_lines(c.g, recipes, Questions(k, set=name), f"{words(name)}: pass@{k}, %"),
-                   draw.describe_lines(c.g, recipes, Questions(k, set=name)))
-                  for name in sets if len(sets) > 1 for k in dict.fromkeys((1, c.g.k))]  # fmt: skip
-        known = [
-            r
-            for r in recipes
-            for t in c.g.tokens
-            if all(np.isfinite(e.record["flops"]) for e in c.g.models(r, t).values())
-        ]
-        known = [r for r in recipes if r in known]
-        if known:
-            title = f"All test questions: pass@{c.g.k}, %"
-            panels.append(("pass_at_k_flops", draw.figure_lines(c.g, known, Questions(c.g.k), title, flops=True),
-                           f"pass@{c.g.k} over all FLOPs spent"))  # fmt: skip
-        doc.panels(panels, "As above; the last one over all FLOPs: pretraining, and training and sampling after it.")
+        show_sets(doc, c.g)
     show_plans(doc, judged_alike(entries))
     reader(doc, plain or entries)
     table_entries(doc, entries)
