@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cli import UserError, cli, refuse_idle
-from eval import HeldOut, held_out
+from eval import HeldOut, make_evaluate
 from model import GPT
 from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
 from runtime import (
@@ -246,7 +246,7 @@ def main(config: Config) -> None:
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS, config.decay)  # parallel's alone
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
     sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
-    evaluate = held_out(config, config.data, model, run.tokenizer, process)
+    evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip

@@ -1,15 +1,90 @@
-"""Measures of sampled answers, as functions of counts: pass@k, majority vote, guess floor, entropy, a mean's interval.
+"""Measures of sampled answers: judged and counted per question, means over questions with their intervals.
 
 pass@k is the unbiased estimator of arXiv 2107.03374 §2.1.
 """
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
-from verifier import canonical
+from cli import UserError
+from verifier import GRADERS, canonical, judge
+from verifier.process import equations, sound
 
 BOOTSTRAP = 2000  # resamples of the questions
+
+
+@dataclass
+class Judged:
+    """The n answers to one question."""
+
+    counts: dict  # how many are right, have a box, ...: the question's row in the record
+    values: list[str | None]  # what each answer says, in normal form (verifier.canonical); None: nothing
+    samples: list[dict]  # text and verdict of each
+
+
+def judge_answers(
+    question: dict, texts: list[str], finished: list[bool], lengths: list[int], grader: str, truncated: str
+) -> Judged:
+    """Judge and count the n sampled answers to a question.
+
+    Args:
+        finished: ended by the stop token? lengths: in tokens. grader, truncated: see verifier.judge.
+    """
+    grades = [judge(text, question["answer"], f, grader, truncated) for text, f in zip(texts, finished, strict=True)]
+    said = [grade.answer for grade in grades]
+    values = [answer if answer is None else canonical(answer) for answer in said]
+    samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
+    counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
+    counts["c"] = sum(grade.right for grade in grades)
+    counts["c_lenient"] = sum(GRADERS["lenient"](text, question["answer"]).right for text in texts)
+    if question.get("source") == "world":  # whose solutions have their arithmetic written out
+        paths = [equations(text) for text in texts]
+        for sample, path in zip(samples, paths, strict=True):
+            sample["process"] = sample["right"] and sound(path)
+        counts["c_process"] = sum(sample["process"] for sample in samples)
+        counts["h_paths"] = entropy([" ".join(path) for path in paths])
+    counts["h_answers"] = entropy(values)
+    counts["box"] = sum(answer is not None for answer in said)
+    vote = majority_vote(said)
+    counts["majority"] = float(vote is not None and grades[said.index(vote)].right)
+    counts |= {"finished": sum(finished), "tokens": sum(lengths)}
+    return Judged(counts, values, samples)
+
+
+def summary(judged: list[Judged], questions: list[dict], ks: list[int], seed: int = 0) -> dict:
+    """Means over questions of which each has n answers, n at least every k:
+
+        {"strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...}, "floor": {"pass@1": mean, ...},
+         "entropy": {"answers", "paths"}, "majority": {"mean", "low", "high"}, "box", "finished", "tokens" (mean length of an
+         answer), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]}
+
+    "process" (right, and every written equation true) and the entropy of solution paths (the equations, whatever the
+    words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
+    are two questions. Entropies are in nats over a question's n answers; to have no answer is one more answer.
+    """
+    rows = [j.counts for j in judged]
+    n = rows[0]["n"]
+
+    def column(name: str) -> np.ndarray | None:  # (Q,), if all questions have it
+        return np.array([row[name] for row in rows]) if all(name in row for row in rows) else None
+
+    record = {}
+    for kind, count in (("strict", "c"), ("lenient", "c_lenient"), ("process", "c_process")):
+        if (right := column(count)) is not None:
+            record[kind] = {f"pass@{k}": mean_interval(pass_at_k(n, right, k), seed) for k in ks}
+    if len(rows) > 1:
+        gold = [canonical(question["answer"]) for question in questions]
+        floors = {f"pass@{k}": guess_floor([j.values for j in judged], gold, k) for k in ks}
+        record["floor"] = {k: float(floor.mean()) for k, floor in floors.items()}
+        for i, row in enumerate(rows):
+            row["floor"] = {k: float(floor[i]) for k, floor in floors.items()}
+    entropies = {kind: column(f"h_{kind}") for kind in ("answers", "paths")}
+    record["entropy"] = {kind: float(values.mean()) for kind, values in entropies.items() if values is not None}
+    record["majority"] = mean_interval(column("majority"), seed)
+    record |= {share: float(column(share).mean() / n) for share in ("box", "finished", "tokens")}
+    return {**record, "questions": rows}
 
 
 def pass_at_k(n: np.ndarray | int, c: np.ndarray, k: int) -> np.ndarray:
@@ -26,10 +101,10 @@ def pass_at_k(n: np.ndarray | int, c: np.ndarray, k: int) -> np.ndarray:
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> dict:
-    """Mean of one value per question, with a bootstrap 95% interval over questions. ValueError without a value."""
+    """Mean of one value per question, with a bootstrap 95% interval over questions. UserError without a value."""
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
-        raise ValueError("no question to take a mean over")
+        raise UserError("no question to take a mean over: a file of questions or a record of an evaluation is empty")
     rng = np.random.default_rng(seed)
     means = values[rng.integers(0, len(values), (BOOTSTRAP, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])

@@ -30,7 +30,7 @@ from data.prepare import build_world
 from data.prompt import encode_prompt
 from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
-from eval import bits_per_byte
+from likelihood import bits_per_byte
 from model import GPT, SCALES, config_of, train_flops
 from runtime import (
     Clock,

@@ -40,7 +40,7 @@ from cli import UserError, cli
 from data.prompt import fitting, left_out
 from data.questions import find_questions, in_band
 from data.tokenizer import Tokenizer, default_new_tokens
-from eval import HeldOut, held_out
+from eval import HeldOut, make_evaluate
 from files import named, write_jsonl
 from model import GPT, sequence_flops
 from packing import packed_batches
@@ -545,7 +545,7 @@ def main(config: Config) -> None:
     steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, grpo=grpo.order)
-    evaluate = held_out(config, config.data, model, run.tokenizer, process)
+    evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip

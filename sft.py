@@ -28,7 +28,7 @@ from cli import UserError, cli
 from data.prompt import encode_prompt, encode_solution, listed
 from data.questions import find_questions
 from data.tokenizer import Tokenizer
-from eval import HeldOut, held_out
+from eval import HeldOut, make_evaluate
 from model import GPT
 from packing import packed_batches
 from runtime import (
@@ -195,7 +195,7 @@ def main(config: Config) -> None:
     steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
     run.restore(optimizer=optimizer, sft=sft.order)
-    evaluate = held_out(config, config.data, model, run.tokenizer, process)
+    evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip

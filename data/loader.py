@@ -91,7 +91,8 @@ def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
 
 
 class Loader:
-    """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens).
+    """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens; {}: there are no train
+    batches, only held-out ones).
 
     Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`."""
 
@@ -109,8 +110,10 @@ class Loader:
             raise UserError(f"{folder}: holds no prepared source (no */meta.json); see python -m data.prepare --help")
         self.tokenizer, self.vocab_size = self._one_tokenizer()
 
-        # a source without train tokens (all of it held out) is there to be measured on
-        mix = mix or {name: source.train.size for name, source in self.sources.items() if source.train.size}
+        if mix is None:  # a source without train tokens (all of it held out) is there to be measured on
+            mix = {name: source.train.size for name, source in self.sources.items() if source.train.size}
+            if not mix:
+                raise UserError(f"{folder}: no source has train tokens; prepare one with --val_fraction below 1")
         for name in mix:
             if name not in self.sources:
                 raise UserError(f"mixture names {name!r}, which is not in {folder}: it has {', '.join(self.sources)}")
@@ -120,8 +123,6 @@ class Loader:
                     f"{folder / name}: {tokens} train tokens do not fill one window of {seq_len + 1}; "
                     "prepare more, shorten --seq_len or leave it out of --mix"
                 )
-        if not mix:
-            raise UserError(f"{folder}: no source has train tokens; prepare one with --val_fraction below 1")
         self.weights = integer_weights(mix)
         self._orders: dict[tuple[str, int], np.ndarray] = {}  # (source, epoch) → permutation of its windows
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import main_accuracy
 from excursion import figures as draw
 from excursion.claims import Claim, Finding, listed
 from excursion.contrasts import Grid, by_variant, judged_alike, runs
@@ -25,6 +24,7 @@ from excursion.recipes import RECIPES, label
 from excursion.records import Entry, Questions, load, million
 from excursion.sharpening import Sharpening
 from files import write_text
+from likelihood import main_accuracy
 
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}

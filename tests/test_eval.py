@@ -14,27 +14,21 @@ import torch
 
 import average
 import eval as evaluation
+import likelihood
 import rl
 import sampler
 import sft
 from cli import UserError, cli
-from data.prompt import few_shot_prompt
+from data.prompt import PROMPT_FORMS, few_shot_prompt, format_prompt
 from data.questions import find_questions
 from data.tasks import find_tasks, load_items, question_and_choice
 from data.tokenizer import load_tokenizer
-from eval import (
-    bits_per_byte,
-    build_prompts,
-    continuation_log_probs,
-    evaluate_questions,
-    evaluate_task,
-    held_out,
-    print_table,
-)
+from eval import Method, build_prompts, evaluate_questions, make_evaluate, print_records
 from excursion.compare import compare
+from likelihood import bits_per_byte, continuation_log_probs, evaluate_task
 from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
 from model import GPT, config_of
-from runtime import Process
+from runtime import Process, Progress
 from sampler import Continuation
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
@@ -107,7 +101,7 @@ def test_bootstrap_interval_is_a_function_of_values_and_seed():
     values = np.random.default_rng(0).random(50)
     assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
     assert mean_interval([0.25] * 9) == {"mean": 0.25, "low": 0.25, "high": 0.25}
-    with pytest.raises(ValueError, match="no question"):
+    with pytest.raises(UserError, match="no question"):
         mean_interval([])
 
 
@@ -154,7 +148,7 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
         return [rows[i : i + 4] for i in (0, 4, 8)]
 
     monkeypatch.setattr(sampler, "sample", sample)
-    return evaluate_questions(model, tokenizer, questions, PROCESS, n=4, ks=(1, 2, 4, 8), max_new_tokens=40, **flags)
+    return evaluate_questions(model, tokenizer, questions, PROCESS, Method(4, (1, 2, 4, 8), 40, **flags))
 
 
 @pytest.fixture
@@ -210,14 +204,15 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def wrong(base, world, tmp_path_factory) -> Path:
-    """A folder of wrong things, and in data/ the world with a source of 100 held-out tokens."""
+    """A folder of wrong things, and in data/ the world with a source of 100 train and 100 held-out tokens."""
     folder = tmp_path_factory.mktemp("wrong")
     shutil.copytree(world, folder / "data")
     shutil.copytree(world / "math", folder / "data/short")
     meta = json.loads((folder / "data/short/meta.json").read_text())
-    shard = folder / "data/short" / meta["val"]["shards"][0]
-    np.save(shard, np.load(shard)[:100])
-    meta["val"] |= {"shards": meta["val"]["shards"][:1], "tokens": 100}
+    for split in ("train", "val"):
+        shard = folder / "data/short" / meta[split]["shards"][0]
+        np.save(shard, np.load(shard)[:100])
+        meta[split] |= {"shards": meta[split]["shards"][:1], "tokens": 100}
     meta = {key: value for key, value in meta.items() if key not in ("digest", "digests")}
     (folder / "data/short/meta.json").write_text(json.dumps(meta))
     items = [{"context": "a", "continuation": "b"}, {"query": "a", "choices": ["b", "c"], "gold": 0}]
@@ -237,7 +232,7 @@ def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base
         raise AssertionError("sampled before all was checked")
 
     monkeypatch.setattr(evaluation, "sample_over_ranks", sample)
-    monkeypatch.setattr(evaluation, "continuation_log_probs", sample)
+    monkeypatch.setattr(likelihood, "continuation_log_probs", sample)
     places = {"{P}": str(wrong), "{G}": str(base / "last.pt")}
     words = flags
     said = REFUSED[flags]
@@ -254,7 +249,8 @@ def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base
 
 def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong, tmp_path, capsys):
     """A question that does not fit is named and counted, in eval.py and its record, in the evaluation of a stage, in RL
-    and in SFT; the others are evaluated. So is, with --text all, a source whose held-out text fills no window."""
+    and in SFT; the others are evaluated. So is, in eval.py with --text all and in a stage, a source whose text fills no
+    window."""
     rows = [json.loads(line) for line in (world / "questions/test_easy.jsonl").read_text().splitlines()[:3]]
     rows[1] |= {"id": "giant", "question": "How many pears has Tom? " * 60}
     path = tmp_path / "some.jsonl"
@@ -268,17 +264,52 @@ def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong,
     assert record["left_out"] == ["giant"] and [q["id"] for q in record["questions"]] == [rows[0]["id"], rows[2]["id"]]
     evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), data=str(wrong / "data"), questions=(), tasks=(),
                                       out=str(tmp_path / "text"), val_tokens=500))  # fmt: skip
-    assert "held-out text of short fills no window of 257: left out" in capsys.readouterr().err
+    no_window = "held-out text of short fills no window of 257: left out"
+    assert no_window in capsys.readouterr().err
     assert list(json.loads((tmp_path / "text/last.json").read_text())["text"]) == ["general", "math"]
-    stage = dict(init=str(base / "last.pt"), questions=str(path), steps=1, eval_tokens=0, eval_tasks=())
+    stage = dict(init=str(base / "last.pt"), questions=str(path), steps=1, data=str(wrong / "data"), eval_tasks=())
     rl.main(
-        rl.Config(
-            **common, **stage, eval_questions=str(path), eval_samples=1, prompts=1, rollouts=2, out=str(tmp_path / "rl")
-        )
-    )
-    assert capsys.readouterr().err.count(told) == 2  # as training question and as validation question
-    sft.main(sft.Config(data=str(world), **stage, eval_questions="", rows=2, out=str(tmp_path / "sft")))
+        rl.Config(max_new_tokens=5, **stage, eval_questions=str(path), eval_samples=1, prompts=1, rollouts=2, eval_tokens=500,
+                  out=str(tmp_path / "rl"))
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert said.count(told) == 2  # as training question and as validation question
+    assert said.count(no_window) == 1
+    last = json.loads((tmp_path / "rl/metrics.jsonl").read_text().splitlines()[-1])
+    assert [key for key in last if key.startswith("bpb")] == ["bpb_general", "bpb_math"]
+    sft.main(sft.Config(**stage, eval_tokens=0, eval_questions="", rows=2, out=str(tmp_path / "sft")))
     assert "1 rows longer than the context of 256 (giant)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl", "average"])
+def test_every_evaluation_of_a_stage_prints_a_line(base, world, tmp_path, capsys, stage):
+    """Before the first step and every --eval_every steps: the step, pass@k, the tasks and bits per byte, as logged."""
+    module = {"sft": sft, "rl": rl, "average": average}[stage]
+    flags = dict(rows=2) if stage == "sft" else dict(prompts=1, rollouts=2, max_new_tokens=4)
+    flags |= dict(eval_every=2, eval_limit=4, eval_samples=8, eval_tasks=("facts",), eval_tokens=300, steps=4, limit=8)
+    module.main(module.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "val_pass@1" in line]
+    logged = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl") if "val_pass@1" in line]
+    names = ("val_pass@1", "val_pass@8", "task_facts", "bpb_general", "bpb_math")
+    assert [values["step"] for values in logged] == [0, 2, 4]
+    assert lines == [
+        "  ".join([f"step {values['step']}", *(f"{name} {values[name]:.3f}" for name in names)]) for values in logged
+    ]
+
+
+def test_one_rank_prints_the_evaluation(monkeypatch, model, tokenizer, world, capsys):
+    """Of several ranks the main one writes the line; all get the values."""
+    config = sft.Config(data=str(world), eval_limit=2, eval_tasks=(), eval_tokens=0)
+    mean = {"pass@1": {"mean": 0.5}}
+    record = {"questions": {"x": {"strict": mean, "lenient": mean, "box": 1.0}}, "tasks": {}, "text": {}}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: (record, []))
+    for rank, out in ((0, "step 3  val_pass@1 0.500\n"), (1, "")):
+        process = Process(rank, 2, torch.device("cpu"), torch.float32)
+        run = SimpleNamespace(
+            config=config, model=model, tokenizer=tokenizer, process=process, progress=Progress(step=3)
+        )
+        assert make_evaluate(run)() == {"val_pass@1": 0.5, "val_lenient@1": 0.5, "val_box": 1.0}
+        assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl", "average"])
@@ -313,10 +344,10 @@ def test_pass_at_k_can_be_computed_again_from_a_record(record):
 def test_questions_are_answered_by_the_model_itself(monkeypatch, model, tokenizer):
     """Without an answer replaced: the record has a row a question, and one seed gives one record, in any slots."""
     questions = [{"id": str(i), "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
-    flags = dict(n=2, ks=(1,), max_new_tokens=6, examples=EXAMPLES[:2])
-    a = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
+    method = Method(samples=2, k=(1,), max_new_tokens=6, examples=tuple(EXAMPLES[:2]))
+    a = evaluate_questions(model, tokenizer, questions, PROCESS, method)
     monkeypatch.setattr(sampler, "SLOTS", 2)
-    b = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
+    b = evaluate_questions(model, tokenizer, questions, PROCESS, method)
     assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
 
 
@@ -392,7 +423,7 @@ def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, mode
         for i, (q, (answer, _)) in enumerate(WAYS.items())
     ]
     fake_samples(monkeypatch, tokenizer, [[text for text, _, _ in rows] for _, rows in WAYS.values()])
-    call = dict(process=PROCESS, n=4, ks=(1, 4), max_new_tokens=60)
+    call = dict(process=PROCESS, method=Method(samples=4, k=(1, 4), max_new_tokens=60))
     record, samples = evaluate_questions(model, tokenizer, questions, **call)
     rows = record["questions"]
     assert [(r["c"], r["c_process"]) for r in rows] == [(4, 2), (2, 2)]
@@ -418,12 +449,13 @@ def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, mode
 
 def test_stages_log_the_process_of_the_worlds_questions(monkeypatch, model, tokenizer, world):
     """The evaluation while a stage trains gives val_process@k and val_floor@k beside val_pass@k."""
-    config = evaluation.HeldOut(eval_limit=2, eval_samples=4, eval_tasks=(), eval_tokens=0)
+    config = sft.Config(data=str(world), eval_limit=2, eval_samples=4, eval_tasks=(), eval_tokens=0)
     questions = find_questions(str(world), "validation", "test", 2)
     good = [q["solutions"][0] for q in questions]
     fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text]
                                           for text, q in zip(good, questions, strict=True)])  # fmt: skip
-    values = held_out(config, str(world), model, tokenizer, PROCESS)()
+    run = SimpleNamespace(config=config, model=model, tokenizer=tokenizer, process=PROCESS, progress=Progress(step=16))
+    values = make_evaluate(run)()
     assert (values["val_pass@1"], values["val_process@1"], values["val_floor@1"]) == (0.75, 0.5, 0)
 
 
@@ -444,6 +476,10 @@ def test_compare_pairs_by_question(tmp_path, record):
     paths[1].write_text(json.dumps(others[0]))
     with pytest.raises(UserError, match="different questions"):
         compare(tuple(map(str, paths)))
+    for path in paths:  # records without a question
+        path.write_text(json.dumps({"questions": {"set": record[0] | {"questions": []}}}))
+    with pytest.raises(UserError, match="no question to take a mean over"):
+        compare(tuple(map(str, paths)))
 
 
 def test_flags_without_effect_beside_ask_are_refused():
@@ -452,6 +488,38 @@ def test_flags_without_effect_beside_ask_are_refused():
         evaluation.main(evaluation.Config(checkpoint=("a.pt",), ask="What?", samples=4))
     with pytest.raises(UserError, match="^--k: name"):
         evaluation.main(evaluation.Config(checkpoint=("a.pt",), k=()))
+
+
+def test_ask_with_the_papers_preset(monkeypatch, base, world, tokenizer, capsys):
+    """--ask alone is greedy and 0-shot; --preset paper beside it asks as the authors do: their worked examples in their
+    form (as many as fit), sampled, read by their judge; a flag beside both wins. Each checkpoint answers."""
+    seen = []
+
+    def answer(model, prompts, n, *, temperature, top_p, max_new_tokens, **_):
+        seen.append((tokenizer.decode(prompts[0]), temperature, top_p, max_new_tokens))
+        return [[Continuation(tokenizer.encode("So \\boxed{7}\n#### 8"), np.zeros(0), False)]]
+
+    monkeypatch.setattr(evaluation, "sample", answer)
+
+    def ask(*flags: str) -> str:
+        words = ["eval.py", "--checkpoint", str(base / "last.pt"), "--ask", "What?", *flags]
+        monkeypatch.setattr(sys, "argv", words)
+        cli(evaluation.main, evaluation.Config, evaluation.PRESETS)
+        return capsys.readouterr().out
+
+    assert ask().endswith("\n\nanswer: 7 (cut at --max_new_tokens)\n")
+    assert seen.pop() == (format_prompt("What?"), 0.0, 0.95, 64)
+    examples = ["--examples", str(world / "questions/examples.jsonl")]
+    said = ask("--preset", "paper", "--max_new_tokens", "16", "--shots", "1", *examples)
+    prompt, *settings = seen.pop()
+    assert "answer: 8 (cut" in said and settings == [0.6, 0.95, 16]
+    assert "1 worked examples" in said and prompt.endswith(
+        "Question: What?\nAnswer: " + PROMPT_FORMS["question_answer"][1] + "\n"
+    )
+    ask("--preset", "paper", "--max_new_tokens", "16", "--shots", "0", "--temperature", "0")
+    assert seen.pop() == (format_prompt("What?"), 0.0, 0.95, 16)
+    said = ask("--checkpoint", str(base / "last.pt"), str(base / "last.pt"))
+    assert said.count("answer: 7") == said.count("last.pt, 0 worked examples:") == len(seen) == 2
 
 
 def test_table_of_checkpoints_that_were_measured_on_different_things(capsys):
@@ -467,7 +535,7 @@ def test_table_of_checkpoints_that_were_measured_on_different_things(capsys):
             ("b", one, {"other": {"bits_per_byte": 2.5}}),
         )
     ]
-    print_table(records)
+    print_records(records)
     a, b = capsys.readouterr().out.splitlines()[-2:]
     assert a.split() == ["a", "0.00", "1.2500", "–"] and b.split() == ["b", "0.00", "–", "2.5000"]
 
@@ -490,7 +558,7 @@ def one_by_one(model, context: list[int], continuation: list[int]) -> tuple[floa
 def test_continuation_log_probs_equal_single_forwards(monkeypatch, model):
     """Ragged pairs in batches give the sums of plain forwards, in the order given; a context that does not fit is cut
     from the left; the greedy flag is set for what greedy decoding gives and for nothing else."""
-    monkeypatch.setattr(evaluation, "BATCH_TOKENS", 600)  # so that there are several batches
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 600)  # so that there are several batches
     rng, vocab = np.random.default_rng(0), model.config.vocab_size
     sizes = [(3, 1), (256, 1), (255, 2), (200, 90), (300, 7), (700, 256), (1, 256), (1, 1), (20, 5), (256, 2)]
     pairs = [tuple(rng.integers(vocab, size=n).tolist() for n in size) for size in sizes]
@@ -527,7 +595,7 @@ def task(monkeypatch, tokenizer, items, results) -> tuple[dict, list]:
         asked.extend((tokenizer.decode(a), tokenizer.decode(b)) for a, b in pairs)
         return results
 
-    monkeypatch.setattr(evaluation, "continuation_log_probs", fake)
+    monkeypatch.setattr(likelihood, "continuation_log_probs", fake)
     return evaluate_task(None, tokenizer, items, PROCESS, "task"), asked
 
 

@@ -16,6 +16,7 @@ FLOORS = (
     ("model",),
     ("checkpoint",),
     ("measures", "packing", "sampler", "runtime"),
+    ("likelihood",),
     ("eval",),
     ("sft", "rl", "pretrain"),
     ("average",),

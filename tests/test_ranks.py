@@ -16,6 +16,7 @@ import average
 import eval as evaluation
 import files
 import kernels
+import likelihood
 import pretrain
 import rl
 import runtime
@@ -131,8 +132,8 @@ CASES = {  # stage, the function in whose nth call the signal comes, n, how ofte
     "between answers that are judged": ("rl", rl, "reward_of", 10, 12, 1),
     "before the first update": ("rl", rl, "policy_loss", 3, 3, 1),
     "after the first update, the rest of the step is made": ("rl", rl, "k3", 4, 4, 2),
-    "in the evaluation before the first step": ("rl evaluated", evaluation, "_judge", 1, 1, 0),
-    "in an evaluation": ("rl evaluated", evaluation, "continuation_log_probs", 2, 2, 1),
+    "in the evaluation before the first step": ("rl evaluated", evaluation, "judge_answers", 1, 1, 0),
+    "in an evaluation": ("rl evaluated", likelihood, "continuation_log_probs", 2, 2, 1),
     "after RL's update, SFT's is made": ("parallel", sft.SFT, "backward", 2, 2, 2),
     "between RL's and SFT's gradient": ("combined", sft.SFT, "backward", 2, 2, 1),
 }

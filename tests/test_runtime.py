@@ -228,11 +228,11 @@ def test_a_crash_in_a_stages_evaluation_loses_nothing(base, world, tmp_path, mon
     flags = dict(init=str(base / "last.pt"), data=str(world), limit=12, rows=4, steps=4, eval_every=0, save_every="2")
     sft.main(sft.Config(out=str(tmp_path / "whole"), **flags))
     seen = []
-    monkeypatch.setattr(sft, "held_out", lambda *_: lambda: crash() if len(seen) else seen.append(1) or {})
+    monkeypatch.setattr(sft, "make_evaluate", lambda *_: lambda: crash() if len(seen) else seen.append(1) or {})
     with pytest.raises(RuntimeError, match="evaluation crashed"):
         sft.main(sft.Config(out=str(tmp_path / "run"), **flags | {"eval_every": 2}))
     assert runtime.load_checkpoint(tmp_path / "run/last.pt")["step"] == 2
-    monkeypatch.setattr(sft, "held_out", lambda *_: lambda: {"val_pass@1": 0.0})
+    monkeypatch.setattr(sft, "make_evaluate", lambda *_: lambda: {"val_pass@1": 0.0})
     sft.main(sft.Config(out=str(tmp_path / "run"), resume=True, **flags | {"eval_every": 2}))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     lines = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
