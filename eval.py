@@ -312,21 +312,23 @@ def metrics(record: dict) -> dict[str, float]:
 
 def print_records(records: list[dict]) -> None:
     """A table for each set of questions and one for tasks and text, with a line per checkpoint."""
+    paths = [Path(record["checkpoint"]) for record in records]
+    same = len({path.stem for path in paths}) < len(paths)  # last.pt of several runs
+    titles = [
+        {"checkpoint": str(path.parent / path.stem) if same else path.stem, "M tokens": f"{record['tokens'] / 1e6:.2f}"}
+        for path, record in zip(paths, records, strict=True)
+    ]
     for name, first in records[0]["questions"].items():
         print(f"\n{name}: {len(first['questions'])} questions x {first['n']}, % [95% interval]")
-        print_table([title_cells(r) | question_cells(r["questions"][name]) for r in records])
-    rows = [
-        {f"{name} %": percent(main_accuracy(task)) for name, task in r["tasks"].items()}
-        | {f"{source} bits/byte": f"{text['bits_per_byte']:.4f}" for source, text in r["text"].items()}
-        for r in records
+        print_table(titles, [question_cells(record["questions"][name]) for record in records])
+    general = [
+        {f"{name} %": percent(main_accuracy(task)) for name, task in record["tasks"].items()}
+        | {f"{source} bits/byte": f"{text['bits_per_byte']:.4f}" for source, text in record["text"].items()}
+        for record in records
     ]
-    if any(rows):
+    if any(general):
         print()
-        print_table([title_cells(r) | row for r, row in zip(records, rows, strict=True)])
-
-
-def title_cells(record: dict) -> dict[str, str]:
-    return {"checkpoint": Path(record["checkpoint"]).stem, "M tokens": f"{record['tokens'] / 1e6:.2f}"}
+        print_table(titles, general)
 
 
 def question_cells(record: dict) -> dict[str, str]:
@@ -334,9 +336,10 @@ def question_cells(record: dict) -> dict[str, str]:
     ks = list(record["strict"])
     cells = {"shots": str(record["shots"])} | {k: percent(record["strict"][k]) for k in ks}
     cells["majority"] = percent(record["majority"])
-    for k in dict.fromkeys((ks[0], ks[-1])):
+    for k in (ks[0], ks[-1]):
         if "process" in record:
             cells[f"process{k[4:]}"] = f"{100 * record['process'][k]['mean']:.1f}"
+    for k in (ks[0], ks[-1]):
         if "floor" in record:
             cells[f"floor{k[4:]}"] = f"{100 * record['floor'][k]:.1f}"
     cells["lenient@1"] = f"{100 * record['lenient'][ks[0]]['mean']:.1f}"
@@ -347,12 +350,14 @@ def percent(x: dict) -> str:
     return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
 
 
-def print_table(rows: list[dict[str, str]]) -> None:
-    """Rows of {title: cell}, each column as wide as its longest cell; "–" where a row has none."""
-    titles = list(dict.fromkeys(title for row in rows for title in row))
-    widths = [max(len(title), *(len(row.get(title, "–")) for row in rows)) for title in titles]
-    for row in ({title: title for title in titles}, *rows):
-        first, *cells = (row.get(title, "–") for title in titles)
+def print_table(titles: list[dict[str, str]], values: list[dict[str, str]]) -> None:
+    """A line of {column: cell} for each of `titles` with its `values`; "–" where one has no value. A column is as wide as its
+    longest cell."""
+    rows = [title | cells for title, cells in zip(titles, values, strict=True)]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([row.get(column, "–") for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for first, *cells in lines:
         print(first.ljust(widths[0]), *(c.rjust(width) for c, width in zip(cells, widths[1:], strict=True)), sep="  ")
 
 

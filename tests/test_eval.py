@@ -538,6 +538,10 @@ def test_table_of_checkpoints_that_were_measured_on_different_things(capsys):
     print_records(records)
     a, b = capsys.readouterr().out.splitlines()[-2:]
     assert a.split() == ["a", "0.00", "1.2500", "–"] and b.split() == ["b", "0.00", "–", "2.5000"]
+    print_records([records[0] | {"checkpoint": f"out/{run}/last.pt"} for run in ("rl", "sft")])  # told apart
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:3] == ["checkpoint", "M", "tokens"] and len({len(line) for line in lines[2:5]}) == 1
+    assert [line.split()[0] for line in lines[-2:]] == ["out/rl/last", "out/sft/last"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
