@@ -36,6 +36,7 @@ def judge_answers(
     said = [grade.answer for grade in grades]
     values = [answer if answer is None else canonical(answer) for answer in said]
     samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
+    vote = majority_vote(said)
     counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
     counts["c"] = sum(grade.right for grade in grades)
     counts["c_lenient"] = sum(GRADERS["lenient"](text, question["answer"]).right for text in texts)
@@ -46,10 +47,10 @@ def judge_answers(
         counts["c_process"] = sum(sample["process"] for sample in samples)
         counts["h_paths"] = entropy([" ".join(path) for path in paths])
     counts["h_answers"] = entropy(values)
-    counts["box"] = sum(answer is not None for answer in said)
-    vote = majority_vote(said)
+    counts["box"] = sum(answer is not None for answer in said)  # of strict: closed boxes
     counts["majority"] = float(vote is not None and grades[said.index(vote)].right)
-    counts |= {"finished": sum(finished), "tokens": sum(lengths)}
+    counts["finished"] = sum(finished)
+    counts["tokens"] = sum(lengths)
     return Judged(counts, values, samples)
 
 

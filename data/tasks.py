@@ -34,15 +34,10 @@ def load_items(path: Path) -> list[dict]:
     items = []
     for record in read_records(path):
         try:
-            item = parse_record(record.content)
-            choices = item.get("choices")
-            if choices is not None and not (
-                0 <= item["gold"] < len(choices) and all(c.strip() for c in choices) and item["query"]
-            ):
-                raise ValueError("gold is no index of choices, or a choice or the query is empty")
-            if choices is None and not (item["context"].strip() and item["continuation"].strip()):
-                raise ValueError("context or continuation is empty")
-            if items and ("choices" in items[0]) != (choices is not None):
+            # a field without a value is none: tables have all columns in all rows
+            item = {key: value for key, value in parse_record(record.content).items() if value is not None}
+            check_item(item)
+            if items and ("choices" in item) != ("choices" in items[0]):
                 raise ValueError("one file has items of one form")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{record.where}: no likelihood item ({error}): docs/data.md has the two forms") from None
@@ -50,6 +45,17 @@ def load_items(path: Path) -> list[dict]:
     if not items:
         raise UserError(f"{path}: no likelihood item in it")
     return items
+
+
+def check_item(item: dict) -> None:
+    """ValueError, or what a missing field or one of another type raises, unless it has one of the two forms."""
+    if "choices" not in item:
+        if not (item["context"].strip() and item["continuation"].strip()):
+            raise ValueError("context or continuation is empty")
+    elif not (
+        0 <= item["gold"] < len(item["choices"]) and all(c.strip() for c in item["choices"]) and item["query"].strip()
+    ):
+        raise ValueError("gold is no index of choices, or a choice or the query is empty")
 
 
 def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:

@@ -21,7 +21,7 @@ import sft
 from cli import UserError, cli
 from data.prompt import PROMPT_FORMS, few_shot_prompt, format_prompt
 from data.questions import find_questions
-from data.tasks import find_tasks, load_items, question_and_choice
+from data.tasks import find_tasks, load_items, question_and_choice, task_pairs
 from data.tokenizer import load_tokenizer
 from eval import Method, build_prompts, evaluate_questions, make_evaluate, print_records
 from excursion.compare import compare
@@ -727,6 +727,7 @@ def test_bits_per_byte_by_hand(model, tokenizer):
         {"query": "a", "choices": ["b", " "], "gold": 0},
         {"query": "a", "choices": ["b", 7], "gold": 0},
         {"query": "", "choices": ["b", "c"], "gold": 0},
+        {"query": 7, "choices": ["b", "c"], "gold": 0},
         {"choices": ["b", "c"], "gold": 0},
         {"context": "a", "continuation": ""},
         {"context": "a"},
@@ -740,6 +741,16 @@ def test_items_of_another_form_are_refused_by_line(tmp_path, row):
     path.write_text("\n".join(json.dumps(r) for r in ({"context": "a", "continuation": "b"}, row)))
     with pytest.raises(UserError, match=f"{path}:2"):
         load_items(path)
+
+
+def test_a_field_without_a_value_is_none(tmp_path, tokenizer):
+    """Rows of a table that has the columns of both forms are read by the fields that have a value."""
+    cloze = {"context": "He ate a", "continuation": "pear"}
+    choice = {"query": "Say", "choices": ["a", "b"], "gold": 1}
+    for item, pairs in ((cloze, 1), (choice, 2)):
+        path = tmp_path / f"{pairs}.jsonl"
+        path.write_text(json.dumps(dict.fromkeys([*cloze, *choice]) | item) + "\n")
+        assert load_items(path) == [item] and len(task_pairs(load_items(path), tokenizer)) == pairs
 
 
 @pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
