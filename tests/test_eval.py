@@ -736,9 +736,12 @@ def test_bits_per_byte_by_hand(model, tokenizer):
     ],
 )
 def test_items_of_another_form_are_refused_by_line(tmp_path, row):
-    """A row that is no likelihood item is a UserError with file and line."""
+    """A row that is no likelihood item is a UserError with file and line. The row before it is good and of its form."""
     path = tmp_path / "task.jsonl"
-    path.write_text("\n".join(json.dumps(r) for r in ({"context": "a", "continuation": "b"}, row)))
+    good = (
+        {"query": "a", "choices": ["b", "c"], "gold": 1} if "choices" in row else {"context": "a", "continuation": "b"}
+    )
+    path.write_text("\n".join(json.dumps(r) for r in (good, row)))
     with pytest.raises(UserError, match=f"{path}:2"):
         load_items(path)
 
