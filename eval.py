@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -98,49 +98,41 @@ PRESETS = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Method:
-    """How questions are answered and judged."""
-
-    samples: int  # n answers to each
-    k: tuple[int, ...]  # of pass@k; those above `samples` are left out
-    max_new_tokens: int
-    temperature: float = 0.6
-    top_p: float = 0.95
-    examples: tuple[dict, ...] = ()  # worked examples; as many as fit are shown
-    prompt: str = "plain"
-    grader: str = "strict"
-    truncated: str = "wrong"
-    seed: int = 0
-    kv_gib: float = 4.0
-
-
 def evaluate_questions(
-    model: GPT, tokenizer: Tokenizer, questions: list[dict], process: Process, method: Method, label: str = "questions"
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: list[dict],
+    process: Process,
+    config: Config,
+    examples: list[dict] | None = None,
+    label: str = "questions",
 ) -> tuple[dict, list[dict]]:
-    """Sample n answers to each question and judge them. Ranks share the questions.
+    """Sample --samples answers to each question and judge them. Ranks share the questions.
+
+    Args:
+        config: how to sample and judge; its max_new_tokens is not 0. examples: worked examples; as many as fit are shown.
 
     Returns:
         The record {"n", "shots", "left_out" (ids of questions too long for the model), "temperature", "top_p",
         "max_new_tokens", and what `measures.summary` adds}, and one row per question with its samples.
     """
-    context, n = model.config.context, method.samples
-    kept, long = fitting(questions, tokenizer, context, method.max_new_tokens)
+    context, n = model.config.context, config.samples
+    kept, long = fitting(questions, tokenizer, context, config.max_new_tokens)
     questions = [question for question, _ in kept]
-    room = context - method.max_new_tokens
-    prompts, shots = build_prompts(questions, tokenizer, method.examples, room, method.prompt)
+    room = context - config.max_new_tokens
+    prompts, shots = build_prompts(questions, tokenizer, examples or [], room, config.prompt)
 
     def judged_answers(i: int, answers: list[Continuation]) -> Judged:
         texts, finished = [tokenizer.decode(a.text_tokens) for a in answers], [a.finished for a in answers]
         lengths = [len(a.tokens) for a in answers]
-        return judge_answers(questions[i], texts, finished, lengths, method.grader, method.truncated)
+        return judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
 
     judged = sample_over_ranks(
-        model, prompts, n, process, judged_answers, label=label, stop=tokenizer.eos, max_new_tokens=method.max_new_tokens,
-        temperature=method.temperature, top_p=method.top_p, seed=method.seed, kv_gib=method.kv_gib,
+        model, prompts, n, process, judged_answers, label=label, stop=tokenizer.eos, max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature, top_p=config.top_p, seed=config.seed, kv_gib=config.kv_gib,
     )  # fmt: skip
-    settings = {key: getattr(method, key) for key in ("temperature", "top_p", "max_new_tokens")}
-    means = summary(judged, questions, [k for k in method.k if k <= n], method.seed)
+    settings = {key: getattr(config, key) for key in ("temperature", "top_p", "max_new_tokens")}
+    means = summary(judged, questions, [k for k in config.k if k <= n], config.seed)
     rows = [
         {"id": q["id"], "question": q["question"], "answer": q["answer"], "samples": j.samples}
         for q, j in zip(questions, judged, strict=True)
@@ -169,51 +161,68 @@ def build_prompts(
 
 
 @dataclass
-class Suite:
-    """What models are evaluated on. It is read, and checked against each of them (`fit`), before anything is sampled."""
+class Evaluation:
+    """What a model will be evaluated on, and how: read, and checked against the model, before anything is sampled."""
 
+    config: Config  # with the longest response of this model
     questions: dict[str, list[dict]]  # name in the record → questions
     tasks: dict[str, list[dict]]  # name → likelihood items
-    data: str  # folder whose held-out text is measured
-    sources: tuple[str, ...]  # of it; all: every one; empty: none
-    val_tokens: int  # of each source
-    seq_len: int = 0  # window of the text; 0: the model's context
+    examples: list[dict]  # worked examples
+    text: Loader | None  # held-out text in windows of this model
+    notes: list[str]  # lines that say what will be left out
 
-    def fit(
-        self, of: str, tokenizer: Tokenizer, context: int, new_tokens: int, process: Process
-    ) -> tuple[Loader | None, list[str]]:
-        """The held-out text for a model of this tokenizer and context; and lines that say what will be left out for it.
-        UserError for what it cannot be evaluated on. of: the model's name in messages."""
-        notes = []
+    def run(self, model: GPT, tokenizer: Tokenizer, process: Process) -> tuple[dict, list[dict]]:
+        """The measured part of a record, {"questions": {name: ...}, "tasks": {name: ...}, "text": {source: ...}}, and all
+        samples."""
+        config, record, samples = self.config, {"questions": {}, "tasks": {}, "text": {}}, []
         for name, questions in self.questions.items():
-            _, long = fitting(questions, tokenizer, context, new_tokens)
-            if long:
-                notes.append(f"{name}: {left_out(long, len(questions), context, new_tokens)}")
+            record["questions"][name], rows = evaluate_questions(
+                model, tokenizer, questions, process, config, self.examples, name
+            )
+            samples += [{"set": name, **row} for row in rows]
         for name, items in self.tasks.items():
-            check_pairs(task_pairs(items, tokenizer), context, name)
-        seq_len = self.seq_len or context
-        if seq_len > context and self.sources:
-            raise UserError(f"--seq_len {seq_len} exceeds the context of {of}, {context}")
-        text, short = held_out_text(self.data, self.sources, self.val_tokens, of, tokenizer, seq_len, process)
-        if short:
-            notes.append(f"held-out text of {', '.join(short)} fills no window of {seq_len + 1}: left out")
-        return text, notes
+            record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, config.seed)
+        for source in self.text.sources if self.text else ():
+            record["text"][source] = bits_per_byte(model, tokenizer, self.text, source, config.val_tokens, process)
+        return record, samples
 
 
-def evaluate(
-    model: GPT, tokenizer: Tokenizer, suite: Suite, text: Loader | None, process: Process, method: Method
-) -> tuple[dict, list[dict]]:
-    """The measured part of a record, {"questions": {name: ...}, "tasks": {name: ...}, "text": {source: ...}}, and all samples.
-    text: as `suite.fit` gave it for this model."""
-    record, samples = {"questions": {}, "tasks": {}, "text": {}}, []
-    for name, questions in suite.questions.items():
-        record["questions"][name], rows = evaluate_questions(model, tokenizer, questions, process, method, name)
-        samples += [{"set": name, **row} for row in rows]
-    for name, items in suite.tasks.items():
-        record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, method.seed)
-    for source in text.sources if text else ():
-        record["text"][source] = bits_per_byte(model, tokenizer, text, source, suite.val_tokens, process)
-    return record, samples
+def prepare(
+    config: Config,
+    questions: dict,
+    tasks: dict,
+    examples: list,
+    of: str,
+    tokenizer: Tokenizer,
+    context: int,
+    process: Process,
+) -> Evaluation:
+    """The evaluation of a model with this tokenizer and context. UserError for what it cannot be evaluated on.
+    of: the model's name in messages."""
+    new, notes = config.max_new_tokens or default_new_tokens(tokenizer), []
+    for name, of_set in questions.items():
+        _, long = fitting(of_set, tokenizer, context, new)
+        if long:
+            notes.append(f"{name}: {left_out(long, len(of_set), context, new)}")
+    for name, items in tasks.items():
+        check_pairs(task_pairs(items, tokenizer), context, name)
+    seq_len = config.seq_len or context
+    if seq_len > context and config.text:
+        raise UserError(f"--seq_len {seq_len} exceeds the context of {of}, {context}")
+    text, short = held_out_text(config.data, config.text, config.val_tokens, of, tokenizer, seq_len, process)
+    if short:
+        notes.append(f"held-out text of {', '.join(short)} fills no window of {seq_len + 1}: left out")
+    return Evaluation(replace(config, max_new_tokens=new), questions, tasks, examples, text, notes)
+
+
+def find_sets(config: Config) -> dict[str, list[dict]]:
+    """Name in the record → questions, of --questions."""
+    return {set_name(name): find_questions(config.data, name, config.split, config.limit) for name in config.questions}
+
+
+def set_name(questions: str) -> str:
+    """gsm8k_test.jsonl.gz → gsm8k_test."""
+    return Path(questions).name.split(".")[0]
 
 
 def say(notes: list[str], process: Process) -> None:
@@ -258,30 +267,29 @@ def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
 
     What it needs is read here, once, so that a wrong flag fails before training; with --eval_every 0 it needs nothing.
     """
-    config, model, tokenizer, process = run.config, run.model, run.tokenizer, run.process
-    if not config.eval_every:
+    stage, model, tokenizer, process = run.config, run.model, run.tokenizer, run.process
+    if not stage.eval_every:
         return dict
-    name = config.eval_questions
-    suite = Suite(
-        {"held out": find_questions(config.data, name, "test", config.eval_limit)} if name else {},
-        find_tasks(config.data, config.eval_tasks, config.eval_items) if Path(config.data, "tasks").is_dir() else {},
-        config.data,
-        ("all",) if config.eval_tokens else (),
-        config.eval_tokens,
+    config = Config(
+        data=stage.data,
+        questions=(stage.eval_questions,) if stage.eval_questions else (),
+        limit=stage.eval_limit,
+        text=("all",) if stage.eval_tokens else (),
+        val_tokens=stage.eval_tokens,
+        samples=stage.eval_samples,
+        max_new_tokens=getattr(stage, "max_new_tokens", 0),
+        grader=getattr(stage, "grader", "strict"),
+        truncated=getattr(stage, "truncated", "wrong"),
+        kv_gib=stage.kv_gib,
     )
-    method = Method(
-        samples=config.eval_samples,
-        k=(1, 8, 32),
-        max_new_tokens=getattr(config, "max_new_tokens", 0) or default_new_tokens(tokenizer),
-        grader=getattr(config, "grader", "strict"),
-        truncated=getattr(config, "truncated", "wrong"),
-        kv_gib=config.kv_gib,
+    tasks = find_tasks(stage.data, stage.eval_tasks, stage.eval_items)
+    evaluation = prepare(
+        config, find_sets(config), tasks, [], "the checkpoint", tokenizer, model.config.context, process
     )
-    text, notes = suite.fit("the checkpoint", tokenizer, model.config.context, method.max_new_tokens, process)
-    say(notes, process)
+    say(evaluation.notes, process)
 
     def evaluate_now() -> dict[str, float]:
-        values = metrics(evaluate(model, tokenizer, suite, text, process, method)[0])
+        values = metrics(evaluation.run(model, tokenizer, process)[0])
         if process.main:
             shown = (
                 f"{key} {value:.3f}" for key, value in values.items() if key.startswith(("val_pass", "task", "bpb"))
@@ -377,14 +385,14 @@ def main(config: Config) -> None:
         if process.main:
             ask(config, process)
         return end_process()
-    suite, jobs = prepare(config, process)
+    evaluations = prepare_all(config, process)
     records = []
     for folder, _ in places:
         folder.mkdir(parents=True, exist_ok=True)
-    for (path, method, text), (folder, name) in zip(jobs, places, strict=True):
+    for path, evaluation, (folder, name) in zip(config.checkpoint, evaluations, places, strict=True):
         checkpoint = load_checkpoint(path)
         model, tokenizer = load_model(checkpoint, process.device).eval(), load_tokenizer(checkpoint["tokenizer"])
-        measured, samples = evaluate(model, tokenizer, suite, text, process, method)
+        measured, samples = evaluation.run(model, tokenizer, process)
         about = {key: checkpoint[key] for key in ("stage", "step", "tokens", "flops", "lineage", "tokenizer")}
         records.append({"checkpoint": path, **about, "settings": asdict(config), **measured})
         if process.main:
@@ -451,53 +459,21 @@ def record_places(config: Config) -> list[tuple[Path, str]]:
     return places
 
 
-class Job(NamedTuple):
-    """A checkpoint to evaluate."""
-
-    path: str
-    method: Method
-    text: Loader | None  # held-out text in its windows
-
-
-def prepare(config: Config, process: Process) -> tuple[Suite, list[Job]]:
-    """Read all that the evaluation of all checkpoints needs, and check that each can be evaluated on it."""
+def prepare_all(config: Config, process: Process) -> list[Evaluation]:
+    """Read all that the checkpoints are evaluated on, and check each of them against it."""
     heads = []
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)
-        heads.append(
-            (
-                path,
-                load_tokenizer(checkpoint["tokenizer"]),
-                checkpoint["config"]["context"],
-                shots_for(config, checkpoint),
-            )
-        )
+        shots = shots_for(config, checkpoint)
+        heads.append((path, load_tokenizer(checkpoint["tokenizer"]), checkpoint["config"]["context"], shots))
     examples = find_examples(config, max(shots for *_, shots in heads)) if config.questions else []
-    suite = Suite(
-        {set_name(q): find_questions(config.data, q, config.split, config.limit) for q in config.questions},
-        find_tasks(config.data, config.tasks, config.limit),
-        config.data,
-        config.text,
-        config.val_tokens,
-        config.seq_len,
-    )
-    jobs, notes = [], []
-    for path, tokenizer, context, shots in heads:
-        new = config.max_new_tokens or default_new_tokens(tokenizer)
-        text, lines = suite.fit(path, tokenizer, context, new, process)
-        method = Method(
-            config.samples, config.k, new, config.temperature, config.top_p, tuple(examples[:shots]), config.prompt,
-            config.grader, config.truncated, config.seed, config.kv_gib,
-        )  # fmt: skip
-        jobs.append(Job(path, method, text))
-        notes += lines
-    say(notes, process)
-    return suite, jobs
-
-
-def set_name(questions: str) -> str:
-    """What the record calls a set of --questions: gsm8k_test.jsonl.gz → gsm8k_test."""
-    return Path(questions).name.split(".")[0]
+    questions, tasks = find_sets(config), find_tasks(config.data, config.tasks, config.limit)
+    evaluations = [
+        prepare(config, questions, tasks, examples[:shots], path, tokenizer, context, process)
+        for path, tokenizer, context, shots in heads
+    ]
+    say([note for e in evaluations for note in e.notes], process)
+    return evaluations
 
 
 def shots_for(config: Config, checkpoint: dict) -> int:

@@ -23,7 +23,7 @@ from data.prompt import PROMPT_FORMS, few_shot_prompt, format_prompt
 from data.questions import find_questions
 from data.tasks import find_tasks, load_items, question_and_choice, task_pairs
 from data.tokenizer import load_tokenizer
-from eval import Method, build_prompts, evaluate_questions, make_evaluate, print_records
+from eval import Config, build_prompts, evaluate_questions, make_evaluate, print_records
 from excursion.compare import compare
 from likelihood import bits_per_byte, continuation_log_probs, evaluate_task
 from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
@@ -148,7 +148,9 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
         return [rows[i : i + 4] for i in (0, 4, 8)]
 
     monkeypatch.setattr(sampler, "sample", sample)
-    return evaluate_questions(model, tokenizer, questions, PROCESS, Method(4, (1, 2, 4, 8), 40, **flags))
+    return evaluate_questions(
+        model, tokenizer, questions, PROCESS, Config(samples=4, k=(1, 2, 4, 8), max_new_tokens=40, **flags)
+    )
 
 
 @pytest.fixture
@@ -302,7 +304,7 @@ def test_one_rank_prints_the_evaluation(monkeypatch, model, tokenizer, world, ca
     config = sft.Config(data=str(world), eval_limit=2, eval_tasks=(), eval_tokens=0)
     mean = {"pass@1": {"mean": 0.5}}
     record = {"questions": {"x": {"strict": mean, "lenient": mean, "box": 1.0}}, "tasks": {}, "text": {}}
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: (record, []))
+    monkeypatch.setattr(evaluation.Evaluation, "run", lambda *_: (record, []))
     for rank, out in ((0, "step 3  val_pass@1 0.500\n"), (1, "")):
         process = Process(rank, 2, torch.device("cpu"), torch.float32)
         run = SimpleNamespace(
@@ -344,10 +346,10 @@ def test_pass_at_k_can_be_computed_again_from_a_record(record):
 def test_questions_are_answered_by_the_model_itself(monkeypatch, model, tokenizer):
     """Without an answer replaced: the record has a row a question, and one seed gives one record, in any slots."""
     questions = [{"id": str(i), "question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(3)]
-    method = Method(samples=2, k=(1,), max_new_tokens=6, examples=tuple(EXAMPLES[:2]))
-    a = evaluate_questions(model, tokenizer, questions, PROCESS, method)
+    flags = dict(config=Config(samples=2, k=(1,), max_new_tokens=6), examples=EXAMPLES[:2])
+    a = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
     monkeypatch.setattr(sampler, "SLOTS", 2)
-    b = evaluate_questions(model, tokenizer, questions, PROCESS, method)
+    b = evaluate_questions(model, tokenizer, questions, PROCESS, **flags)
     assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
 
 
@@ -423,7 +425,7 @@ def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, mode
         for i, (q, (answer, _)) in enumerate(WAYS.items())
     ]
     fake_samples(monkeypatch, tokenizer, [[text for text, _, _ in rows] for _, rows in WAYS.values()])
-    call = dict(process=PROCESS, method=Method(samples=4, k=(1, 4), max_new_tokens=60))
+    call = dict(process=PROCESS, config=Config(samples=4, k=(1, 4), max_new_tokens=60))
     record, samples = evaluate_questions(model, tokenizer, questions, **call)
     rows = record["questions"]
     assert [(r["c"], r["c_process"]) for r in rows] == [(4, 2), (2, 2)]

@@ -94,8 +94,8 @@ def test_no_fp64_on_the_models_device(world):
         supervised.backward(model, supervised.draw())
         update()
         average.average_updates(model, snapshot, delta, 0.5)
-        method = evaluation.Method(samples=2, k=(1,), max_new_tokens=4)
-        evaluation.evaluate_questions(model, tokenizer, questions, process, method)
+        config = evaluation.Config(samples=2, k=(1,), max_new_tokens=4)
+        evaluation.evaluate_questions(model, tokenizer, questions, process, config)
         items = find_tasks(str(world), ("all",), 2)
         for name, task in items.items():
             evaluation.evaluate_task(model, tokenizer, task, process, name)
