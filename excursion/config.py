@@ -21,7 +21,7 @@ import rl
 import sft
 from cli import UserError
 from data.loader import integer_weights, parse_mix
-from data.questions import HUB_QUESTIONS
+from data.questions import BANDS, HUB_QUESTIONS
 from data.world import SPLITS
 from excursion.recipes import RECIPES
 from model import SCALES
@@ -207,8 +207,8 @@ def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "solved", min(c.solved) >= 1, "at least 1"
     yield "shares", all(0 < share < 1 for share in c.shares), "between 0 and 1"
     yield "scales", set(c.scales) <= set(SCALES), f"scales are {', '.join(SCALES)}"
-    bands = all(band in rl.BANDS or re.fullmatch(r"[\d.]+:[\d.]+", band) for band in c.bands)
-    yield "bands", bands, f"{', '.join(rl.BANDS)} or LOW:HIGH"
+    bands = all(band in BANDS or re.fullmatch(r"[\d.]+:[\d.]+", band) for band in c.bands)
+    yield "bands", bands, f"{', '.join(BANDS)} or LOW:HIGH"
     for name in ("sweep", "factors"):
         yield name, all(0 < factor < math.inf for factor in getattr(c, name)), "of a learning rate, above 0"
     context = SCALES[c.scale]["context"]

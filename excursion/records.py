@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import UserError
+from files import MALFORMED
 from measures import pass_at_k
 
 Key = tuple[int, int]  # of a replicate: seed of its pretraining run, seed of everything after
@@ -41,11 +42,12 @@ class Entry:
 
     @property
     def seeds(self) -> list[int]:
-        """That it stands for: several, where they start from one base (--base_seed)."""
+        """That it stands for: several, where they start from one base (--pretraining one, primary)."""
         return self.meta.get("seeds") or [self.meta["seed"]]
 
     @property
     def keys(self) -> list[Key]:
+        """Replicates that it stands for, one a seed."""
         lineage = self.record.get("lineage") or [{}]
         pretrained = self.meta.get("pretraining_seed", lineage[0].get("args", {}).get("seed"))
         return [(seed if pretrained is None else pretrained, seed) for seed in self.seeds]
@@ -64,10 +66,9 @@ class Entry:
     def dose(self) -> float:
         """Sampled answers per training question that the last stage has used so far; nan if the record does not say."""
         args = self.args
-        rollouts, pool = args.get("rollouts", args.get("n")), args.get("limit")
-        return (
-            self.step * args["prompts"] * rollouts / pool if pool and rollouts and "prompts" in args else float("nan")
-        )
+        rollouts = args.get("rollouts", args.get("n"))  # older records: n
+        known = rollouts and args.get("limit") and "prompts" in args
+        return self.step * args["prompts"] * rollouts / args["limit"] if known else float("nan")
 
     @property
     def temperature(self) -> float:
@@ -76,6 +77,7 @@ class Entry:
 
     @property
     def sets(self) -> dict[str, dict]:
+        """test set → its questions, and the means over them by kind ("strict", "process", "floor", ...) and pass@k."""
         return self.record["questions"]
 
     @property
@@ -100,38 +102,23 @@ class Entry:
         return self.meta["curve"].get(key, [])
 
 
+# What .cell.json has to hold, and of which kind; the first four may be missing
+FIELDS = {"variant": dict, "curve": dict, "samples": list, "seconds": dict, "recipe": str, "seed": int, "tokens": int}
+OPTIONAL = {"variant": {}, "curve": {}, "samples": [], "seconds": {}}
+
+
 def check(e: Entry) -> None:
     """Read all that the report reads of a record. Raises whatever comes of a damaged one."""
-    kinds = {
-        "variant": dict,
-        "curve": dict,
-        "samples": list,
-        "seconds": dict,
-        "recipe": str,
-        "seed": int,
-        "tokens": int,
-    }
-    wrong = [name for name, kind in kinds.items() if not isinstance(e.meta[name], kind)]
-    wrong += [
-        name for name, points in e.meta["curve"].items() if np.array(points, dtype=float).shape[1:] not in ((), (2,))
-    ]
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(e.meta[name], kind)]
+    for name, points in e.meta["curve"].items():  # lists of [step, value]
+        wrong += [name] if np.array(points, dtype=float).shape[1:] not in ((), (2,)) else []
     if wrong:
         raise TypeError(f"{', '.join(wrong)}: of another kind")
-    (
-        e.keys,
-        e.step,
-        e.dose,
-        e.temperature,
-        e.largest_k,
-        e.bits,
-        task_items(e),
-        Questions(1)(e),
-        Questions(1, "c_process")(e),
-    )
-    [
-        f"{s['id']}{s['set']}{s['question']}{[x['text'] + str(x['right']) for x in s['samples']]}"
-        for s in e.meta["samples"]
-    ]
+    _ = e.keys, e.step, e.dose, e.temperature, e.largest_k, e.bits
+    for measure in (task_items, Questions(1), Questions(1, "c_process")):
+        measure(e)
+    for row in e.meta["samples"]:
+        _ = row["id"], row["set"], row["question"], [x["text"] + str(x["right"]) for x in row["samples"]]
 
 
 def load(folder: Path) -> list[Entry]:
@@ -142,18 +129,9 @@ def load(folder: Path) -> list[Entry]:
             meta = json.loads(path.read_text())
             record = json.loads((folder / f"{meta['name']}.json").read_text())
             record["flops"] = np.nan if record.get("flops") is None else record["flops"]  # unknown; not drawn
-            entry = Entry(record, {"variant": {}, "curve": {}, "samples": [], "seconds": {}, **meta})
+            entry = Entry(record, {**OPTIONAL, **meta})
             check(entry)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            RecursionError,
-            OverflowError,
-        ) as error:
+        except MALFORMED as error:
             raise UserError(f"{path}: no record of an excursion ({error!r})") from None
         entries.append(entry)
     if not entries:
@@ -175,6 +153,7 @@ class Row:
     clusters: tuple[str, ...] | None = None
 
     def take(self, ids: tuple[str, ...]) -> "Row":
+        """The values of these questions, in this order."""
         if ids == self.ids:
             return self
         place = {id_: i for i, id_ in enumerate(self.ids)}
@@ -210,9 +189,8 @@ class Questions:
         return e.read[self]
 
     def _read(self, e: Entry) -> Row | None:
-        found = [
-            (f"{name}/{q['id']}", q) for name, s in e.sets.items() if self.set in ("", name) for q in s["questions"]
-        ]
+        sets = [(name, s) for name, s in e.sets.items() if self.set in ("", name)]
+        found = [(f"{name}/{q['id']}", q) for name, s in sets for q in s["questions"]]
         if self.only:
             found = [(id_, q) for id_, q in found if bool(q.get("facts")) == (self.only == "fact")]
         if not found or any(self.key not in q for _, q in found):
@@ -221,7 +199,7 @@ class Questions:
         if not self.key.startswith("h_"):
             count = pass_at_k(np.array([q["n"] for _, q in found]), count, self.k)
         facts = tuple(q["facts"][0] if q.get("facts") else id_ for id_, q in found)
-        return Row(count, tuple(id_ for id_, _ in found), facts)
+        return Row(count, tuple(id_ for id_, _ in found), facts)  # a question without a fact is a cluster of its own
 
     def at(self, k: int) -> "Questions":
         return replace(self, k=k)
