@@ -26,9 +26,10 @@ _UNICODE = str.maketrans(
     }
 )  # fmt: skip
 _TRAILING = ".,;:\\ \n"
+# The comma of a thousand in TeX: 1{,}234 and 1,\!234
 _HARD_SEPARATOR = re.compile(r"(?<=[0-9])(?:,\\!|\{,\}|\\,)(?=[0-9]{3}(?![0-9]))")
 _ALL_WORDS = re.compile(r"(?:\\text[a-z]{0,6} ?\{ ?)?([A-Za-z][A-Za-z ]*[A-Za-z])\}?")
-_PRODUCT = re.compile(r"(?!(?:yes|no|odd|one|two|six|ten|all)$)[a-z ]{1,3}|infinity")  # xy equals yx
+_PRODUCT = re.compile(r"(?!(?:yes|no|odd|one|two|six|ten|all)$)[a-z ]{1,3}|infinity")  # no words: xy equals yx
 _TOKEN = re.compile(
     r"""\\(?:text[a-z]{0,6}|[mh]box)\s*\{(?P<text>[^{}]*)\}
       |\\(?:math(?:rm|bf|it|sf)|operatorname)\s*\{(?P<font>[A-Za-z~\s]*)\}
@@ -80,6 +81,7 @@ def plain_words(text: str) -> str | None:
 
 
 def tidy(text: str) -> str:
+    """The text without what means nothing: signs in Unicode become TeX, and full stops, dollars and a first "=" go."""
     text = text.translate(_UNICODE).replace("\\displaystyle", "").strip().rstrip(_TRAILING)
     text = text.removeprefix("=").removeprefix("\\approx")
     if "\\begin" not in text:
@@ -116,6 +118,7 @@ def tokenize(text: str) -> list[_Token]:
             depth += (piece in ("(", "[", "\\{")) - (piece in (")", "]", "\\}"))
             kind = "function" if piece[1:] in _FUNCTIONS else "var" if piece[1:] in _GREEK else "op"
             tokens.append(_Token(kind, piece if kind == "op" else piece[1:]))
+    # "3, and 5" has one separator
     return [t for i, t in enumerate(tokens) if not (t == _COMMA and tokens[i + 1 : i + 2] == [_COMMA])]
 
 
@@ -172,13 +175,17 @@ class Unsupported(Exception):
 Node = tuple
 
 NAMES, _COMMA, _END = ("var",), _Token("op", ","), _Token("end", "")
+# After one of these a number and a fraction are a product: (x)2\frac13
 _NO_MIXED_AFTER = frozenset((")", "]", "}", "|", "^", "!", "°", "\\frac", "\\sqrt", "\\sqrt(", "\\pi"))
+# Operators that join any number of sides (a = b = c), the loosest first
 _CHAINS = (
     ("relation", ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\approx", "\\in")),
     ("union", ("\\cup",)),
     ("ratio", (":",)),
 )
+# What may close a bracket: "(1, 2]" is an interval
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "\\{": ("\\}",), "{": ("}",), "\\langle": ("\\rangle",)}
+# What may begin a factor that no sign of multiplication precedes
 _ATOMS = frozenset((*_CLOSING, "|", "\\frac", "\\sqrt", "\\sqrt(", "\\binom", "\\pi", "\\infty"))
 
 
@@ -407,6 +414,7 @@ CONSTANTS = {"\\pi": ("const", "pi"), "\\infty": ("var", "infinity"), "\\emptyse
 
 
 def _literal(text: str) -> Fraction:
+    r"""The value of a number token: "12", "1.5e3", "0.1\overline{6}"."""
     if len(text) > MAX_DIGITS:
         raise Unsupported
     digits, mark, period = text.rstrip("}").partition("\\overline{")
