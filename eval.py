@@ -340,21 +340,21 @@ def print_records(records: list[dict]) -> None:
 
 
 def question_cells(record: dict) -> dict[str, str]:
-    """Title → cell, of one set of questions; process and floor at the least and at the largest k."""
+    """Column → cell, of one set of questions; process and floor at the least and at the largest k."""
     ks = list(record["strict"])
+    ends = dict.fromkeys((ks[0], ks[-1]))
     cells = {"shots": str(record["shots"])} | {k: percent(record["strict"][k]) for k in ks}
-    cells["majority"] = percent(record["majority"])
-    for k in (ks[0], ks[-1]):
-        if "process" in record:
-            cells[f"process{k[4:]}"] = f"{100 * record['process'][k]['mean']:.1f}"
-    for k in (ks[0], ks[-1]):
-        if "floor" in record:
-            cells[f"floor{k[4:]}"] = f"{100 * record['floor'][k]:.1f}"
-    cells["lenient@1"] = f"{100 * record['lenient'][ks[0]]['mean']:.1f}"
+    cells |= {"majority": percent(record["majority"])}
+    if "process" in record:
+        cells |= {f"process{k[4:]}": f"{100 * record['process'][k]['mean']:.1f}" for k in ends}
+    if "floor" in record:
+        cells |= {f"floor{k[4:]}": f"{100 * record['floor'][k]:.1f}" for k in ends}
+    cells |= {"lenient@1": f"{100 * record['lenient'][ks[0]]['mean']:.1f}"}
     return cells | {"box": f"{100 * record['box']:.1f}", "length": f"{record['tokens']:.1f}"}
 
 
 def percent(x: dict) -> str:
+    """A `mean_interval` as "12.5 [3.1, 25.0]"."""
     return f"{100 * x['mean']:.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
 
 
@@ -385,10 +385,12 @@ def main(config: Config) -> None:
         if process.main:
             ask(config, process)
         return end_process()
+    # Everything is read and checked, of all checkpoints, before anything is sampled
     evaluations = prepare_all(config, process)
-    records = []
     for folder, _ in places:
         folder.mkdir(parents=True, exist_ok=True)
+    # One checkpoint after the other; its record is written before the next begins
+    records = []
     for path, evaluation, (folder, name) in zip(config.checkpoint, evaluations, places, strict=True):
         checkpoint = load_checkpoint(path)
         model, tokenizer = load_model(checkpoint, process.device).eval(), load_tokenizer(checkpoint["tokenizer"])
@@ -426,9 +428,12 @@ def check(config: Config) -> None:
 def idle(config: Config) -> dict[str, str]:
     """Flag → why it has no effect beside the others (see cli.refuse_idle)."""
     if config.ask:
-        acting = {"ask", "checkpoint", "preset", "shots", "examples", "prompt", "grader", "data", "temperature", "top_p",
-                  "max_new_tokens", "seed", "device", "dtype", "kernels"}  # fmt: skip
-        return dict.fromkeys({f.name for f in fields(config)} - acting, "beside --ask")
+        acting = {"ask", "checkpoint", "preset", "shots", "grader", "temperature", "top_p", "max_new_tokens", "seed", "device",
+                  "dtype", "kernels"}  # fmt: skip
+        of_examples = {"examples", "prompt", "data"}
+        why = dict.fromkeys({f.name for f in fields(config)} - acting - of_examples, "beside --ask")
+        shown = config.preset or config.shots not in ("0", "auto")
+        return why if shown else why | dict.fromkeys(of_examples, "beside --ask without worked examples (--shots 8)")
     idle = {}
     if config.difficulty:
         idle |= dict.fromkeys(

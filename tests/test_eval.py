@@ -488,6 +488,8 @@ def test_flags_without_effect_beside_ask_are_refused():
     """They end in a line; so does --k without a number."""
     with pytest.raises(UserError, match="--samples has no effect beside --ask"):
         evaluation.main(evaluation.Config(checkpoint=("a.pt",), ask="What?", samples=4))
+    with pytest.raises(UserError, match="--prompt has no effect beside --ask without worked examples"):
+        evaluation.main(evaluation.Config(checkpoint=("a.pt",), ask="What?", prompt="question_answer"))
     with pytest.raises(UserError, match="^--k: name"):
         evaluation.main(evaluation.Config(checkpoint=("a.pt",), k=()))
 
