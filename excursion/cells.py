@@ -1,6 +1,7 @@
 """From a recipe to cells: the commands that make a model from a base checkpoint, and those that judge it.
 
-plan.py says which recipes, from which checkpoints. What lies where: see command.py.
+plan.py says which recipes, from which checkpoints. `Builder` turns each into cells: pretrain() → a Base for every checkpoint,
+train() → a model, evaluate() → its records. Flags are written here as a stage would be called by hand. What lies where: command.py.
 """
 
 import math
@@ -13,23 +14,21 @@ from pathlib import Path
 import pretrain
 from cli import UserError
 from data.tokenizer import load_tokenizer
-from excursion.config import Config
+from excursion.config import PAPER_COOLING, Config
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
 from model import config_of, train_flops
 
 ROOT = Path(__file__).parent.parent
 
-# Seconds on one idle core at micro: of a training answer (2.05 s per step of 16 x 32; up to 2.7 where most questions carry
-# signal), a judged answer (512 x 32 in 45 s), an SFT row (0.2 s per step of 32), a token of pretraining, a token read
-# (likelihood), and of starting a command
+# Seconds on one idle core at micro
 SECONDS = {
-    "answer": 2.05 / 512,
-    "judged": 45 / (512 * 32),
-    "row": 0.2 / 32,
-    "token": 1e-4,
-    "read": 1.5e-5,
-    "start": 4.0,
+    "answer": 2.05 / 512,  # in training: 2.05 s for a step of 16 x 32; up to 2.7 where most questions carry signal
+    "judged": 45 / (512 * 32),  # an answer in an evaluation
+    "row": 0.2 / 32,  # of SFT
+    "token": 1e-4,  # of pretraining
+    "read": 1.5e-5,  # a token whose likelihood is measured
+    "start": 4.0,  # a command
 }
 
 
@@ -37,7 +36,7 @@ SECONDS = {
 class Base:
     """A checkpoint M_t to start from."""
 
-    folder: str  # seed2/4.00M
+    folder: str  # seed2/4.00M, below OUT: of everything that starts from here
     checkpoint: Path
     tokens: int
     seed: int  # of what is done from here
@@ -201,8 +200,8 @@ class Builder:
         """Learning rates as flags. Those of a dose control are those of its side of the average."""
         r, table = RECIPES[recipe], self.config.rates
         name = r.rates or r.run or recipe
-        if name == "paper":  # the paper averages at RL's rate on both sides, a fortieth of SFT's
-            return {"lr": self.rates_of("rl")["lr"], "sft_lr": self.rates_of("sft")["lr"] / 40}
+        if name == "paper":  # both sides at the paper's ratio to RL's and SFT's rates
+            return {"lr": self.rates_of("rl")["lr"], "sft_lr": self.rates_of("sft")["lr"] / PAPER_COOLING}
         rates = {key: rate * r.dose * self.factors.get(name, 1.0) for key, rate in table[name].items()}
         if "sft_lr" in rates:  # the sweep of averaging is one of its SFT side
             rates["lr"] = table[name]["lr"] * r.dose * self.factors.get("rl", 1.0)
@@ -280,10 +279,13 @@ class Builder:
         longest = self.config.max_new_tokens
         return dict(max_new_tokens=longest) if longest else {}
 
-    def ks(self) -> dict[str, tuple[int, ...]]:
-        """The flag of pass@k: the paper's, as far as there are samples."""
+    def ask(self, name: str, model: Path, folder: Path, seconds: float, flags: dict, shots: int, meta: dict) -> Cell:
+        """The cell of one evaluation: eval.py with these flags, at the paper's k as far as there are samples."""
         samples = self.config.samples
-        return dict(k=tuple(k for k in (1, 8, 32) if k <= samples) or (samples,))
+        flags = dict(checkpoint=model, data=self.config.data, questions=flags["questions"], samples=samples) | flags
+        flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= samples) or (samples,), shots=shots)
+        command = [script("eval"), *flags_of(flags | self.length() | dict(out=folder))]
+        return self.add(Cell(name, "eval", command, [folder / f"{model.stem}.json"], [model], seconds, meta=meta))
 
     def evaluate(self, recipe: str, base: Base, start: Path | None = None, **changes) -> None:
         """All cells of a recipe, its evaluations on test questions included: of each named step, or of one model; at
@@ -314,34 +316,33 @@ class Builder:
     def judge(self, home: str, recipe: str, model: Path, meta: dict, base: Base) -> None:
         """The cell of one evaluation on test questions. At temperature 1 these alone: the rest would be the same again."""
         c, r, warm = self.config, RECIPES[recipe], meta["temperature"] == 1
-        folder = self.out / home / (r.run or recipe) / ("eval_t1" if warm else "eval")
-        flags = dict(checkpoint=model, data=c.data, questions=c.questions, samples=c.samples, limit=max(0, c.limit))
-        flags |= dict(temperature=1.0, tasks=(), text=()) if warm else dict(val_tokens=c.val_tokens)
-        flags |= self.ks() | dict(shots=r.flags.get("shots", 0)) | self.length() | dict(out=folder)
+        kind, place = "eval_t1" if warm else "eval", f"{home}/{r.run or recipe}"
         asked = len(c.questions) * (c.limit if c.limit > 0 else 256)
         read = 0 if warm else 2 * c.val_tokens + 3 * (c.limit if c.limit > 0 else 1000) * 60
         seconds = self.seconds(base.scale, judged=asked * c.samples, read=read)
-        name = f"{home}/{r.run or recipe}/{folder.name}_{model.stem}"
-        command, result = [script("eval"), *flags_of(flags)], folder / f"{model.stem}.json"
-        cell = self.add(Cell(name, "eval", command, [result], [model], seconds, meta=meta))
+        flags = dict(questions=c.questions, limit=max(0, c.limit))
+        flags |= dict(temperature=1.0, tasks=(), text=()) if warm else dict(val_tokens=c.val_tokens)
+        name, folder, shots = f"{place}/{kind}_{model.stem}", self.out / place / kind, r.flags.get("shots", 0)
+        cell = self.ask(name, model, folder, seconds, flags, shots, meta)
         cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # that this evaluation stands for
 
     def validate(self, recipe: str, base: Base) -> None:
         """The cell that asks a base model validation questions."""
-        c, folder = self.config, self.out / base.folder / recipe / "validation"
-        flags = dict(
-            checkpoint=base.checkpoint, data=c.data, questions="validation", samples=c.samples, limit=c.val_limit
-        )
-        flags |= dict(shots=RECIPES[recipe].flags["shots"], tasks=(), text=(), out=folder) | self.ks()
+        c, name = self.config, f"{base.folder}/{recipe}/validation"
         seconds = self.seconds(c.scale, judged=c.val_limit * c.samples)
-        command, result = [script("eval"), *flags_of(flags)], folder / f"{base.checkpoint.stem}.json"
-        self.add(Cell(f"{base.folder}/{recipe}/validation", "eval", command, [result], [base.checkpoint], seconds))
+        flags, shots = (
+            dict(questions="validation", limit=c.val_limit, tasks=(), text=()),
+            RECIPES[recipe].flags["shots"],
+        )
+        self.ask(name, base.checkpoint, self.out / name, seconds, flags, shots, meta={})
 
     def difficulty(self, recipe: str, base: Base, model: Path) -> Path:
         """The cell that finds how often a model answers each training question; the file that it makes."""
-        c, folder = self.config, self.out / base.folder / "difficulty" / recipe
-        flags = dict(checkpoint=model, data=c.data, limit=c.pool, out=folder) | self.length()
-        seconds = self.seconds(base.scale, judged=64 * c.pool)
-        command, result = [script("eval"), "--difficulty", *flags_of(flags)], folder / f"{model.stem}.difficulty.json"
-        self.add(Cell(f"{base.folder}/difficulty/{recipe}", "eval", command, [result], [model], seconds))
+        c, name = self.config, f"{base.folder}/difficulty/{recipe}"
+        flags = dict(checkpoint=model, data=c.data, limit=c.pool) | self.length() | dict(out=self.out / name)
+        command, result = (
+            [script("eval"), "--difficulty", *flags_of(flags)],
+            self.out / name / f"{model.stem}.difficulty.json",
+        )
+        self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))
         return result

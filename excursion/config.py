@@ -112,7 +112,7 @@ class Config:
         return PAPER_RATES if self.budget == "paper" else RATES
 
 
-# The most telling first. "sft" is judged at its best named step, "sft_converged" at its end
+# The recipes of a grid, the most telling first. "sft" is judged at its best named step, "sft_converged" at its end
 MAIN = ("base", "base_0shot", "rl", "sft", "sft_rl", "parallel", "sft_dose", "sft_converged", "gold", "soup")
 CONTROLS = ("gold_rl", "parallel_paper", "sft_converged_rl", "sft_dose_rl")
 TEST = ("test_easy", "test_hard")  # of the study alone
@@ -127,7 +127,7 @@ BUDGETS = {
         sft_points=(2, 4), gold_points=(2, 4), rows=4, average_rows=4,
         val_limit=4, questions=TRIAL, limit=4, samples=8, val_tokens=2000,
     ),
-    # Of 7 M tokens, 30 minutes on 2 idle cores at most: 0.6 core-hours, 22 minutes on 2 cores, by the estimate of SECONDS
+    # `make excursion`, of 7 M tokens: half an hour on 2 idle cores at most (0.6 core-hours by SECONDS in cells.py)
     "short": dict(
         seeds=(0,), pretraining="each", kept=1,
         recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"), controls="none", control_recipes=CONTROLS, pool=256,
@@ -163,6 +163,8 @@ PAPER_RATES = {
     "parallel": dict(lr=PAPER["average"]["lr"], sft_lr=PAPER["average"]["sft_lr"]),
 }
 
+# The paper averages at RL's rate on both sides: that of its SFT side is a fortieth of SFT's
+PAPER_COOLING = round(PAPER["sft"]["lr"] / PAPER["average"]["sft_lr"])
 
 # Flags that only one plan or one verb reads
 ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_counts": "rollouts", "bands": "rollouts",

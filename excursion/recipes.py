@@ -3,6 +3,9 @@
 The comparison is controlled: same questions, prompts x rollouts a step, response length, no KL, one RL budget and one RL
 rate, also after SFT. Parallel averaging has twice RL's rate on its RL side. Halved by the average it is direct RL, which
 therefore is its control of the RL dose; `sft_dose` is that of its SFT side (as many steps and rows, half the rate).
+
+A further recipe is a row of RECIPES: `--recipes NAME` runs it, and the report has it in its tables. A contrast with it belongs
+into findings.py, its line in a figure into HERO (report.py).
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ class Recipe:
     stage: str = ""  # whose command trains it; empty: the base model itself
     after: str = ""  # training starts from this recipe's model; empty: from the base
     flags: dict = field(default_factory=dict)
-    rates: str = ""  # whose learning rates it has; empty: its own. "paper": see Builder.rates_of
+    rates: str = ""  # whose learning rates it has (RATES in config.py); empty: its own; "paper": at the paper's ratio
     dose: float = 1.0  # times this
     judged: str = "points"  # at every named step; "best": at the best of them on validation; "last": at the end
     run: str = ""  # no training of its own: it judges the run of this recipe
