@@ -52,7 +52,7 @@ class Packed:
         self.answer = put(np.repeat(np.arange(len(answers)), a_len))  # (ΣA,) which answer a target belongs to
 
         self._documents = None
-        if kernels.fused(self.tokens) is not None:
+        if kernels.on_triton(self.tokens):
             pieces = [np.r_[p_starts[o] : p_starts[o] + p_len[o], a : a + m]
                       for o, a, m in zip(owner, a_starts, a_len - 1, strict=True)]  # fmt: skip
             tokens, length = np.concatenate(pieces), np.array([len(piece) for piece in pieces])

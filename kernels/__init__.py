@@ -1,6 +1,6 @@
 """The hot operations, each by its plain PyTorch definition: attention, linear log-prob, RMSNorm, rotary embedding.
 
-On a GPU the first two run as the Triton kernels of triton_kernels.py; use() chooses.
+On a GPU the first two run as Triton kernels (triton_attention.py, triton_log_prob.py); use() chooses.
 
     python -m tools.kernel_report report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates for their block sizes
@@ -34,7 +34,7 @@ _choice = "auto"
 def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) -> None:
     """Choose what attention and linear_log_prob run on from now on. UserError if `device` cannot.
 
-    torch: the definitions below. triton: triton_kernels.py, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
+    torch: the definitions below. triton: the Triton kernels, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
     auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch.
     """
     global _choice
@@ -54,20 +54,16 @@ def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) 
     _choice = choice
 
 
-def fused(x: Tensor):
-    """The module of Triton kernels if they are to run on x, else None."""
+def on_triton(x: Tensor) -> bool:
+    """Do the Triton kernels run on x?"""
     if _choice == "torch" or (_choice == "auto" and x.device.type != "cuda") or x.dtype == torch.float64:
-        return None
-    return _triton_kernels(x.device.type)
+        return False
+    return _triton_can_run(x.device.type)
 
 
 @functools.cache
-def _triton_kernels(device: str):
-    if importlib.util.find_spec("triton") is None or (device == "cuda" and not _gpu_is_new_enough()):
-        return None
-    from kernels import triton_kernels
-
-    return triton_kernels
+def _triton_can_run(device: str) -> bool:
+    return importlib.util.find_spec("triton") is not None and (device != "cuda" or _gpu_is_new_enough())
 
 
 def _gpu_is_new_enough() -> bool:
@@ -90,9 +86,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) 
     Returns:
         (B, T, H, D): softmax(q kᵀ / √D) v over the visible keys.
     """
-    triton_kernels = fused(q)
-    if triton_kernels and triton_kernels.supports(q):
-        return triton_kernels.attention(q, k, v, doc_start)
+    if on_triton(q) and q.shape[-1] <= 128:  # the largest head that there is a kernel for
+        from kernels import triton_attention
+
+        return triton_attention.attention(q, k, v, doc_start)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     grouped = q.shape[1] != k.shape[1]
     if doc_start is None:
@@ -151,9 +148,13 @@ def linear_log_prob(
         entropy: also return the entropy of each row's distribution (a second buffer and pass).
     """
     hidden = _operand(hidden)
-    triton_kernels = fused(hidden)
-    function = triton_kernels.LinearLogProb if triton_kernels else _LinearLogProb
-    log_prob, row_entropy, logsumexp = function.apply(hidden, weight, targets, temperature, entropy)
+    if on_triton(hidden):
+        from kernels import triton_log_prob
+
+        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature, entropy)
+    else:
+        out = _LinearLogProb.apply(hidden, weight, targets, temperature, entropy)
+    log_prob, row_entropy, logsumexp = out
     return LogProb(log_prob, row_entropy if entropy else None, logsumexp)
 
 

@@ -26,7 +26,7 @@ import pretrain
 import rl
 import runtime
 import sft
-from kernels import triton_kernels
+from kernels import blocks, triton_attention, triton_log_prob
 from model import GPT, config_of
 from sampler import KVCache
 
@@ -82,8 +82,8 @@ def backward(loss: torch.Tensor) -> None:
 launched = set()
 
 
-def launch(kernel, grid, args, block, **constants):
-    """In place of triton_kernels.launch."""
+def launch(launcher, kernel, grid, args, block, **constants):
+    """In place of Launcher.__call__."""
     launched.add(kernel.__name__)
     for x in args:
         assert not isinstance(x, torch.Tensor) or (x.device == CUDA and x.is_contiguous()), (kernel.__name__, x)
@@ -151,8 +151,9 @@ def stages(process: runtime.Process) -> None:
 def main() -> None:
     print(f"torch {torch.__version__}, built for CUDA {torch.version.cuda}")
     patches = (
-        mock.patch.object(triton_kernels, "launch", launch),
-        mock.patch.object(triton_kernels, "architecture", lambda device: 90),
+        mock.patch.object(blocks.Launcher, "__call__", launch),
+        mock.patch.object(triton_attention, "architecture", lambda device: 90),
+        mock.patch.object(triton_log_prob, "architecture", lambda device: 90),
         mock.patch.object(kernels, "_gpu_is_new_enough", lambda: True),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda: True),

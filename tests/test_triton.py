@@ -51,22 +51,23 @@ def test_compiled_code(arch, unit, monkeypatch):
     matrix units. Needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
-    from kernels import triton_kernels as tk
+    from kernels.triton_attention import attention_forward
+    from tools import kernel_report
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    assert type(tk.attention_forward).__name__ == "JITFunction"
-    made = [tk.compile_for(arch, *launch) for launch in tk.launches(arch)]
+    assert type(attention_forward).__name__ == "JITFunction"
+    made = [kernel_report.compile_for(arch, *launch) for launch in kernel_report.launches(arch)]
     assert [c.kernel for c in made] == [
         "attention_forward", "attention_dq", "attention_dkv", "log_prob_forward", "log_prob_backward"
     ]  # fmt: skip
     for c in made:
-        assert c.spilled == 0 and c.shared_kb <= tk.SHARED_KB[arch] and unit in c.instructions, c
+        assert c.spilled == 0 and c.shared_kb <= kernel_report.SHARED_KB[arch] and unit in c.instructions, c
 
 
 def test_choice_of_kernels(monkeypatch):
     """auto on a CPU is the plain path; triton there needs the interpreter, and says so in one line."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert kernels.fused(torch.ones(1)) is None
+    assert not kernels.on_triton(torch.ones(1))
     for have, match in ((True, "needs CUDA, not cpu"), (False, "not installed")):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if have else None)  # noqa: B023
         with pytest.raises(UserError, match=match) as error:

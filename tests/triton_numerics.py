@@ -27,11 +27,11 @@ from packing import Packed
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 
-from kernels import triton_kernels as tk
-from kernels.triton_kernels import Block
+from kernels import triton_attention, triton_log_prob
+from kernels.blocks import BLOCKS, INTERPRETED, Block, Launcher, architecture
 
-DEVICE = torch.device("cpu" if tk.INTERPRETED else "cuda")
-ARCH = tk.architecture(DEVICE)
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+ARCH = architecture(DEVICE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def no_tf32():
 def repaired_bf16():
     """In the interpreter tl.dot multiplies the bit patterns of bf16, and fp32 -> bf16 cuts off instead of rounding to
     nearest even (triton #11584)."""
-    if not tk.INTERPRETED:
+    if not INTERPRETED:
         yield
         return
     import numpy as np
@@ -92,7 +92,9 @@ def poisoned():
 
 def test_flavour():
     """The interpreter where it is meant, the compiler elsewhere."""
-    assert type(tk.attention_forward).__name__ == ("InterpretedFunction" if tk.INTERPRETED else "JITFunction")
+    assert type(triton_attention.attention_forward).__name__ == (
+        "InterpretedFunction" if INTERPRETED else "JITFunction"
+    )
 
 
 def test_poison_and_bf16_repair_act():
@@ -116,7 +118,7 @@ def documents(*lengths: int) -> list[int]:
 def run_attention(inputs: list[Tensor], doc_start: Tensor | None, up: Tensor) -> list[Tensor]:
     """Output and gradients."""
     with poisoned():
-        out = tk.attention(*inputs, doc_start)
+        out = triton_attention.attention(*inputs, doc_start)
         return [out, *torch.autograd.grad(out, inputs, up)]
 
 
@@ -174,7 +176,7 @@ def test_attention_in_16_bits(dtype, limit):
 def test_attention_tiles(sides):
     """Tiles of any sides give the same result: wide, high and square."""
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
-    with mock.patch.dict(tk.BLOCKS, {(ARCH, 32): block}):
+    with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
         check_attention([documents(20, 1, 59, 49)], 2, 1, 32)
         check_attention([documents(129)], 2, 1, 32, doc_start=None)
 
@@ -198,14 +200,14 @@ def layouts(draw) -> list[list[int]]:
 def test_attention_random_documents(rows, heads, sides, seed):
     """Any layout against the dense mask, with tiles so small that documents begin and end everywhere in them."""
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
-    with mock.patch.dict(tk.BLOCKS, {(ARCH, 32): block}):
+    with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
         check_attention(rows, *heads, 32, seed=seed)
 
 
 def test_attention_large_scores_and_views():
     """Scores of ± 1e4 stay finite; strided inputs are as good as others."""
     q, k, v = (torch.randn(1, 2, 70, 32, generator=generator(i)).to(DEVICE).transpose(1, 2) for i in range(3))
-    got = tk.attention(q * 1e3, k * 10, v)
+    got = triton_attention.attention(q * 1e3, k * 10, v)
     want = dense_attention(*(x.cpu().double() for x in (q * 1e3, k * 10, v)), [documents(70)])
     assert relative(got.cpu(), want) < 1e-3  # fp32 scores of 1e4 are exact to 1e-3
 
@@ -227,7 +229,7 @@ def log_prob_inputs(N: int, V: int, C: int, scale: float = 1.0) -> list[Tensor]:
 def run_log_prob(hidden, weight, targets, temperature, up, which=(0, 1, 2)) -> list[Tensor]:
     """The three outputs, and the gradients of the chosen ones, weighted by `up`."""
     with poisoned():
-        out = tk.LinearLogProb.apply(hidden, weight, targets, temperature, True)
+        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature, True)
         loss = sum((out[i] * up[i]).sum() for i in which)
         return [*out, *torch.autograd.grad(loss, (hidden, weight))]
 
@@ -241,7 +243,7 @@ def test_12_log_prob(N, V, C, temperature):
     up = torch.randn(3, N, generator=generator(1)).to(DEVICE)
     inputs64 = double(hidden.cpu(), weight.cpu())
     want = reference(*inputs64, targets.cpu(), temperature)
-    with mock.patch.object(tk, "VOCAB_CHUNK", 512):
+    with mock.patch.object(triton_log_prob, "VOCAB_CHUNK", 512):
         for which in ([0], [1], [2], [0, 1, 2]) if N == 130 else ([0, 1, 2],):
             got = run_log_prob(hidden, weight, targets, temperature, up, which)
             loss = sum((want[i] * up[i].cpu()).sum() for i in which)
@@ -261,7 +263,7 @@ def test_12_log_prob_in_bf16_with_fp32_weights():
     up = torch.randn(3, 130, generator=generator(1)).to(DEVICE)
     inputs64 = double(hidden.cpu(), weight.detach().cpu().bfloat16())
     want = reference(*inputs64, targets.cpu(), 0.6)
-    with mock.patch.object(tk, "VOCAB_CHUNK", 512):
+    with mock.patch.object(triton_log_prob, "VOCAB_CHUNK", 512):
         got = run_log_prob(hidden, weight, targets, 0.6, up)
     assert got[3].dtype == torch.bfloat16 and got[4].dtype == torch.float32
     grads = torch.autograd.grad(sum((a * b.cpu()).sum() for a, b in zip(want, up, strict=True)), inputs64)
@@ -289,7 +291,7 @@ def test_log_prob_of_a_target_outside_the_vocabulary():
     broken = targets.clone()
     broken[3], broken[7] = -100, 300
     good, bad = (kernels._LinearLogProb.apply(hidden, weight, targets, 1.0, False)[0],
-                 tk.LinearLogProb.apply(hidden, weight, broken, 1.0, False)[0])  # fmt: skip
+                 triton_log_prob.linear_log_prob(hidden, weight, broken, 1.0, False)[0])  # fmt: skip
     assert bad.isnan().nonzero().flatten().tolist() == [3, 7]
     torch.testing.assert_close(bad[~bad.isnan()], good[~bad.isnan()], atol=2e-5, rtol=0)
 
@@ -324,13 +326,17 @@ def gradients(path) -> list[Tensor]:
 
 def assert_same_step(stage, tmp_path, **flags):
     """stage.main with --kernels torch and --kernels triton: the same gradient of every parameter."""
-    launched = mock.Mock(side_effect=tk.launch)
+    launch, names = Launcher.__call__, set()
+
+    def recorded(self, kernel, *args, **constants):
+        names.add(kernel.__name__)
+        launch(self, kernel, *args, **constants)
+
     for choice in ("torch", "triton"):
-        with mock.patch.object(tk, "launch", launched):
+        with mock.patch.object(Launcher, "__call__", recorded):
             stage.main(
                 stage.Config(out=str(tmp_path / choice), kernels=choice, dtype="fp32", device=DEVICE.type, **flags)
             )
-        names = {call.args[0].__name__ for call in launched.call_args_list}
         assert len(names) == (5 if choice == "triton" else 0)  # every kernel, and none before
     kernels.use("auto", DEVICE)
     pairs = list(zip(gradients(tmp_path / "torch"), gradients(tmp_path / "triton"), strict=True))

@@ -1,20 +1,205 @@
 """What Triton's compiler makes of the kernels, and which block sizes are fastest.
 
-python -m tools.kernel_report report      for sm_80, sm_90, sm_100: registers, spills, memory; needs no GPU
-python -m tools.kernel_report tune        on a GPU: time candidates for the block sizes
+    python -m tools.kernel_report report      for sm_80, sm_90, sm_100: registers, spills, memory; needs no GPU
+    python -m tools.kernel_report tune        on a GPU: time candidates, print the fastest as lines of kernels/blocks.py
+
+Both call the kernels' autograd Functions at OLMo2-1B's shapes with a Launcher of their own, which keeps or times what is
+launched.
 """
 
 import importlib.util
+import inspect
 import os
+import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+ARCHITECTURES = (80, 90, 100)
+SHARED_KB = {80: 163, 86: 99, 90: 227, 100: 227}  # that a program may have
+# The matrix units of sm_80, 90 and 100, and loads that run beside them
+INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Compiled(NamedTuple):
+    kernel: str
+    block: tuple
+    registers: int  # per thread; at most 255
+    spilled: int  # bytes of them that went to memory: the kernel would be many times slower
+    shared_kb: float
+    instructions: list[str]
+
+
+def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
+    """What one forward and backward at OLMo2-1B's shapes launches: (kernel, args, block, constants), each kernel once.
+
+    On the meta device: all shapes, no data.
+    """
+    from kernels.blocks import Launcher
+    from kernels.triton_attention import Attention
+    from kernels.triton_log_prob import LinearLogProb
+
+    made = {}
+
+    class Recorder(Launcher):
+        def __call__(self, kernel, grid, args, block, **constants):
+            made.setdefault(kernel.__name__, (kernel, args, block, constants))
+
+    def new(*shape, **kwargs):
+        return torch.empty(*shape, device="meta", **{"dtype": dtype, "requires_grad": True, **kwargs})
+
+    q, k, v = (new(4, 4096, heads, head) for heads in (16, 16 // group, 16 // group))
+    doc_start = new(4, 4096, dtype=torch.int64, requires_grad=False) if documents else None
+    Attention.apply(q, k, v, doc_start, Recorder(arch)).sum().backward()
+    hidden, weight = new(16384, 2048), new(100352, 2048, dtype=torch.float32)
+    targets = new(16384, dtype=torch.int64, requires_grad=False)
+    sum(x.sum() for x in LinearLogProb.apply(hidden, weight, targets, 0.6, True, Recorder(arch))).backward()
+    return list(made.values())
+
+
+def compile_for(arch: int, kernel, args: tuple, block, constants: dict) -> Compiled:
+    """Compile a launch as Triton would on that GPU, and read the result. (Private API of triton 3.6 to 3.9.)"""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    target = GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    options = dict(constants, num_warps=block.warps, num_stages=block.stages)
+    bound, specialization, _ = create_function_from_signature(kernel.signature, kernel.params, backend)(
+        *args, **options
+    )
+    parsed, signature, constexprs, attributes = kernel._pack_args(backend, options, bound, specialization, None)
+    source = ASTSource(kernel, signature, constexprs, attributes)
+    compiled = triton.compile(source, target=target, options=parsed.__dict__)
+    tool = Path(inspect.getfile(triton)).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    resource = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    found = [name for name in INSTRUCTIONS if name in compiled.asm["ptx"]]
+    spilled = resource["STACK"] + resource["LOCAL"]
+    return Compiled(kernel.__name__, block, resource["REG"], spilled, compiled.metadata.shared / 1024, found)
+
+
+def report() -> None:
+    """Print a table: each kernel on each architecture."""
+    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
+    print("| kernel | sm | block, warps, stages | registers | spilled bytes | shared KB | instructions |")
+    print("|---|---|---|---|---|---|---|")
+    for arch in ARCHITECTURES:
+        for launch in launches(arch):
+            c = compile_for(arch, *launch)
+            sides = "x".join(str(side) for side in c.block[:3] if side)
+            shared = f"{c.shared_kb:.0f} of {SHARED_KB[arch]}"
+            print(f"| {c.kernel} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {c.registers} | {c.spilled} | "
+                  f"{shared} | {', '.join(c.instructions)} |", flush=True)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tune
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Rows, columns, depth, warps, stages of the log-prob kernels
+LOG_PROB_CANDIDATES = (
+    (128, 128, 64, 8, 3),
+    (128, 128, 64, 8, 4),
+    (128, 256, 64, 8, 3),
+    (128, 256, 32, 8, 4),
+    (256, 128, 64, 8, 3),
+    (128, 256, 64, 16, 3),
+    (128, 128, 32, 4, 4),
+)
+# Rows and columns of the attention kernels, each tried with 4 and 8 warps, 2 and 3 stages
+ATTENTION_CANDIDATES = {
+    "forward": ((128, 64), (128, 128), (64, 64)),
+    "dq": ((64, 64), (128, 64), (128, 32)),
+    "dkv": ((64, 64), (64, 128), (32, 128)),
+}
+
+
+def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
+    """Print the fastest block of each kernel at OLMo2-1B's shapes, as lines of BLOCKS. Head 0: the log-prob kernels."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    from kernels.blocks import Block, Launcher, architecture
+    from kernels.triton_attention import Attention
+    from kernels.triton_log_prob import VOCAB_CHUNK, LinearLogProb
+
+    device = torch.device("cuda")
+    arch = architecture(device)
+
+    class Timer(Launcher):
+        """Gives the kernel `name` the block `candidate` and times it; the other kernels run with theirs."""
+
+        def __init__(self, name: str, candidate: Block):
+            super().__init__(arch)
+            self.name, self.candidate = name, candidate
+
+        def block(self, kernel, like, head=0):
+            self.is_timed = kernel == self.name
+            return self.candidate if self.is_timed else super().block(kernel, like, head)
+
+        def __call__(self, *args, **constants):
+            super().__call__(*args, **constants)
+            if self.is_timed:
+                again = super().__call__
+                self.milliseconds = do_bench(lambda: again(*args, **constants), return_mode="median")
+
+    def new(*shape):
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16).requires_grad_()
+
+    for head in heads:
+        if head:
+            q, k, v = (new(4, 4096, 2048 // head, head) for _ in range(3))
+            candidates = {
+                name: [Block(*sides, warps=warps, stages=stages) for sides in all_sides for warps in (4, 8) for stages in (2, 3)]
+                for name, all_sides in ATTENTION_CANDIDATES.items()
+            }  # fmt: skip
+        else:
+            hidden, weight = new(16384, 2048), new(VOCAB_CHUNK, 2048)
+            targets = torch.randint(VOCAB_CHUNK, (16384,), device=device)
+            candidates = dict.fromkeys(("forward", "backward"), [Block(*c) for c in LOG_PROB_CANDIDATES])
+        best = {}
+        for name, blocks in candidates.items():
+            times = {}
+            for block in blocks:
+                timer = Timer(name, block)
+                try:
+                    if head:
+                        Attention.apply(q, k, v, None, timer).sum().backward()
+                    else:
+                        LinearLogProb.apply(hidden, weight, targets, 1.0, False, timer)[0].sum().backward()
+                except OutOfResources:
+                    continue
+                times[block] = timer.milliseconds
+                print(f"# sm_{arch} head {head} {name} {tuple(block)}: {timer.milliseconds:.3f} ms", flush=True)
+            best[name] = min(times, key=times.get)
+        print(f"    ({arch}, {head}): {best},", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
 
 def main(command: str) -> None:
-    """report or tune, in triton_kernels.py. Exit code 2 and one line where it cannot run."""
+    """report or tune. Exit code 2 and one line where it cannot run."""
+    commands = {"report": report, "tune": tune}
     missing = ""
-    if command not in ("report", "tune"):
+    if command not in commands:
         missing = "say `python -m tools.kernel_report report` or `python -m tools.kernel_report tune`"
     elif importlib.util.find_spec("triton") is None:
         missing = "triton is not installed (pip install triton; Linux only)"
@@ -25,9 +210,7 @@ def main(command: str) -> None:
     if missing:
         print(f"error: {missing}", file=sys.stderr)
         sys.exit(2)
-    from kernels import triton_kernels
-
-    getattr(triton_kernels, command)()
+    commands[command]()
 
 
 if __name__ == "__main__":

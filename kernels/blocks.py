@@ -1,0 +1,87 @@
+"""How the Triton kernels are started: the size of their blocks on each GPU, warps, precision of fp32 products.
+
+A Triton kernel is a program that runs once per tile of its output, all tiles at the same time; `tl.program_id` says which.
+A program loads tiles of its inputs, multiplies them on the matrix units (`tl.dot`), keeps sums in registers, in fp32, and
+stores its tile once. No program adds to what another one stores, so the same inputs give the same bits.
+
+Imported only where triton is installed. With TRITON_INTERPRET=1 the kernels run on a CPU, slowly: the tests do that.
+"""
+
+import os
+from typing import NamedTuple
+
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # a·b + c in one rounding: triton 3.10 changes the default
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Block(NamedTuple):
+    rows: int  # queries or tokens of a tile
+    cols: int  # keys or words
+    depth: int = 0  # log-prob: columns of the model's width per step of the product
+    warps: int = 8
+    stages: int = 2  # loads in flight: each costs shared memory
+
+
+# (architecture, head size, rounded up to a power of two) → blocks of the attention kernels; head size 0: of the log-prob
+# kernels. Architecture 86 stands for all GPUs with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
+# From `python -m tools.kernel_report report` (no spills); nobody has timed them yet: `python -m tools.kernel_report tune`.
+BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
+    (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
+    (90, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
+    (100, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 256, 64, 8, 3)},
+    (86, 0): {"forward": Block(128, 128, 32, 8, 3), "backward": Block(128, 128, 32, 8, 3)},
+    (0, 0): {"forward": Block(128, 256, 64), "backward": Block(128, 256, 64)},
+}
+for _arch in (80, 90, 100):
+    BLOCKS[_arch, 32] = BLOCKS[_arch, 64] = {
+        "forward": Block(128, 64, warps=4, stages=3),
+        "dq": Block(64, 64, warps=4, stages=2),
+        "dkv": Block(64, 64, warps=4, stages=2),
+    }
+    BLOCKS[_arch, 128] = {
+        "forward": Block(128, 64, warps=8, stages=3),
+        "dq": Block(64, 64, warps=8, stages=2),
+        "dkv": Block(64, 64, warps=8, stages=2),
+    }
+BLOCKS[80, 64]["dkv"] = Block(64, 64, warps=8, stages=2)
+for _head in (32, 64, 128):
+    BLOCKS[86, _head] = {"forward": Block(64, 64), "dq": Block(64, 32), "dkv": Block(32, 64)}
+    BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64)}
+
+
+def architecture(device: torch.device) -> int:
+    """The first part of the keys of BLOCKS."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return {(8, 0): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), 86)
+
+
+class Launcher:
+    """Chooses a kernel's block for one architecture, and runs the kernel.
+
+    The autograd Functions get it as an argument: tools/kernel_report.py passes one that compiles or times instead.
+    """
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def block(self, kernel: str, like: Tensor, head: int = 0) -> Block:
+        """The block for inputs like this tensor. Numbers of 4 bytes get a tile of half the size, unpipelined."""
+        block = BLOCKS[self.architecture, head][kernel]
+        if like.dtype == torch.float32 and self.architecture:
+            block = block._replace(rows=min(64, block.rows), cols=block.cols // 2, depth=block.depth // 2, stages=2)
+        return block
+
+    def __call__(self, kernel, grid: tuple[int, ...], args: tuple, block: Block, **constants) -> None:
+        """Run `grid` programs of a kernel."""
+        kernel[grid](*args, **constants, num_warps=block.warps, num_stages=block.stages)
+
+
+def precision(x: Tensor) -> str:
+    """How tl.dot multiplies fp32: as torch.mm does."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 and x.dtype == torch.float32 else "ieee"

@@ -1,0 +1,266 @@
+"""Causal attention within documents as Triton kernels, forward and backward; kernels.attention has the plain definition.
+
+    s_ij = q_i·k_j log2(e) / √D for the keys j that query i sees (doc_start_i ≤ j ≤ i),
+    p_ij = 2^s_ij / Σ_j 2^s_ij,
+    o_i  = Σ_j p_ij v_j
+
+Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at all.
+With the keys of a tile of queries in order,
+
+    first ......... full_from ............... full_to ......... end
+     edge: mask      no mask                   edge: mask (the diagonal)
+
+tiles before `first` and after `end` are never visited, and only those at the edges pay for a mask.
+
+Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP query heads to one key head. blocks.py says
+what a Triton kernel is.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.blocks import Block, Launcher, architecture, precision
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _load(x, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(rows, BLOCK_D) of x, whose rows are STRIDE apart. Behind the last row it is repeated; columns from D on are 0."""
+    col = tl.arange(0, BLOCK_D)
+    at = x + tl.minimum(row, T - 1)[:, None] * STRIDE + col[None, :]
+    return tl.load(at) if D == BLOCK_D else tl.load(at, mask=(col < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _store(x, tile, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    col = tl.arange(0, BLOCK_D)
+    at = x + row[:, None] * STRIDE + col[None, :]
+    tl.store(at, tile.to(x.dtype.element_ty), mask=(row < T)[:, None] & (col < D)[None, :])
+
+
+@triton.jit
+def _keys_of(doc_start, b, tile, T, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """For a tile of queries: (rows,) where their documents start, and first, full_from, full_to, end of the keys."""
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    end = tl.minimum(tile * BLOCK_Q + BLOCK_Q, T)
+    full_to = (tile * BLOCK_Q + 1) // BLOCK_K * BLOCK_K  # tiles up to here lie below the diagonal for the first query
+    if doc_start is None:
+        start = tl.zeros_like(row)
+        first = tile * 0
+        full_from = first
+    else:
+        start = tl.load(doc_start + b * T + tl.minimum(row, T - 1))  # rows behind the last repeat it
+        first = tl.min(start, 0) // BLOCK_K * BLOCK_K
+        full_to = tl.maximum(full_to, first)
+        full_from = tl.minimum(tl.cdiv(tl.max(start, 0), BLOCK_K) * BLOCK_K, full_to)
+    return start, first, full_from, full_to, end
+
+
+@triton.jit
+def attention_forward(
+    q, k, v, doc_start, out, lse, T, H, GROUP, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_Q queries of one head, over tiles of BLOCK_K keys (FlashAttention-2, arXiv 2307.08691).
+
+    A row's softmax needs the maximum of all its scores, but the keys come tile by tile. So the program keeps the
+    maximum m so far, the sum l of 2^(s - m) and the weighted sum o of values, and rescales both when m grows:
+
+        m' = max(m, max_j s_j),   p_j = 2^(s_j - m'),   l' = l 2^(m - m') + Σ p_j,   o' = o 2^(m - m') + Σ p_j v_j
+
+    At the end the output is o / l, and LSE = m + log2 l is kept: backward gets every p = 2^(s - LSE) from it.
+    """
+    bh = tl.program_id(0)
+    b, h = bh // H, bh % H
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)  # late queries see the most keys: they start first
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q += b.to(tl.int64) * T * H * D + h * D
+    out += b.to(tl.int64) * T * H * D + h * D
+    H_KV = H // GROUP
+    k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
+    v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
+    start, first, full_from, full_to, end = _keys_of(doc_start, b, tile, T, BLOCK_Q, BLOCK_K)
+
+    query = _load(q, row, T, H * D, D, BLOCK_D)
+    m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_Q], tl.float32)
+    o = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for stage in tl.static_range(3):  # edge, full, edge
+        begin = first if stage == 0 else (full_from if stage == 1 else full_to)
+        stop = full_from if stage == 0 else (full_to if stage == 1 else end)
+        for at in range(begin, stop, BLOCK_K):
+            key = at + tl.arange(0, BLOCK_K)
+            keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
+            s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+            if stage != 1:
+                visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
+                s = tl.where(visible, s, float("-inf"))
+            new_m = tl.maximum(m, tl.max(s, 1))
+            safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)  # no key seen yet: -inf - -inf is not a number
+            p = tl.math.exp2(s - safe_m[:, None])
+            rescale = tl.math.exp2(m - safe_m)
+            l = l * rescale + tl.sum(p, 1)
+            values = _load(v, key, T, H_KV * D, D, BLOCK_D)
+            o = tl.dot(p.to(values.dtype), values, o * rescale[:, None], input_precision=PRECISION)
+            m = new_m
+    seen = l > 0
+    l = tl.where(l == 0, 1.0, l)  # not `seen`: a NaN stays one
+    tl.store(lse + bh * T + row, tl.where(seen, m, 0.0) + tl.math.log2(l), mask=row < T)
+    _store(out, o / l[:, None], row, T, H * D, D, BLOCK_D)
+
+
+@triton.jit
+def attention_dq(
+    q, k, v, doc_start, out, grad, lse, delta, dq, T, H, GROUP, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_Q queries of one head, over their keys as in attention_forward. With do = dL/do:
+
+        dp_ij = do_i·v_j,   δ_i = Σ_j p_ij dp_ij = o_i·do_i,   ds_ij = p_ij (dp_ij - δ_i),   dq_i = Σ_j ds_ij k_j / √D
+
+    The scores are computed again and p = 2^(s - LSE) needs no running maximum. δ is stored for attention_dkv.
+    """
+    bh = tl.program_id(0)
+    b, h = bh // H, bh % H
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    at_head = b.to(tl.int64) * T * H * D + h * D
+    H_KV = H // GROUP
+    k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
+    v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
+    start, first, full_from, full_to, end = _keys_of(doc_start, b, tile, T, BLOCK_Q, BLOCK_K)
+
+    do = _load(grad + at_head, row, T, H * D, D, BLOCK_D)
+    o = _load(out + at_head, row, T, H * D, D, BLOCK_D)
+    row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(delta + bh * T + row, row_delta, mask=row < T)
+    row_lse = tl.load(lse + bh * T + tl.minimum(row, T - 1))
+    query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for stage in tl.static_range(3):
+        begin = first if stage == 0 else (full_from if stage == 1 else full_to)
+        stop = full_from if stage == 0 else (full_to if stage == 1 else end)
+        for at in range(begin, stop, BLOCK_K):
+            key = at + tl.arange(0, BLOCK_K)
+            keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
+            values = _load(v, key, T, H_KV * D, D, BLOCK_D)
+            s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+            p = tl.math.exp2(s - row_lse[:, None])
+            if stage != 1:
+                visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
+                p = tl.where(visible, p, 0.0)
+            dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
+            ds = p * (dp - row_delta[:, None])
+            acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
+    _store(dq + at_head, acc * (scale / LOG2_E), row, T, H * D, D, BLOCK_D)
+
+
+@triton.jit
+def attention_dkv(
+    q, k, v, doc_end, grad, lse, delta, dk, dv, T, H, GROUP, scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_K keys of one key head, over the queries i ≥ j of all heads of its group:
+
+        dv_j = Σ_i p_ij do_i,   dk_j = Σ_i ds_ij q_i / √D
+
+    A key is seen by queries j .. doc_end_j - 1. Scores are laid out (keys, queries), so that no product needs a
+    transposed p. That a program takes its whole group is why grouped queries need no atomic additions.
+    """
+    H_KV = H // GROUP
+    b, h_kv = tl.program_id(0) // H_KV, tl.program_id(0) % H_KV
+    tile = tl.program_id(1)  # early keys are seen by the most queries, and start first
+    key = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    at_kv_head = b.to(tl.int64) * T * H_KV * D + h_kv * D
+    keys = _load(k + at_kv_head, key, T, H_KV * D, D, BLOCK_D)
+    values = _load(v + at_kv_head, key, T, H_KV * D, D, BLOCK_D)
+    first = tile * BLOCK_K // BLOCK_Q * BLOCK_Q
+    full_from = tl.cdiv(tile * BLOCK_K + BLOCK_K - 1, BLOCK_Q) * BLOCK_Q  # from here on behind the last key
+    if doc_end is None:
+        doc_stop = tl.zeros_like(key) + T
+        end = T
+        full_to = T // BLOCK_Q * BLOCK_Q
+    else:
+        doc_stop = tl.load(doc_end + b * T + tl.minimum(key, T - 1))
+        end = tl.max(doc_stop, 0)
+        full_to = tl.min(doc_stop, 0) // BLOCK_Q * BLOCK_Q
+    full_to = tl.maximum(full_to, full_from)
+
+    acc_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    acc_v = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    for g in range(GROUP):
+        h = h_kv * GROUP + g
+        at_head = b.to(tl.int64) * T * H * D + h * D
+        at_row = (b * H + h) * T
+        for stage in tl.static_range(3):
+            begin = first if stage == 0 else (full_from if stage == 1 else full_to)
+            stop = tl.minimum(full_from, end) if stage == 0 else (full_to if stage == 1 else end)
+            for at in range(begin, stop, BLOCK_Q):
+                row = at + tl.arange(0, BLOCK_Q)
+                query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
+                do = _load(grad + at_head, row, T, H * D, D, BLOCK_D)
+                at_rows = at_row + tl.minimum(row, T - 1)
+                row_lse, row_delta = tl.load(lse + at_rows), tl.load(delta + at_rows)
+                s = tl.dot(keys, tl.trans(query), input_precision=PRECISION) * scale  # (keys, queries)
+                p = tl.math.exp2(s - row_lse[None, :])
+                if stage != 1:
+                    visible = (row[None, :] >= key[:, None]) & (row[None, :] < doc_stop[:, None])
+                    p = tl.where(visible, p, 0.0)
+                acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
+                dp = tl.dot(values, tl.trans(do), input_precision=PRECISION)
+                ds = p * (dp - row_delta[None, :])
+                acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
+    _store(dk + at_kv_head, acc_k * (scale / LOG2_E), key, T, H_KV * D, D, BLOCK_D)
+    _store(dv + at_kv_head, acc_v, key, T, H_KV * D, D, BLOCK_D)
+
+
+@torch.compiler.disable  # an opaque step in a compiled model
+def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) -> Tensor:
+    """kernels.attention: q (B, T, H, D), k and v (B, T, H_kv, D), doc_start (B, T) or None -> (B, T, H, D)."""
+    if torch.is_autocast_enabled(q.device.type):  # as scaled_dot_product_attention does
+        q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
+    return Attention.apply(q, k, v, doc_start, Launcher(architecture(q.device)))
+
+
+class Attention(torch.autograd.Function):
+    """Documents must be whole: doc_start does not fall along a row."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, doc_start, launch: Launcher):
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        (B, T, H, D), doc_end = q.shape, None
+        if doc_start is not None:
+            doc_start = doc_start.to(torch.int32).contiguous()
+            doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
+        out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
+        shape = (T, H, H // k.shape[2], LOG2_E.value / D**0.5)
+        block, constants = _block(launch, "forward", q)
+        grid = (B * H, triton.cdiv(T, block.rows))
+        launch(attention_forward, grid, (q, k, v, doc_start, out, lse, *shape), block, **constants)
+        ctx.save_for_backward(q, k, v, doc_start, doc_end, out, lse)
+        ctx.shape, ctx.launch = shape, launch
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, doc_start, doc_end, out, lse = ctx.saved_tensors
+        (B, T, H, _), H_kv, launch = q.shape, k.shape[2], ctx.launch
+        grad, delta = grad.contiguous(), torch.empty_like(lse)
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        block, constants = _block(launch, "dq", q)
+        args = (q, k, v, doc_start, out, grad, lse, delta, dq, *ctx.shape)
+        launch(attention_dq, (B * H, triton.cdiv(T, block.rows)), args, block, **constants)
+        block, constants = _block(launch, "dkv", q)
+        args = (q, k, v, doc_end, grad, lse, delta, dk, dv, *ctx.shape)
+        launch(attention_dkv, (B * H_kv, triton.cdiv(T, block.cols)), args, block, **constants)
+        return dq, dk, dv, None, None
+
+
+def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:
+    D = q.shape[-1]
+    head = max(32, triton.next_power_of_2(D))
+    block = launch.block(kernel, q, head)
+    return block, dict(D=D, BLOCK_D=head, BLOCK_Q=block.rows, BLOCK_K=block.cols, PRECISION=precision(q))
