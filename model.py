@@ -187,7 +187,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V) in fp32: for sampling a few positions; losses use kernels.linear_log_prob."""
-        return kernels.logits(hidden, self.head.weight)
+        return kernels.logits(hidden.flatten(0, -2), self.head.weight).unflatten(0, hidden.shape[:-1])
 
     @property
     def n_params(self) -> int:

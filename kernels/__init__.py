@@ -115,25 +115,6 @@ class LogProb(NamedTuple):
     logsumexp: Tensor  # log Σ exp(logit / temperature): the z-loss is its square
 
 
-def logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden (..., C) times weight (V, C) transposed, (..., V), in fp32: the products of linear_log_prob, like those never
-    rounded to bf16, where a logit of 20 comes in steps of 1/8. Under autocast without a gradient."""
-    hidden = _operand(hidden)
-    if hidden.dtype == torch.float32:
-        return F.linear(hidden, weight)
-    with torch.no_grad():
-        out = torch.empty(*hidden.shape[:-1], weight.shape[0], device=hidden.device)
-        _logits(hidden.flatten(0, -2), weight.to(hidden.dtype), 1.0, out=out.view(-1, weight.shape[0]))
-    return out
-
-
-def _operand(hidden: Tensor) -> Tensor:
-    """What autocast would multiply."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        return hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return hidden
-
-
 def linear_log_prob(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> LogProb:
@@ -147,7 +128,7 @@ def linear_log_prob(
         temperature: logits are divided by it, as they are in sampling.
         entropy: also return the entropy of each row's distribution (a second buffer and pass).
     """
-    hidden = _operand(hidden)
+    hidden = _in_autocast_type(hidden)
     if on_triton(hidden):
         from kernels import triton_log_prob
 
@@ -166,90 +147,101 @@ class _LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, want_entropy):
-        n, vocab = hidden.shape[0], weight.shape[0]
-        new = {"device": hidden.device, "dtype": torch.float32}
-        log_prob, entropy, logsumexp = (torch.empty(n, **new) for _ in range(3))
-        compute_weight = weight.to(hidden.dtype)  # bf16 under autocast; the same tensor in fp32
+        n, vocab = len(hidden), len(weight)
+        log_prob, entropy, logsumexp = torch.empty(3, n, device=hidden.device)
+        weight_cast = weight.to(hidden.dtype)  # bf16 under autocast; the same tensor in fp32
         keep = n * vocab <= KEEP_ELEMENTS
-        buffer = torch.empty(n if keep else min(n, CHUNK_ROWS), vocab, **new)
-        for chunk, log_p in _chunks(n, buffer, keep):
-            _logits(hidden[chunk], compute_weight, temperature, out=log_p)
-            target = targets[chunk, None]
-            target_logit = log_p.gather(1, target)
-            torch.log_softmax(log_p, -1, out=log_p)
-            target_log_prob = log_p.gather(1, target)
-            log_prob[chunk] = target_log_prob.squeeze(1)
-            logsumexp[chunk] = (target_logit - target_log_prob).squeeze(1)
+        buffer = torch.empty(n if keep else min(n, CHUNK_ROWS), vocab, device=hidden.device)
+        for start in range(0, n, CHUNK_ROWS):
+            rows = slice(start, min(start + CHUNK_ROWS, n))
+            z = buffer[rows] if keep else buffer[: rows.stop - start]
+            logits(hidden[rows], weight_cast, temperature, out=z)
+            target = targets[rows, None]
+            target_logit = z.gather(1, target)
+            log_p = torch.log_softmax(z, -1, out=z)  # in z's place
+            target_log_p = log_p.gather(1, target)
+            log_prob[rows] = target_log_p.squeeze(1)
+            logsumexp[rows] = (target_logit - target_log_p).squeeze(1)
             if want_entropy:
-                entropy[chunk] = -torch.einsum("nv,nv->n", log_p.exp(), log_p)
+                entropy[rows] = -torch.einsum("nv,nv->n", log_p.exp(), log_p)
         ctx.temperature, ctx.want_entropy = temperature, want_entropy
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy, buffer if keep else None)
         ctx.set_materialize_grads(False)
         return log_prob, entropy, logsumexp
 
     @staticmethod
-    def backward(ctx, grad_log_prob, grad_entropy, grad_logsumexp):
+    def backward(ctx, g_log_prob, g_entropy, g_logsumexp):
+        """dz = (1{y} g_lp + p f) / τ with f = g_L - g_lp - g_H (log p + H); then dh = dz W and dW = dzᵀ h.
+
+        Without g_H, f is one number a row. Then p stays as it is, the row's factor f / τ goes to the small dh and h, and
+        1{y} g_lp is divided by f: a pass less through the large matrix.
+        """
         hidden, weight, targets, logsumexp, entropy, kept = ctx.saved_tensors
-        n, vocab = hidden.shape[0], weight.shape[0]
-        compute_weight = weight.to(hidden.dtype)
+        n, vocab = len(hidden), len(weight)
+        weight_cast = weight.to(hidden.dtype)
         zero = torch.zeros_like(logsumexp)
-        grad_log_prob = zero if grad_log_prob is None else grad_log_prob
-        p_factor = zero - grad_log_prob if grad_logsumexp is None else grad_logsumexp - grad_log_prob
-        use_entropy = ctx.want_entropy and grad_entropy is not None
+        g_log_prob = zero if g_log_prob is None else g_log_prob
+        f = (zero if g_logsumexp is None else g_logsumexp) - g_log_prob
+        use_entropy = ctx.want_entropy and g_entropy is not None
         if use_entropy:
-            p_factor = p_factor - grad_entropy * entropy
-        # dz = 1{y} g_lp + p (g_L - g_lp - g_H (log p + H)), divided by the temperature. Without g_H the factor of p is one
-        # number a row: then it is left out of the large matrix and put on `scale`, which spares a pass through that.
-        if use_entropy:
-            scale, one_hot = torch.full_like(p_factor, 1 / ctx.temperature), grad_log_prob
+            f = f - g_entropy * entropy
+            scale, at_target = torch.full_like(f, 1 / ctx.temperature), g_log_prob
         else:
-            zero_factor = p_factor == 0
-            scale = torch.where(zero_factor, 1.0, p_factor) / ctx.temperature
-            one_hot = torch.where(zero_factor, grad_log_prob, grad_log_prob / p_factor)
+            f_is_zero = f == 0  # a masked row, for one: p has to go, and cannot by a factor that is divided by
+            scale = torch.where(f_is_zero, 1.0, f) / ctx.temperature
+            at_target = torch.where(f_is_zero, g_log_prob, g_log_prob / f)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, device=weight.device, dtype=torch.float32)
         buffer = torch.empty(min(n, CHUNK_ROWS), vocab, device=hidden.device)
-        for chunk, p in _chunks(n, buffer, False):
-            target, row_scale = targets[chunk, None], scale[chunk, None]
+        for start in range(0, n, CHUNK_ROWS):
+            rows = slice(start, min(start + CHUNK_ROWS, n))
+            p = buffer[: rows.stop - start]
             if kept is not None:
-                log_p = kept[chunk]
+                log_p = kept[rows]
             else:
-                log_p = _logits(hidden[chunk], compute_weight, ctx.temperature, out=p)
+                log_p = logits(hidden[rows], weight_cast, ctx.temperature, out=p)
                 if use_entropy:
-                    log_p.sub_(logsumexp[chunk, None])
-            if use_entropy:  # a second buffer: log p is still needed when p has taken its place
-                factor = torch.addcmul(p_factor[chunk, None], log_p, grad_entropy[chunk, None], value=-1)
-                torch.exp(log_p, out=p).mul_(factor)
+                    log_p.sub_(logsumexp[rows, None])
+            if use_entropy:  # f is a second matrix, made before p takes the place of log p
+                f_matrix = torch.addcmul(f[rows, None], log_p, g_entropy[rows, None], value=-1)
+                torch.exp(log_p, out=p).mul_(f_matrix)
             else:
                 torch.softmax(log_p, -1, out=p)  # of logits as of log p, which differ by a number a row
-                if zero_factor[chunk].any():
-                    p.masked_fill_(zero_factor[chunk, None], 0.0)
-            p.scatter_add_(1, target, one_hot[chunk, None])
-            dz = p.to(hidden.dtype)
-            torch.mm(dz, compute_weight, out=grad_hidden[chunk]).mul_(row_scale)
+                if f_is_zero[rows].any():
+                    p.masked_fill_(f_is_zero[rows, None], 0.0)
+            dz = p.scatter_add_(1, targets[rows, None], at_target[rows, None]).to(hidden.dtype)
+            torch.mm(dz, weight_cast, out=grad_hidden[rows]).mul_(scale[rows, None])
             if hidden.dtype == torch.float32:
-                grad_weight.addmm_(dz.T, hidden[chunk] * row_scale)
+                grad_weight.addmm_(dz.T, hidden[rows] * scale[rows, None])
             else:  # the sum over chunks stays in fp32
-                grad_weight += dz.T @ (hidden[chunk] * row_scale).to(hidden.dtype)
+                grad_weight += dz.T @ (hidden[rows] * scale[rows, None]).to(hidden.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
-def _chunks(n: int, buffer: Tensor, keep: bool):
-    """Slices of CHUNK_ROWS of n rows, each with its part of `buffer`: its own rows if `keep`, else always the first."""
-    for start in range(0, n, CHUNK_ROWS):
-        chunk = slice(start, min(start + CHUNK_ROWS, n))
-        yield chunk, buffer[chunk] if keep else buffer[: chunk.stop - start]
+def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """hidden (N, C) @ weight.T (C, V) / temperature: (N, V) in fp32, in `out` if given, without a gradient.
+
+    Under autocast the operands are rounded to bf16, the result is not: there a logit of 20 comes in steps of 1/8.
+    """
+    hidden = _in_autocast_type(hidden)
+    weight = weight.to(hidden.dtype)
+    if out is None:
+        out = torch.empty(len(hidden), len(weight), device=hidden.device)
+    with torch.no_grad():  # autocast leaves products with an `out` alone
+        if hidden.dtype == torch.float32:
+            torch.mm(hidden, weight.T, out=out)
+        elif hidden.is_cuda:  # bf16 operands, fp32 sum and result
+            out.copy_(torch.mm(hidden, weight.T, out_dtype=torch.float32))
+        else:  # no such product on a CPU, but one of bf16 numbers is exact in fp32
+            torch.mm(hidden.float(), weight.float().T, out=out)
+        return out.div_(temperature) if temperature != 1.0 else out
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, out: Tensor) -> Tensor:
-    """hidden @ weight.T / temperature in fp32, written to `out`."""
-    if hidden.dtype == torch.float32:
-        torch.mm(hidden, weight.T, out=out)
-    elif hidden.is_cuda:  # bf16 operands, fp32 sum and result
-        out.copy_(torch.mm(hidden, weight.T, out_dtype=torch.float32))
-    else:  # which have no such product: a product of bf16 numbers is exact in fp32
-        torch.mm(hidden.float(), weight.float().T, out=out)
-    return out.div_(temperature) if temperature != 1.0 else out
+def _in_autocast_type(x: Tensor) -> Tensor:
+    """x as autocast would multiply it."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
 
 
 # ---------------------------------------------------------------------------------------------------------------------
