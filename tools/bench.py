@@ -2,7 +2,7 @@
 
     python -m tools.bench                      everything, some minutes on a CPU
     python -m tools.bench train sample         only these parts: train, sample, log_prob, rl, average, kernels (on CUDA)
-    pip install -r requirements-bench.txt          the peers: transformers and TRL; without them their columns stay empty
+    pip install -r requirements-bench.txt      the peers: transformers and TRL; without them their columns stay empty
 
 Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
 round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and ratios
@@ -19,22 +19,19 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import io
 import json
 import multiprocessing
-import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
-from unittest import mock
 
 import numpy as np
 import torch
@@ -46,26 +43,27 @@ import pretrain
 import rl
 from cli import cli
 from data.prepare import build_world
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
 from runtime import Process, make_optimizer, optimizer_step, save_checkpoint, start_process
 from sampler import sample
-from tools.olmo2 import to_olmo2
+from tools.peers import generate_step, transformers_step, trl_step
 
 PROMPT, NEW = 48, 64  # tokens of a prompt and of its answer
 LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
+
+Run = Callable[[], object]  # a piece of work; if it returns a float, those are the seconds that count
 
 
 @dataclass
 class Config:
     """Flags of bench.py."""
 
+    # what to measure: train, a pretraining step; sample; log_prob, its time and memory; rl, a GRPO step; average, a step
+    # of average.py and its memory; kernels, the Triton kernels (on CUDA). Nothing: all
     parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average", "kernels"], ...]] = ()
-    """what to measure; nothing: all"""
-    repeats: int = 5
-    """rounds behind each figure (rl, average: at most 3)"""
-    device: str = "auto"
-    """cpu, cuda; auto: cuda where there is one"""
+    repeats: int = 5  # rounds behind each figure (rl, average: at most 3)
+    device: str = "auto"  # cpu, cuda; auto: cuda where there is one
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,15 +71,14 @@ class Config:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def seconds(run: Callable[[], object], process: Process) -> float:
-    """Wall time of one call, with what it left running on the GPU."""
-    if process.device.type == "cuda":
-        torch.cuda.synchronize()
+def seconds(run: Run, process: Process) -> float:
+    """Wall time of one call, with what it left running on the GPU; or the float that the call returns."""
+    wait = torch.cuda.synchronize if process.device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
-    run()
-    if process.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    result = run()
+    wait()
+    return result if isinstance(result, float) else time.perf_counter() - start
 
 
 def matmul_peak(process: Process) -> float:
@@ -90,7 +87,11 @@ def matmul_peak(process: Process) -> float:
     for n in (1024, 1536, 2048) if process.device.type == "cpu" else (4096, 8192):
         a = torch.randn(n, n, device=process.device, dtype=process.dtype)
         out = torch.empty_like(a)
-        rates += [2 * n**3 / seconds(lambda: torch.mm(a, a, out=out), process) for _ in range(3)]  # noqa: B023
+
+        def product(a=a, out=out) -> None:
+            torch.mm(a, a, out=out)
+
+        rates += [2 * n**3 / seconds(product, process) for _ in range(3)]
     return max(rates)
 
 
@@ -104,16 +105,24 @@ class Rounds:
     def time(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
 
-    def share(self, name: str, flops: float) -> float:
-        return float(np.median(flops / self.seconds[name] / self.peak))
-
     def ratio(self, slow: str, fast: str) -> float:
         return float(np.median(self.seconds[slow] / self.seconds[fast]))
 
+    def against(self, peer: str, work: float = 0.0, digits: int = 2) -> tuple[str, str]:
+        """The cells peer and ratio: its seconds, or work per second. Empty if it is not here."""
+        if peer not in self.seconds:
+            return "", ""
+        value = f"{work / self.time(peer):,.0f}" if work else f"{self.time(peer):.2f}"
+        return f"{peer} {value}", f"{self.ratio(peer, 'ours'):.{digits}f} x"
 
-def measure(runs: dict[str, Callable[[], object]], process: Process, repeats: int) -> Rounds:
-    """Time all `runs` in rounds, every other one in reverse order, after a warm-up."""
-    for run in runs.values():
+    def of_peak(self, name: str, flops: float) -> str:
+        share = np.median(flops / self.seconds[name] / self.peak)
+        return f"{100 * share:.0f}% of {np.median(self.peak) / 1e9:,.0f} GFLOP/s"
+
+
+def measure(runs: dict[str, Run], process: Process, repeats: int, warm_up: bool = True) -> Rounds:
+    """Time all `runs` in rounds, every other one in reverse order."""
+    for run in runs.values() if warm_up else ():
         run()
     times, peak = {name: [] for name in runs}, []
     for i in range(repeats):
@@ -124,110 +133,78 @@ def measure(runs: dict[str, Callable[[], object]], process: Process, repeats: in
     return Rounds({name: np.array(t) for name, t in times.items()}, np.array(peak))
 
 
-def row(*cells: str) -> None:
+def row(part: str, case: str, ours: str, bound: str = "", peer: str = "", ratio: str = "", aim: str = "") -> None:
     """One line of the table."""
-    widths = (9, 32, 18, 24, 26, 8, 0)
-    print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip(), flush=True)
+    cells = (f"{part:<9}", f"{case:<32}", f"{ours:<18}", f"{bound:<24}", f"{peer:<26}", f"{ratio:<8}", aim)
+    print("  ".join(cells).rstrip(), flush=True)
 
 
-def of_peak(share: float, rounds: Rounds) -> str:
-    return f"{100 * share:.0f}% of {np.median(rounds.peak) / 1e9:,.0f} GFLOP/s"
+def resident(field: str) -> float:
+    """MiB of memory of this process: VmRSS, now, or VmHWM, at most so far.
+
+    Where there is no /proc both are getrusage's maximum. (On Linux that is of no use: it includes what the parent held
+    when it started this process.)
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Peers
+# Other processes: peers.py has the peers
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+SPAWN = multiprocessing.get_context(
+    "spawn"
+)  # a process that imports the modules again and shares no memory with this one
+
+
+def in_new_process(function: Callable, *args):
+    """function(*args), computed in a process of its own, whose memory is therefore its own."""
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        return pool.submit(function, *args).result()
 
 
 @contextlib.contextmanager
-def peer(body: Callable, process: Process, *args):
-    """Run body(connection, process, *args) in a process of its own; yields our end of the connection."""
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=body, args=(theirs, process, *args), daemon=True)
-    child.start()
-    theirs.close()  # so that a child that dies ends a recv()
-    try:
-        yield ours
-    finally:
-        child.terminate()
-        child.join()
-        ours.close()
+def peer(build: Callable[..., Run], process: Process, *args) -> Iterator[Run]:
+    """A contender in a process of its own: each call makes one step there, of the Run that build(process, *args) makes."""
+    with ProcessPoolExecutor(1, SPAWN, _build_step, (build, process, *args)) as pool:
+        yield lambda: pool.submit(_step).result()
+
+
+def _build_step(build: Callable[..., Run], process: Process, *args) -> None:
+    global _step_of_this_process
+    run = build(process, *args)
+    _step_of_this_process = lambda: seconds(run, process)  # noqa: E731
+
+
+def _step() -> float:
+    return _step_of_this_process()
 
 
 def have(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def served(connection) -> Callable[[], object]:
-    """One step of a peer that is in serve()."""
-
-    def run():
-        connection.send(None)
-        connection.recv()
-
-    return run
-
-
-def serve(connection, process: Process, build: Callable, *args) -> None:
-    """Body of a peer: build a step, then make one whenever asked."""
-    step = build(process, *args)
-    while True:
-        connection.recv()
-        seconds(step, process)  # waits for the GPU
-        connection.send(None)
-
-
-def olmo2(config: GPTConfig, process: Process):
-    """transformers' model with the weights of GPT(config).init_weights(0)."""
-    from transformers import Olmo2Config, Olmo2ForCausalLM
-
-    c = config
-    theirs = Olmo2ForCausalLM(
-        Olmo2Config(
-            vocab_size=c.vocab_size, hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, max_position_embeddings=c.context,
-            rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-            bos_token_id=None, eos_token_id=None, pad_token_id=0,
-        )
-    )  # fmt: skip
-    theirs.load_state_dict(to_olmo2(GPT(config).init_weights(0).state_dict(), config))
-    return theirs.to(process.device)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The parts
+# train, sample
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def training_step(model: GPT, rows: int, length: int, process: Process) -> Callable[[], object]:
+def training_step(model: GPT, rows: int, length: int, process: Process) -> Run:
     """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is."""
-    optimizer = make_optimizer(model, 1e-4, 0.1, (0.9, 0.95))
+    optimizer = make_optimizer(model, 1e-4, 0.1, pretrain.BETAS)
     batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
-    flags = SimpleNamespace(batch=rows, seq_len=length)
-    flags.compile, flags.steps, flags.doc_mask, flags.z_loss = "auto", 10_000, False, 1e-5
-    trained = pretrain.compiled(model, flags, process)
+    config = pretrain.Config(batch=rows, seq_len=length, steps=10_000)
+    trained = pretrain.compiled(model, config, process)
 
-    def step():
-        pretrain.loss_and_backward(trained, batch, -1, flags, process, rows * length)
+    def step() -> None:
+        pretrain.loss_and_backward(trained, batch, -1, config, process, rows * length)
         optimizer_step(model, optimizer, process, 1e-4, 1.0)
-
-    return step
-
-
-def transformers_step(process: Process, config: GPTConfig, rows: int, length: int) -> Callable[[], object]:
-    """The same by transformers' model and its own loss, with the same AdamW."""
-    theirs = olmo2(config, process)
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    batch = torch.randint(config.vocab_size, (rows, length), device=process.device)
-
-    def step():
-        with process.autocast():
-            loss = theirs(batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
 
     return step
 
@@ -246,67 +223,50 @@ def bench_train(process: Process, repeats: int) -> None:
         with contextlib.ExitStack() as stack:
             runs = {"ours": training_step(model, rows, length, process)}
             if have("transformers"):
-                arguments = (transformers_step, config, rows, length)
-                runs["peer"] = served(stack.enter_context(peer(serve, process, *arguments)))
+                runs["transformers"] = stack.enter_context(peer(transformers_step, process, config, rows, length))
             rounds = measure(runs, process, repeats)
-        speed = {name: rows * length / rounds.time(name) for name in runs}
-        row(
-            "train",
-            f"{name}, {rows} x {length}",
-            f"{speed['ours']:,.0f} tokens/s",
-            of_peak(rounds.share("ours", rows * length * train_flops(config, length)), rounds),
-            f"transformers {speed['peer']:,.0f}" if "peer" in runs else "",
-            f"{rounds.ratio('peer', 'ours'):.2f} x" if "peer" in runs else "",
-            aim,
-        )
+        tokens = rows * length
+        ours = f"{tokens / rounds.time('ours'):,.0f} tokens/s"
+        bound = rounds.of_peak("ours", tokens * train_flops(config, length))
+        row("train", f"{name}, {rows} x {length}", ours, bound, *rounds.against("transformers", tokens), aim)
 
 
-def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process) -> Callable[[], object]:
-    """What rl.py and eval.py call, with no stop token."""
+def random_prompts(config: GPTConfig, n_prompts: int) -> list[list[int]]:
+    return np.random.default_rng(0).integers(3, config.vocab_size, (n_prompts, PROMPT)).tolist()
 
-    def step():
+
+def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process) -> Run:
+    """What rl.py and eval.py call, with no stop token: no row stops early."""
+
+    def step() -> None:
         with process.autocast():
             sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
 
     return step
 
 
-def generate_step(process: Process, config: GPTConfig, prompts: list[list[int]], n: int) -> Callable[[], object]:
-    """transformers' generate, which prefills every row: that n rows have the same prompt is nothing to it."""
-    theirs = olmo2(config, process).to(process.dtype)
-    tokens = torch.tensor(prompts, device=process.device).repeat_interleave(n, 0)
-    flags = {"do_sample": True, "top_k": 0, "max_new_tokens": NEW, "attention_mask": torch.ones_like(tokens)}
-
-    def step():
-        assert theirs.generate(tokens, **flags).shape[1] == PROMPT + NEW
-
-    return step
-
-
 def bench_sample(process: Process, repeats: int) -> None:
-    """No row stops early."""
     config = config_of("micro", load_tokenizer("world").padded_vocab_size)
     model = GPT(config).init_weights(0).to(process.device)
     n_prompts, n = 32, 16
-    prompts = np.random.default_rng(0).integers(1, config.vocab_size, (n_prompts, PROMPT)).tolist()
+    prompts = random_prompts(config, n_prompts)
     with contextlib.ExitStack() as stack:
         runs = {"ours": sampling_step(model, prompts, n, process)}
         if have("transformers"):
-            runs["peer"] = served(stack.enter_context(peer(serve, process, generate_step, config, prompts, n)))
+            runs["generate"] = stack.enter_context(peer(generate_step, process, config, prompts, n, NEW))
         rounds = measure(runs, process, repeats)
-    speed = {name: n_prompts * n * NEW / rounds.time(name) for name in runs}
-    row(
-        "sample",
-        f"micro, {n_prompts} x {n} rows, {PROMPT} + {NEW}",
-        f"{speed['ours']:,.0f} tokens/s",
-        of_peak(rounds.share("ours", n_prompts * sequence_flops(config, PROMPT, NEW, n)), rounds),
-        f"generate {speed['peer']:,.0f}" if "peer" in runs else "",
-        f"{rounds.ratio('peer', 'ours'):.1f} x" if "peer" in runs else "",
-        "≥ 40%, ≥ 5 x",
-    )
+    tokens = n_prompts * n * NEW
+    bound = rounds.of_peak("ours", n_prompts * sequence_flops(config, PROMPT, NEW, n))
+    ours, case = f"{tokens / rounds.time('ours'):,.0f} tokens/s", f"micro, {n_prompts} x {n} rows, {PROMPT} + {NEW}"
+    row("sample", case, ours, bound, *rounds.against("generate", tokens, digits=1), "≥ 40%, ≥ 5 x")
 
 
-def log_prob_step(which: str, process: Process) -> Callable[[], object]:
+# ---------------------------------------------------------------------------------------------------------------------
+# log_prob
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def log_prob_step(which: str, process: Process) -> Run:
     """Forward and backward of the log-probs of targets, from hidden states and the output head."""
     n, width, vocab = LOG_PROB_SHAPE
     hidden = torch.randn(n, width, device=process.device, requires_grad=True)
@@ -314,7 +274,7 @@ def log_prob_step(which: str, process: Process) -> Callable[[], object]:
     weight = torch.randn(vocab, width, device=process.device).mul_(width**-0.5).requires_grad_()
     targets = torch.randint(vocab, (n,), device=process.device)
 
-    def step():
+    def step() -> None:
         with process.autocast():
             if which == "ours":
                 log_prob = kernels.linear_log_prob(hidden, weight, targets).log_prob
@@ -325,22 +285,8 @@ def log_prob_step(which: str, process: Process) -> Callable[[], object]:
     return step
 
 
-def resident(field: str) -> float:
-    """MiB of memory of this process: VmRSS, now, or VmHWM, at most so far.
-
-    Where there is no /proc both are getrusage's maximum. (On Linux that is of no use: it includes what the parent held
-    when it started this process.)
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 2**10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
-
-
 def log_prob_memory(which: str, device: str) -> float:
-    """MiB that one step needs at its peak, beyond its inputs. To be called in a process of its own."""
+    """MiB that one step needs at its peak, beyond its inputs. For a process of its own."""
     process = start_process(device)
     step = log_prob_step(which, process)
     small = torch.ones(256, 256, device=process.device, dtype=process.dtype, requires_grad=True)
@@ -357,42 +303,25 @@ def log_prob_memory(which: str, device: str) -> float:
 
 def bench_log_prob(process: Process, repeats: int) -> None:
     """kernels.linear_log_prob against logits, log_softmax, gather."""
-
-    def memory(which: str) -> float:
-        call = f"import bench; print(bench.log_prob_memory({which!r}, {process.device.type!r}))"
-        command = [sys.executable, "-c", call]
-        result = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent
-        )
-        return float(result.stdout)
-
     shape = " x ".join(map(str, LOG_PROB_SHAPE))
-    mib = {which: memory(which) for which in ("ours", "peer")}
-    row(
-        "log_prob",
-        f"{shape}, memory",
-        f"{mib['ours']:,.0f} MiB",
-        "",
-        f"log_softmax {mib['peer']:,.0f}",
-        f"{mib['peer'] / mib['ours']:.0f} x",
-        "≥ 20 x",
-    )
-    rounds = measure({which: log_prob_step(which, process) for which in mib}, process, repeats)
-    row(
-        "log_prob",
-        f"{shape}, time",
-        f"{1e3 * rounds.time('ours'):,.1f} ms",
-        "",
-        f"log_softmax {1e3 * rounds.time('peer'):,.1f}",
-        f"{rounds.ratio('peer', 'ours'):.2f} x",
-        "≥ 1.25 x",
-    )
+    ours, theirs = (in_new_process(log_prob_memory, which, process.device.type) for which in ("ours", "peer"))
+    cells = f"{ours:,.0f} MiB", "", f"log_softmax {theirs:,.0f}", f"{theirs / ours:.0f} x", "≥ 20 x"
+    row("log_prob", f"{shape}, memory", *cells)
+    rounds = measure({which: log_prob_step(which, process) for which in ("ours", "peer")}, process, repeats)
+    ours, theirs = (1e3 * rounds.time(which) for which in ("ours", "peer"))
+    cells = f"{ours:,.1f} ms", "", f"log_softmax {theirs:,.1f}", f"{rounds.ratio('peer', 'ours'):.2f} x", "≥ 1.25 x"
+    row("log_prob", f"{shape}, time", *cells)
 
 
-def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process: Process) -> Callable[[], object]:
-    """A step of rl.py: sample, verify, advantages, one update. No answer stops early, and a coin decides on its reward,
-    since a new model is never right: every group carries signal and all tokens are trained on."""
-    unstopped = dataclasses.replace(tokenizer, eos=-1)
+# ---------------------------------------------------------------------------------------------------------------------
+# rl, average
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def grpo_step(model: GPT, n_prompts: int, n: int, process: Process) -> Run:
+    """A step of rl.py: sample, judge, one update. No answer stops early. A coin decides on each advantage, since a new
+    model is never right: every answer is trained on."""
+    tokenizer = dataclasses.replace(load_tokenizer("world"), eos=-1)
     rng = np.random.default_rng(0)
     digits = PROMPT - 2  # the instruction and a newline are the other two tokens
     questions = [
@@ -400,19 +329,17 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
         for i in range(n_prompts)
     ]
     flags = rl.GRPOConfig(prompts=n_prompts, rollouts=n, max_new_tokens=NEW)
-    grpo = rl.GRPO(flags, questions, unstopped, process, 0, model.config.context)
+    grpo = rl.GRPO(flags, questions, tokenizer, process, 0, model.config.context)
     assert {len(prompt) for _, prompt in grpo.questions} == {PROMPT}
-    optimizer = make_optimizer(model, 1e-6, 0.01, (0.9, 0.999))
-    run = SimpleNamespace(model=model, process=process, config=SimpleNamespace(clip=1.0), skip=lambda *_: None)
-    verify = rl.reward_of
+    optimizer = make_optimizer(model, 1e-6, 0.01, rl.BETAS)
 
-    def coin(*args):
-        verify(*args)
-        return float(rng.integers(2)), False
-
-    def step():
-        with mock.patch.object(rl, "reward_of", coin):
-            rl.grpo_step(run, grpo, optimizer, lambda *_: None, 1e-6)
+    def step() -> None:
+        groups, _ = grpo.sample(model)
+        for answer in (answer for group in groups for answer in group):
+            answer.advantage = float(rng.choice((-1, 1)))
+        for minibatch in grpo.minibatches(groups):
+            assert grpo.backward(model, minibatch, on_policy=True)
+            optimizer_step(model, optimizer, process, 1e-6, 1.0)
 
     return step
 
@@ -420,172 +347,75 @@ def grpo_step(model: GPT, tokenizer: Tokenizer, n_prompts: int, n: int, process:
 def bench_rl(process: Process, repeats: int) -> None:
     """A GRPO step against what its tokens cost in sampling and, in rows of their own with their prompts, in pretraining;
     and against TRL's GRPOTrainer. The same prompts, answers, lengths and one update for both."""
-    repeats = min(repeats, 3)
-    tokenizer = load_tokenizer("world")
-    model = GPT(config_of("micro", tokenizer.padded_vocab_size)).init_weights(0).to(process.device)
-    n_prompts, n = 64, 16
-    prompts = np.random.default_rng(0).integers(1, model.config.vocab_size, (n_prompts, PROMPT)).tolist()
-    ours = grpo_step(model, tokenizer, n_prompts, n, process)
-    rows, length = 8, 256
-    sampling, training = sampling_step(model, prompts, n, process), training_step(model, rows, length, process)
-    rounds = measure({"ours": ours, "sampling": sampling, "training": training}, process, repeats)
-    tokens = n_prompts * n * (PROMPT + NEW)
-    rounds.seconds["parts"] = rounds.seconds["sampling"] + rounds.seconds["training"] * tokens / (rows * length)
-    case = f"micro, {n_prompts} x {n} answers, {PROMPT} + {NEW}"
-    row(
-        "rl",
-        case,
-        f"{rounds.time('ours'):.2f} s a step",
-        "",
-        f"sample + pretrain {rounds.time('parts'):.2f}",
-        f"{rounds.ratio('parts', 'ours'):.2f} x",
-        "≥ 0.77 x",
-    )
-    if have("trl"):
-        times = {"ours": [], "peer": []}
-        with peer(trl_loop, process, model.config, n_prompts, n, repeats + 1) as connection:
-            for _ in range(repeats + 1):
-                connection.recv()  # TRL is about to begin a step
-                times["ours"].append(seconds(ours, process))
-                connection.send(None)
-                times["peer"].append(connection.recv())
-        rounds = Rounds({name: np.array(t[1:]) for name, t in times.items()}, rounds.peak)
-        row(
-            "rl",
-            case,
-            f"{rounds.time('ours'):.2f} s a step",
-            "",
-            f"TRL {rounds.time('peer'):.2f}",
-            f"{rounds.ratio('peer', 'ours'):.1f} x",
-            "≥ 2.5 x",
-        )
-
-
-def trl_loop(connection, process: Process, config: GPTConfig, n_prompts: int, n: int, steps: int) -> None:
-    """Body of a peer: TRL's GRPOTrainer at the same work. Says when it is about to begin a step, waits for a word, makes
-    the step, sends its seconds."""
-    warnings.simplefilter("ignore")
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    from datasets import Dataset
-    from tokenizers import Tokenizer as Words
-    from tokenizers import models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    words = Words(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2", unk_token="w1")
-    rng = np.random.default_rng(0)
-    prompts = [" ".join(f"w{i}" for i in rng.integers(3, config.vocab_size, PROMPT)) for _ in range(n_prompts)]
-
-    class Timer(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            connection.send(None)
-            connection.recv()
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *args, **kwargs):
-            if process.device.type == "cuda":
-                torch.cuda.synchronize()
-            connection.send(time.perf_counter() - self.start)
-
-    micro_batch = 64 if process.device.type == "cpu" else 256  # answers in a backward pass
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        flags = GRPOConfig(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=n_prompts * n // micro_batch, num_generations=n, max_completion_length=NEW,
-            generation_kwargs={"min_new_tokens": NEW}, top_k=0, temperature=1.0, beta=0.0, learning_rate=1e-6,
-            gradient_checkpointing=False, bf16=process.dtype == torch.bfloat16, use_cpu=process.device.type == "cpu",
-            logging_strategy="no", save_strategy="no", report_to="none", disable_tqdm=True,
-        )  # fmt: skip
-        GRPOTrainer(
-            model=olmo2(config, process),
-            reward_funcs=lambda completions, **_: rng.integers(2, size=len(completions)).astype(float).tolist(),
-            args=flags,
-            train_dataset=Dataset.from_dict({"prompt": prompts}),
-            processing_class=tokenizer,
-            callbacks=[Timer()],
-        ).train()
+    model = GPT(config_of("micro", load_tokenizer("world").padded_vocab_size)).init_weights(0).to(process.device)
+    n_prompts, n, rows, length = 64, 16, 8, 256
+    prompts = random_prompts(model.config, n_prompts)
+    with contextlib.ExitStack() as stack:
+        runs = {
+            "ours": grpo_step(model, n_prompts, n, process),
+            "sampling": sampling_step(model, prompts, n, process),
+            "training": training_step(model, rows, length, process),
+        }
+        if have("trl"):
+            runs["TRL"] = stack.enter_context(peer(trl_step, process, model.config, prompts, n, NEW))
+        rounds = measure(runs, process, min(repeats, 3))
+    training_steps = n_prompts * n * (PROMPT + NEW) / (rows * length)
+    rounds.seconds["sample + pretrain"] = rounds.seconds["sampling"] + training_steps * rounds.seconds["training"]
+    case, ours = f"micro, {n_prompts} x {n} answers, {PROMPT} + {NEW}", f"{rounds.time('ours'):.2f} s a step"
+    row("rl", case, ours, "", *rounds.against("sample + pretrain"), "≥ 0.77 x")
+    if "TRL" in runs:
+        row("rl", case, ours, "", *rounds.against("TRL", digits=1), "≥ 2.5 x")
 
 
 def run_stage(stage: str, flags: dict) -> float:
-    """One run of a stage with these flags; the most MiB that its process held. To be called in a process of its own."""
+    """One run of a stage with these flags; the most MiB that its process held. For a process of its own."""
     module = importlib.import_module(stage)
-    module.main(module.Config(**flags))
-    cuda = flags["device"] == "cuda"
-    return torch.cuda.max_memory_allocated() / 2**20 if cuda else resident("VmHWM")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        module.main(module.Config(**flags))
+    return torch.cuda.max_memory_allocated() / 2**20 if flags["device"] == "cuda" else resident("VmHWM")
 
 
 def bench_average(process: Process, repeats: int) -> None:
     """average.py --mode parallel against rl.py and sft.py, each as a user runs it: memory at a model of 190m's shape, on
     small batches (SFT's has fewer tokens than RL's, so that its activations add nothing); time of a step at micro."""
-    tokenizer = load_tokenizer("world")
-    with tempfile.TemporaryDirectory() as folder:
-        build_world(f"{folder}/data")
-
-        def run(stage: str, scale: str, name: str, **flags) -> tuple[float, list[dict]]:
-            flags |= {"init": f"{folder}/{scale}.pt", "data": f"{folder}/data", "out": f"{folder}/{name}"}
-            flags |= {"device": process.device.type, "eval_every": 0, "show": 0}
-            call = f"import bench; print(bench.run_stage({stage!r}, {flags!r}))"
-            command = [sys.executable, "-c", call]
-            result = subprocess.run(
-                command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
-            )
-            metrics = (Path(flags["out"]) / "metrics.jsonl").read_text().splitlines()
-            shutil.rmtree(flags["out"])  # last.pt holds 12 or 20 bytes a parameter
-            return float(result.stdout.split()[-1]), [json.loads(line) for line in metrics]
-
-        parameters = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, n_params = Path(name), {}
+        build_world(folder / "data")
         for scale in ("190m", "micro"):
-            model = GPT(config_of(scale, tokenizer.padded_vocab_size)).init_weights(0)
-            parameters[scale] = model.n_params
+            model = GPT(config_of(scale, load_tokenizer("world").padded_vocab_size)).init_weights(0)
+            n_params[scale] = model.n_params
             start = {"format": 1, "stage": "pretrain", "config": dataclasses.asdict(model.config), "tokenizer": "world"}
             start |= {"model": model.state_dict(), "step": 0, "tokens": 0, "flops": 0.0, "lineage": [], "args": {}}
-            save_checkpoint(Path(folder) / f"{scale}.pt", start)
+            save_checkpoint(folder / f"{scale}.pt", start)
             del model
-        small = {
-            "steps": 2,
-            "prompts": 2,
-            "n": 4,
-            "max_new_tokens": 64,
-            "kl": 0.0,
-            "entropy": 1e-9,
-        }
-        held = {
-            stage: run(stage, "190m", "memory", **small, **({"rows": 2} if stage == "average" else {}))[0]
-            for stage in ("rl", "average")
-        }
-        extra = (held["average"] - held["rl"]) * 2**20 / parameters["190m"]
-        row(
-            "average",
-            f"190m, {parameters['190m'] / 1e6:.0f} M parameters, memory",
-            f"{held['average']:,.0f} MiB",
-            "",
-            f"rl.py {held['rl']:,.0f}",
-            f"{extra:+.1f} B/p",
-            "≤ +16 bytes per parameter",
-        )
-        work = {"rl": {"entropy": 1e-9}, "sft": {}}
-        work["average"] = work["rl"]
-        times = {stage: [] for stage in work}
-        for _ in range(min(repeats, 3)):
-            for stage, flags in work.items():
-                lines = run(stage, "micro", "time", steps=4, **flags)[1]
-                times[stage].append(np.median([line["seconds"] for line in lines[1:]]))
-        time = {stage: float(np.median(t)) for stage, t in times.items()}
-        row(
-            "average",
-            "micro, 16 x 16 answers and 32 rows",
-            f"{time['average']:.2f} s a step",
-            "",
-            f"rl.py + sft.py {time['rl'] + time['sft']:.2f}",
-            f"{(time['rl'] + time['sft']) / time['average']:.2f} x",
-            "≥ 0.91 x",
-        )
+
+        def run(stage: str, scale: str, **flags) -> tuple[float, float]:
+            """MiB at most, and seconds of a step (the median, without the first)."""
+            out = folder / "run"
+            flags |= {"init": str(folder / f"{scale}.pt"), "data": str(folder / "data"), "out": str(out)}
+            flags |= {"device": process.device.type, "eval_every": 0}
+            if stage != "sft":
+                flags["entropy"] = 1e-9  # no reward differs, since a new model is never right: all are trained on
+            mib = in_new_process(run_stage, stage, flags)
+            steps = [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+            shutil.rmtree(out)  # last.pt holds 12 or 20 bytes a parameter
+            return mib, float(np.median(steps[1:]))
+
+        small = {"steps": 2, "prompts": 2, "rollouts": 4, "max_new_tokens": 64}
+        alone, both = run("rl", "190m", **small)[0], run("average", "190m", **small, rows=2)[0]
+        case = f"190m, {n_params['190m'] / 1e6:.0f} M parameters, memory"
+        extra = f"{(both - alone) * 2**20 / n_params['190m']:+.1f} B/p"
+        row("average", case, f"{both:,.0f} MiB", "", f"rl.py {alone:,.0f}", extra, "≤ +16 bytes per parameter")
+        stages = {"rl": "rl", "sft": "sft", "ours": "average"}
+        runs = {name: lambda stage=stage: run(stage, "micro", steps=4)[1] for name, stage in stages.items()}
+        rounds = measure(runs, process, min(repeats, 3), warm_up=False)
+        rounds.seconds["rl.py + sft.py"] = rounds.seconds["rl"] + rounds.seconds["sft"]
+        case, ours = "micro, 16 x 16 answers and 32 rows", f"{rounds.time('ours'):.2f} s a step"
+        row("average", case, ours, "", *rounds.against("rl.py + sft.py"), "≥ 0.91 x")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The Triton kernels, at OLMo2-1B's shapes
+# kernels: the Triton kernels, at OLMo2-1B's shapes
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -632,21 +462,19 @@ def bench_kernels(process: Process, repeats: int) -> None:
         return
     new = {"device": process.device, "dtype": torch.bfloat16}
 
-    def show(case: str, runs: dict[str, Callable], flops: float, aim: str) -> None:
+    def show(case: str, runs: dict[str, Run], flops: float, aim: str) -> None:
         rounds = measure(runs, process, repeats)
         rate = {name: flops / rounds.time(name) / 1e12 for name in runs}
         peers = {name: rate[name] for name in runs if name != "ours"}
-        best = max(peers, key=peers.get)
+        ratio = f"{rounds.ratio(max(peers, key=peers.get), 'ours'):.2f} x"
         others = ", ".join(f"{name} {value:,.0f}" for name, value in peers.items())
-        ours = f"{rate['ours']:,.0f} TFLOP/s"
-        row("kernels", case, ours, of_peak(rounds.share("ours", flops), rounds), others,
-            f"{rounds.ratio(best, 'ours'):.2f} x", aim)  # fmt: skip
+        row("kernels", case, f"{rate['ours']:,.0f} TFLOP/s", rounds.of_peak("ours", flops), others, ratio, aim)
 
     q, k, v = (torch.randn(4, 4096, 16, 128, **new).requires_grad_() for _ in range(3))
     flops = 2 * 4 * 16 * 4096**2 * 128  # of two products over half of T x T
     attends = attention_runs(process)
-    show("attention 4x4096x16x128, forward", {n: lambda f=f: f(q.detach(), k.detach(), v.detach())
-                                   for n, f in attends.items()}, flops, "≥ 65%")  # fmt: skip
+    forward = {name: lambda f=f: f(q.detach(), k.detach(), v.detach()) for name, f in attends.items()}
+    show("attention 4x4096x16x128, forward", forward, flops, "≥ 65%")
     outs = {name: attend(q, k, v) for name, attend in attends.items()}
     up = torch.randn_like(outs["ours"])
     backward = {n: lambda o=o: torch.autograd.grad(o, (q, k, v), up, retain_graph=True) for n, o in outs.items()}
