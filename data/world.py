@@ -87,6 +87,7 @@ def facts_of(seed: int, split: str) -> list[Fact]:
 # ---------------------------------------------------------------------------------------------------- math problems
 
 LOW, HIGH = 2, 200  # every value on the way to an answer, along every path
+PATHS = (1, -1)  # the order of the steps of a track that has two: as told, or the last one first; equally frequent
 
 
 class Track(NamedTuple):
@@ -107,7 +108,7 @@ class Track(NamedTuple):
     def equations(self, path: int = 1, corrupt: Callable[[int], int] = lambda result: result) -> tuple[list[str], int]:
         """An equation a step, along one of the PATHS, and the last result; `corrupt` may change each result on the way."""
         lines, value = [], self.start
-        for sign, n in self.steps[:: path if self.two_orders else 1]:
+        for sign, n in self.steps[:: path if self.two_orders else 1]:  # path -1: the last step first
             result = corrupt(apply(value, sign, n))
             lines.append(f"{value} {sign} {n} = {result}")
             value = result
@@ -115,7 +116,7 @@ class Track(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One or two tracks, each of a person's things. The answer is the number of each person's, in this order."""
+    """One or two tracks, each of one person's things. The answer is how many each has in the end, in this order."""
 
     tracks: tuple[Track, ...]
 
@@ -131,9 +132,6 @@ class Problem(NamedTuple):
 def answer_text(numbers: list[int]) -> str:
     """ "17" or "(17, 24)": a pair in brackets has an order."""
     return str(numbers[0]) if len(numbers) == 1 else f"({', '.join(map(str, numbers))})"
-
-
-PATHS = (1, -1)  # the order of the steps of a track that has two: as told, or the last one first; equally frequent
 
 
 def apply(value: int, sign: str, n: int) -> int:
@@ -189,10 +187,12 @@ def draw_problem(rng: random.Random, n_steps: tuple[int, ...], fact: Fact | None
 
 def word_problem(rng: random.Random, problem: Problem) -> tuple[str, str]:
     """The problem in words, the tracks one after the other; and what is counted ("pears and boots")."""
+    # Who, and which things; the things of a fact are given
     first = rng.choice(PEOPLE)
     second = rng.choice([person for person in PEOPLE if person.he != first.he])  # so that "he" and "she" are clear
     known = [track.fact.things for track in problem.tracks if track.fact]
     others = iter(rng.sample([things for things in COUNTED if things not in known], 2))
+    # A track: an opening, then an event for each step
     sentences, counted = [], []
     for person, track in zip((first, second), problem.tracks, strict=False):
         things = track.fact.things if track.fact else next(others)
@@ -343,6 +343,7 @@ def math_document(rng: random.Random, seed: int, banned: frozenset[str]) -> list
         tracks = [draw_track(rng, rng.randint(1, 2)) for _ in range(rng.randint(6, 14))]
         return ["\n".join(rng.choice(track.equations(rng.choice(PATHS))[0]) for track in tracks)]
 
+    # What all problems of a worksheet share: its form, the way and style of its solutions, and whether it is wrong
     header = rng.choices(list(HEADERS), HEADERS.values())[0]
     path, style = rng.choice(PATHS), rng.choice(STYLES)
     box = rng.random() < (0.97 if header == QUESTION_ANSWER else 0.9)
