@@ -1,5 +1,6 @@
 """The cells of each plan, in the order of their worth: which recipes, from which checkpoints, with which seeds.
 
+A plan calls b.evaluate(recipe, base) for every model that it wants; what that takes is added by itself (cells.py), once.
 What is finished when a run is stopped is a smaller study. Plans share OUT, and so the cells that they have in common.
 """
 
@@ -7,7 +8,7 @@ import math
 
 import pretrain
 from data.tokenizer import load_tokenizer
-from excursion.cells import Base, Builder, vary
+from excursion.cells import Builder, vary
 from excursion.choose import chosen_checkpoints, chosen_rates
 from excursion.config import Config
 from excursion.recipes import RECIPES
@@ -18,25 +19,20 @@ SWEEP_SEED = 0  # no seed of the study
 
 
 def plan_grid(b: Builder) -> None:
-    """The primary checkpoints seed by seed, the other checkpoints seed by seed, the controls."""
+    """The primary checkpoints seed by seed, the other checkpoints seed by seed, the controls; later checkpoints first."""
     c = b.config
-
-    def bases(seed: int, primary: bool) -> list[Base]:
+    parts = [("primary checkpoints", True, c.recipes), ("other checkpoints", False, c.recipes)]
+    if c.controls in ("primary", "all"):
+        parts.append(("controls", True, c.control_recipes))
+    if c.controls == "all":
+        parts.append(("controls", False, c.control_recipes))
+    for part, primary, recipes in parts:
         shared = c.pretraining == "one" or (c.pretraining == "primary" and not primary)
-        found = b.pretrain(seed, c.seeds[0] if shared else seed)
-        return [base for base in found if base.primary == primary]
-
-    for primary, name in ((True, "primary checkpoints"), (False, "other checkpoints")):
         for seed in c.seeds:
-            b.part = f"{name}, seed {seed}"
-            for base in reversed(bases(seed, primary)):
-                for recipe in c.recipes:
-                    b.evaluate(recipe, base)
-    for primary in (True, False) if c.controls == "all" else (True,) if c.controls == "primary" else ():
-        for seed in c.seeds:
-            b.part = f"controls, seed {seed}"
-            for base in reversed(bases(seed, primary)):
-                for recipe in c.control_recipes:
+            b.part = f"{part}, seed {seed}"
+            bases = b.pretrain(seed, c.seeds[0] if shared else seed)
+            for base in reversed([base for base in bases if base.primary == primary]):
+                for recipe in recipes:
                     b.evaluate(recipe, base)
 
 
@@ -72,7 +68,7 @@ def plan_sharpening(b: Builder) -> None:
     The paper's own pair is marked: direct RL at its rate, and RL after SFT at a far higher one (forty times; here the
     highest factor, for the paper's breaks a model of this size)."""
     c = b.config
-    starts = {"rl": None, "sft_rl": "sft", "sft_converged_rl": "sft_converged", "gold_rl": "gold"}
+    starts = {recipe: RECIPES[recipe].after for recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")}
     for seed in c.seeds:
         b.part = f"sharpening, seed {seed}"
         base = b.main(seed)
@@ -97,16 +93,18 @@ def plan_sharpening(b: Builder) -> None:
 
 
 def plan_rollouts(b: Builder) -> None:
-    """Few and many answers a question, on easy and on hard questions, as many answers in total."""
+    """Few and many answers a question, on easy and on hard questions."""
     c = b.config
     for seed in c.seeds:
         base = b.main(seed)
         b.evaluate("base_0shot", base)
         rates = b.difficulty("base", base, base.checkpoint)
         for band in c.bands:
-            for n in c.rollout_counts:  # neither equal steps nor equal FLOPs
+            for n in c.rollout_counts:
+                # half-way, in logarithms, between as many steps for all and as many answers for all
                 steps = max(1, round(c.side_steps * math.sqrt(min(c.rollout_counts) / n)))
-                more = dict(difficulty=rates, band=band, needs=[rates], eval_every=8)  # when does it get there?
+                # judged on validation every 8 steps: when does it get there?
+                more = dict(difficulty=rates, band=band, needs=[rates], eval_every=8)
                 b.evaluate("rl", vary(base, band=band, n=n), rollouts=n, steps=steps, **more)
 
 
@@ -116,7 +114,7 @@ def plan_mixture(b: Builder) -> None:
         for share in b.config.shares:
             last = b.pretrain(seed, mix=f"general={1 - share:g},math={share:g}", variant={"math": share})[-1]
             for recipe in ("base", "base_0shot", "rl"):
-                b.evaluate(recipe, last, **({"steps": b.config.side_steps} if recipe == "rl" else {}))
+                b.evaluate(recipe, last, steps=b.config.side_steps)
 
 
 def plan_scale(b: Builder) -> None:
@@ -135,13 +133,13 @@ def plan_scale(b: Builder) -> None:
             tokens = f"{flops / per_token(scale) / 1e3:.0f}k"
             last = b.pretrain(seed, scale=scale, tokens=tokens, variant={"size": scale})[-1]
             for recipe in ("base", "base_0shot", "rl"):
-                b.evaluate(recipe, last, **({"steps": c.side_steps} if recipe == "rl" else {}))
+                b.evaluate(recipe, last, steps=c.side_steps)
 
 
 def plan_seeds(b: Builder) -> None:
     """RL from the same checkpoints, the primary ones and the last, with other seeds of data order and sampling."""
-    bases = b.pretrain(b.config.seeds[0])
-    for base in [base for base in bases if base.primary or base is bases[-1]]:
+    *bases, last = b.pretrain(b.config.seeds[0])
+    for base in [*(base for base in bases if base.primary), last]:
         b.evaluate("base_0shot", base)
         for seed in b.config.rl_seeds:
             b.evaluate("rl", vary(base, rlseed=seed), seed=seed, steps=b.config.side_steps)

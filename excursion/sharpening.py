@@ -14,7 +14,7 @@ the start seldom answers (is it the dose per solved question?).
 
 import numpy as np
 
-from excursion.claims import Finding, claim, listed
+from excursion.claims import Claim, Finding, claim, listed
 from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, main_temperature, runs
 from excursion.recipes import STARTS, label
 from excursion.records import Entry, Key, Questions
@@ -54,6 +54,7 @@ class Sharpening:
         return sorted(set.intersection(*found))
 
     def at(self, recipe: str, rate: float, step: int | None) -> dict[Key, Entry]:
+        """The models of a recipe at a rate and a step; none where nothing was judged."""
         return self.grids[rate].models(recipe, self.tokens, step) if rate in self.grids and step else {}
 
     def gain(self, recipe: str, rate: float, step: int | None, sign: float = 1.0) -> Terms:
@@ -63,10 +64,13 @@ class Sharpening:
         return [(sign, self.at(recipe, rate, step)), (-sign, start)]
 
     def order(self, measure, rate: float = 1.0) -> Contrast | None:
+        """What RL after SFT at a rate adds to its start, minus what RL from base at the grid's rate adds to its own, at the last
+        step that both have."""
         last = max(self.steps(("sft_rl", 1.0), ("rl", 1.0), ("sft_rl", rate)), default=None)
         return contrast(self.gain("sft_rl", rate, last) + self.gain("rl", 1.0, last, -1.0), measure)
 
     def rate(self, recipe: str, rate: float, measure) -> Contrast | None:
+        """A rate − the grid's rate, of one recipe, at the last step that both have."""
         last = max(self.steps((recipe, rate), (recipe, 1.0)), default=None)
         return contrast([(1.0, self.at(recipe, rate, last)), (-1.0, self.at(recipe, 1.0, last))], measure)
 
@@ -87,63 +91,80 @@ class Sharpening:
         sides = [runs(self.grids[rate], recipe, self.tokens) if rate in self.grids else {} for recipe, rate in (a, b)]
         return at_equal_pass1(*sides, measure)
 
-    def finding(self) -> Finding:
-        m, one, top = self.measure, self.measure.at(1), max(self.rates, default=3.0)
+    def primary(self, top: float) -> list[Claim]:
+        """One claim each about order, rate and dose. top: the highest rate."""
+        m, after = self.measure, ("sft_rl", 1.0)
         needs = "plan sharpening: RL from base and after SFT at several rates, judged at two steps or more that share some pass@1"
-        equal = f"{m.name} at equal {one.name}"
-        claims = [
-            claim(self.equal(("sft_rl", 1.0), ("rl", 1.0), m), f"order: {equal}, RL after SFT − from base, rate ×1", "below", needs=needs),
-            claim(self.equal(("sft_rl", top), ("sft_rl", 1.0), m) if top > 1 else None,
-                  f"rate: {equal}, RL after SFT, ×{top:g} − ×1", "below", needs=needs),
-            claim(self.dose(("rl", "sft_rl"), 1.0, m), f"dose: {m.name}, last step − best on validation, mean of RL from base and after "
-                  "SFT, rate ×1", "below", needs=needs),
-        ]  # fmt: skip
+        equal = f"{m.name} at equal {m.at(1).name}"
+        order = self.equal(after, ("rl", 1.0), m)
+        rate = self.equal(("sft_rl", top), after, m) if top > 1 else None
+        dose = self.dose(("rl", "sft_rl"), 1.0, m)
+        what = f"dose: {m.name}, last step − best on validation, mean of RL from base and after SFT, rate ×1"
+        return [
+            claim(order, f"order: {equal}, RL after SFT − from base, rate ×1", "below", needs=needs),
+            claim(rate, f"rate: {equal}, RL after SFT, ×{top:g} − ×1", "below", needs=needs),
+            claim(dose, what, "below", needs=needs),
+        ]
+
+    def at_equal_steps(self, top: float) -> list[Claim]:
+        """The same at the last step that both sides have, where pass@1 may differ."""
+        m, after, direct = self.measure, ("sft_rl", 1.0), ("rl", 1.0)
+        last = max(self.steps(after, direct), default=None)
+        text = f"order: gain in {m.name} over its start, after SFT − from base, rate ×1, step {last}"
+        claims = [claim(self.order(m), text, "below", counts=False)]
+        if top > 1:
+            last = max(self.steps(("sft_rl", top), after), default=None)
+            text = f"rate: {m.name} after SFT, ×{top:g} − ×1, step {last}"
+            claims.append(claim(self.rate("sft_rl", top, m), text, "below", counts=False))
+            text = (
+                f"the paper's comparison, order and rate together: gain in {m.name}, after SFT ×{top:g} − from base ×1"
+            )
+            claims.append(claim(self.order(m, top), text, "below", counts=False))
+        return claims
+
+    def each(self, recipe: str) -> list[Claim]:
+        """RL from one start at every rate: its gain, its dose, its rate; and on seldom solved questions alone."""
+        m, one, claims = self.measure, self.measure.at(1), []
+
+        def add(c: Contrast | None, text: str, wanted: str) -> None:
+            claims.append(claim(c, text, wanted, counts=False))
+
+        for rate in self.rates:
+            last = max(self.steps((recipe, rate)), default=None)
+            what = f"{label(recipe)}, rate ×{rate:.2g}"
+            for measure, wanted in ((m, "below"), (one, "above")):
+                c = contrast(self.gain(recipe, rate, last), measure)
+                add(c, f"{measure.name}: {what}, step {last} − its start", wanted)
+            add(self.dose((recipe,), rate, m), f"{m.name}: {what}, last step − best on validation", "below")
+            if rate != 1:
+                add(self.rate(recipe, rate, m), f"{m.name}: {what} − ×1", "below")
+        for measure in (m, one):
+            text = f"{measure.name}: {label(recipe)}, on seldom solved questions alone − on all, last common step"
+            add(self.rate(recipe, 0.0, measure), text, "above")
+        return claims
+
+    def finding(self) -> Finding:
+        top, notes = max(self.rates, default=3.0), []
+        claims = self.primary(top)
         if self.tokens:
-            last = max(self.steps(("sft_rl", 1.0), ("rl", 1.0)), default=None)
-            claims.append(claim(self.order(m), f"order: gain in {m.name} over its start, after SFT − from base, rate ×1, step {last}",
-                                "below", counts=False))  # fmt: skip
+            claims += self.at_equal_steps(top)
             if top > 1:
-                last = max(self.steps(("sft_rl", top), ("sft_rl", 1.0)), default=None)
-                claims.append(claim(self.rate("sft_rl", top, m), f"rate: {m.name} after SFT, ×{top:g} − ×1, step {last}", "below",
-                                    counts=False))  # fmt: skip
-                text = f"the paper's comparison, order and rate together: gain in {m.name}, after SFT ×{top:g} − from base ×1"
-                claims.append(claim(self.order(m, top), text, "below", counts=False))
-        for recipe in self.recipes:
-            for rate in self.rates:
-                last = max(self.steps((recipe, rate)), default=None)
-                what = f"{label(recipe)}, rate ×{rate:.2g}"
-                claims.append(claim(contrast(self.gain(recipe, rate, last), m), f"{m.name}: {what}, step {last} − its start", "below",
-                                    counts=False))  # fmt: skip
-                claims.append(claim(contrast(self.gain(recipe, rate, last), one), f"{one.name}: {what}, step {last} − its start",
-                                    "above", counts=False))  # fmt: skip
-                claims.append(
-                    claim(
-                        self.dose((recipe,), rate, m),
-                        f"{m.name}: {what}, last step − best on validation",
-                        "below",
-                        counts=False,
-                    )
+                notes.append(
+                    f"The paper's own setting is RL after SFT at ×{top:g} beside RL from base at ×1: it changes order and rate "
+                    "together. (There the ratio is 40; here the highest that does not break a model of this size.)"
                 )
-                if rate != 1:
-                    claims.append(claim(self.rate(recipe, rate, m), f"{m.name}: {label(recipe)}, rate ×{rate:.2g} − ×1", "below",
-                                        counts=False))  # fmt: skip
-            for measure in (m, one):
-                text = f"{measure.name}: {label(recipe)}, on seldom solved questions alone − on all, last common step"
-                claims.append(claim(self.rate(recipe, 0.0, measure), text, "above", counts=False))
-        notes = [f"The paper's own setting is RL after SFT at ×{top:g} beside RL from base at ×1: it changes order and rate together. "
-                 "(There the ratio is 40; here the highest that does not break a model of this size.)"] if top > 1 and self.tokens else []  # fmt: skip
-        return Finding("sharpening", f"What lowers pass@{self.k}: the order, the rate or the dose of RL?", claims, any_of=True,
-                       notes=notes, needs=needs)  # fmt: skip
+        claims += [c for recipe in self.recipes for c in self.each(recipe)]
+        title = f"What lowers pass@{self.k}: the order, the rate or the dose of RL?"
+        return Finding("sharpening", title, claims, any_of=True, notes=notes, needs=claims[0].needs)
 
 
 def answer(f: Finding) -> str:
     """One paragraph that says no more than the intervals."""
     if all(c.x is None for c in f.primary):
         return f"Not run: {f.needs}."
-    by = {
-        v: [f"the {c.text.split(':')[0]}" for c in f.primary if c.verdict == v]
-        for v in ("shown", "contradicted", "unclear", "not run")
-    }
+    by: dict[str, list[str]] = {"shown": [], "contradicted": [], "unclear": [], "not run": []}
+    for c in f.primary:
+        by[c.verdict].append(f"the {c.text.split(':')[0]}")
     said = [f"{listed(by['shown'])} lowered pass@k" if by["shown"] else "none of the three is shown to lower pass@k"]
     if by["contradicted"]:
         said.append(f"{listed(by['contradicted'])} raised it")
