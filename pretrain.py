@@ -35,6 +35,7 @@ from model import GPT, SCALES, config_of, train_flops
 from runtime import (
     Clock,
     Process,
+    Run,
     RunConfig,
     begin,
     make_optimizer,
@@ -221,9 +222,8 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
     return "  | " + text.replace("\n", "\n  | ") + answer
 
 
-def main(config: Config) -> None:
-    run = begin(config, "pretrain")
-    process, progress, tokens_per_step = run.process, run.progress, config.tokens_per_step
+def open_data(config: Config, process: Process) -> tuple[Loader, Tokenizer]:
+    """The token shards of --data (the embedded world is built if it is absent) and the tokenizer that made them."""
     if config.data == WORLD and process.main:
         build_world(WORLD)
     process.barrier()
@@ -235,6 +235,33 @@ def main(config: Config) -> None:
         )
     if config.verify:
         loader.verify(process)
+    return loader, tokenizer
+
+
+def evaluation(config: Config, run: Run, loader: Loader):
+    """A function that measures run.model on held-out text, and prints that with a sampled answer."""
+    validation = Path(config.data) / "questions" / "validation.jsonl"
+    questions = load_questions(validation) if validation.exists() else []
+    sources = [name for name, source in loader.sources.items() if source.val.windows(config.seq_len)]
+    model, tokenizer, process, progress = run.model, run.tokenizer, run.process, run.progress
+
+    def evaluate() -> dict:
+        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in sources}
+        values = {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
+        if process.main:
+            numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+            shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
+            tqdm.write(f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  {numbers}\n{shown}")
+        return values
+
+    return evaluate
+
+
+def main(config: Config) -> None:
+    # Open the run and its data; make the model, or take that of last.pt
+    run = begin(config, "pretrain")
+    process, progress, tokens_per_step = run.process, run.progress, config.tokens_per_step
+    loader, tokenizer = open_data(config, process)
     if not config.resume:
         model = GPT(config_of(config.scale, tokenizer.padded_vocab_size)).init_weights(config.seed)
         run.use(model.to(process.device), tokenizer)
@@ -243,38 +270,28 @@ def main(config: Config) -> None:
     model = run.model
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, "olmo2")
     run.restore(optimizer=optimizer)
-    trained = compiled(model, config, process)  # shares its parameters with `model`
+    fast_model = compiled(model, config, process)  # with the same parameters
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)
-    validation = Path(config.data) / "questions" / "validation.jsonl"
-    questions = load_questions(validation) if validation.exists() else []
-    held_out = [name for name, source in loader.sources.items() if source.val.windows(config.seq_len)]
     if process.main:
         print(
             f"{config.scale}: {model.n_params / 1e6:.2f} M parameters, {config.steps} steps of {tokens_per_step} tokens"
         )
         print(f"data {config.data} ({', '.join(loader.sources)}), writes {run.out}")
 
-    def evaluate() -> dict:
-        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in held_out}
-        values = {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
-        if process.main:
-            numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
-            shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
-            tqdm.write(f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  {numbers}\n{shown}")
-        return values
-
     with contextlib.closing(loader.iterate(progress.step, process.rows(config.batch))) as batches:
-        for step in run.steps(config.steps, evaluate, shown=("loss", "lr", "tokens_per_s")):
+        for step in run.steps(config.steps, evaluation(config, run, loader), shown=("loss", "lr", "tokens_per_s")):
+            # This rank's rows of the step, forward and backward
             clock = Clock()
             _, rows = next(batches)
             batch = to_device(rows, process.device)
-            loss = loss_and_backward(trained, batch, tokenizer.eos, config, process, tokens_per_step)
-            (loss,) = process.sum([loss])
-            loss /= tokens_per_step
+            loss = loss_and_backward(fast_model, batch, tokenizer.eos, config, process, tokens_per_step)
+
+            # The AdamW update, with the gradients of all ranks
+            (loss,) = process.sum([loss / tokens_per_step])
             norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
-            progress.tokens += tokens_per_step
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 run.skip("loss or gradient")
+            progress.tokens += tokens_per_step
             step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=tokens_per_step / clock.lap(),
                      flops=flops_per_step)  # fmt: skip
 
