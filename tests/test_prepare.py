@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from cli import UserError
 from data import encoder, shards, world
 from data import inputs as data_inputs
 from data.loader import Loader, locate, parse_mix
-from data.prepare import Config, build_world, main
+from data.prepare import WORLD_TOKENS, Config, build_world, main
 from data.prompt import format_prompt
 from data.questions import BannedQuestions, load_questions, normalise
 from data.readers import Record, stream_hub
@@ -600,6 +601,8 @@ def test_command_line(tmp_path):
     )
     assert shown.returncode == 0 and "goes on after its last complete shard" in shown.stdout
     assert all(f"--{name.replace('_', '-')}" in shown.stdout or f"--{name}" in shown.stdout for name in vars(Config()))
+    assert not re.search(r"(?:FLOAT|STR|INT|[]}]|no_\w+)[\s│]*\(default", shown.stdout), "a flag without a sentence"
+    assert f"the world: {WORLD_TOKENS / 1e6:g} million" in shown.stdout
 
 
 def test_an_unknown_tokenizer_is_refused_before_questions_are_written(tmp_path):
