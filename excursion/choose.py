@@ -1,5 +1,9 @@
 """What validation questions choose: the checkpoint of a run, the learning rates, the checkpoints to start from.
 
+    choose             a cell of every SFT run: OUT/.../best.pt
+    write_rates        the end of --plan sweep: OUT/rates.json, which every later plan reads (chosen_rates)
+    write_checkpoints  the end of --plan checkpoints: OUT/checkpoints.json (chosen_checkpoints)
+
 Test questions choose nothing. Every run is kept at named steps and stopped by one rule, whatever the recipe: the named
 step with the best validation pass@1, process-right where that can be told (the answer right and every equation true).
 """
@@ -72,8 +76,9 @@ def sweep_runs(cells: list[Cell]) -> list[Cell]:
 
 
 def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
-    """name → validation scores of the runs of a sweep that are finished, here or in --records; notes them in
-    OUT/records/sweep.json."""
+    """name → validation scores of the runs of a sweep that are finished, here or in --records.
+
+    OUT/records/sweep.json notes each with its command, so that a sweep goes on elsewhere from its records alone."""
     notes: dict[str, dict] = {}
     for folder in filter(None, (config.records, Path(config.out) / "records")):
         with contextlib.suppress(UserError, *MALFORMED):
@@ -91,7 +96,7 @@ def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
 
 
 def factor_of(name: str, factors: tuple[float, ...]) -> float:
-    """The factor of a run of the sweep, of which its name has six digits."""
+    """The factor of a run of the sweep: seed0/sweep0.333333/... → 1/3 (a name has six digits of it)."""
     written = float(name.split("/sweep")[1].split("/")[0])
     return min(factors, key=lambda factor: abs(factor - written))
 
@@ -103,11 +108,13 @@ def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
     for name, values in found.items():
         best = max(value for step, value in values.items() if step)
         scores.setdefault(name.split("/")[-2], {})[factor_of(name, config.sweep)] = best
-    table = {}
+    table = {}  # recipe → its factor, its rates, the scores
     for recipe, by_factor in scores.items():
         factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1
         rates = config.rates[RECIPES[recipe].rates or recipe]
-        rates = {k: v * factor for k, v in rates.items() if k == "sft_lr" or "sft_lr" not in rates}
+        if "sft_lr" in rates:  # of averaging the SFT side alone: the other side has twice RL's rate
+            rates = {"sft_lr": rates["sft_lr"]}
+        rates = {flag: rate * factor for flag, rate in rates.items()}
         table[recipe] = {"factor": factor, **rates, "validation pass@1 by factor": by_factor}
     write_text(Path(config.out) / "rates.json", json.dumps(table, indent=1) + "\n")
     print(f"wrote {Path(config.out) / 'rates.json'}: " + ", ".join(f"{r} x {e['factor']:g}" for r, e in table.items()))
@@ -157,8 +164,8 @@ def write_checkpoints(config: Config, cells: list[Cell]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def chosen(config: Config, name: str, plan: str, read: Callable) -> dict:
-    """What an earlier plan wrote to NAME.json in OUT, or in --records; {} if it was not run."""
+def chosen(config: Config, name: str, plan: str, read: Callable[[dict], dict]) -> dict:
+    """What an earlier plan wrote to NAME.json in OUT, or in --records; {} if it was not run. UserError for anything else."""
     places = [Path(folder) / f"{name}.json" for folder in (config.out, config.records) if folder]
     path = next((place for place in places if place.exists()), None)
     if path is None or config.plan == plan:
@@ -171,6 +178,7 @@ def chosen(config: Config, name: str, plan: str, read: Callable) -> dict:
 
 
 def positive(value) -> float:
+    """ValueError for what is no positive number."""
     if not 0 < float(value) < 1e18:
         raise ValueError(f"{value} is not a positive number")
     return float(value)

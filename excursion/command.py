@@ -41,6 +41,7 @@ from excursion.runner import Cell, Runner
 
 
 def main(config: Config) -> None:
+    """One verb. Exit code 1 if cells are missing in the end."""
     if config.command == "compare":
         return print_changes(config.files)
     if config.files:

@@ -44,7 +44,7 @@ def compare_set(name: str, base: dict, others: list[dict]) -> dict[str, dict]:
 
 
 def print_changes(paths: tuple[str, ...]) -> None:
-    """One line per set of questions."""
+    """The verb: one line per set of questions. UserError for fewer than two records."""
     paths = expand("compare", paths)
     if len(paths) < 2:
         raise UserError("compare: name two or more evaluation records")

@@ -26,13 +26,18 @@ def main_temperature(entries: list[Entry]) -> float:
     return max(sorted(counts), key=counts.get) if counts and 0.6 not in counts else 0.6
 
 
-def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:
-    """By replicate: where the run is stopped, or its end."""
+def paths_of(entries: list[Entry]) -> dict[Key, dict[int, Entry]]:
+    """replicate → step → model, of one recipe from one checkpoint."""
     paths: dict[Key, dict[int, Entry]] = {}
     for e in entries:
         for key in e.keys:
             paths.setdefault(key, {})[e.step] = e
-    return {key: path[max(path)] if end else stopped(path) for key, path in paths.items()}
+    return paths
+
+
+def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:
+    """By replicate: where the run is stopped, or its end."""
+    return {key: path[max(path)] if end else stopped(path) for key, path in paths_of(entries).items()}
 
 
 def judged_alike(entries: list[Entry]) -> list[Entry]:
@@ -45,19 +50,17 @@ class Grid:
     """Entries of one variant and one sampling temperature, by recipe, pretraining tokens, replicate and step."""
 
     def __init__(self, entries: list[Entry], temperature: float | None = None):
-        temperature = main_temperature(entries) if temperature is None else temperature
-        self.temperature = temperature
-        entries = [e for e in entries if e.temperature == temperature]
-        self.paths: dict[tuple[str, int], dict[Key, dict[int, Entry]]] = {}
+        self.temperature = main_temperature(entries) if temperature is None else temperature
+        self.entries = entries = [e for e in entries if e.temperature == self.temperature]
+        places: dict[tuple[str, int], list[Entry]] = {}
         for e in entries:
-            for key in e.keys:
-                self.paths.setdefault((e.recipe, e.tokens), {}).setdefault(key, {})[e.step] = e
+            places.setdefault((e.recipe, e.tokens), []).append(e)
+        self.paths = {place: paths_of(here) for place, here in places.items()}
         self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
         self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
         self.tokens = sorted({tokens for _, tokens in self.at})
         self.recipes = [r for r in RECIPES if any(recipe == r for recipe, _ in self.at)]
         self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
-        self.entries = entries
 
     def has(self, *recipes: str) -> bool:
         return all(r in self.recipes for r in recipes)

@@ -35,7 +35,7 @@ class Cell:
     command: list[str]  # after the interpreter
     results: list[Path]  # what it makes; there is the last one when it is done
     needs: list[Path]  # what it starts from
-    cost: float  # seconds on one core, roughly
+    cost: float  # estimated seconds on one idle core
     run: Path | None = None  # folder of a training run, which --resume goes on with
     meta: dict = field(default_factory=dict)  # of an evaluation: what .cell.json says of it
     part: str = ""  # of the plan
@@ -46,10 +46,16 @@ class Cell:
 
 
 class Runner:
-    """See above. Raises UserError if a cell that is there already was made by another command."""
+    """Call it to run all cells to their end. UserError if a cell that is there already was made by another command.
+
+    Args:
+        out: the folder below which every cell's log and note lie. jobs: how many cells run at once.
+        threads: of each (OMP_NUM_THREADS). retry: run cells again that have failed before.
+    """
 
     def __init__(self, cells: list[Cell], out: str | Path, jobs: int = 1, threads: int = 1, retry: bool = False):
         self.cells, self.out, self.jobs, self.threads = cells, Path(out), jobs, threads
+        # file → the cell that makes it; name → a running cell with its process and start; name → what is noted of a cell
         self.maker = {path: cell for cell in cells for path in cell.results}
         self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
         self.stop_signal = 0
@@ -80,6 +86,7 @@ class Runner:
         return finished and all(path.exists() for path in cell.needs)
 
     def start(self, cell: Cell) -> None:
+        """Begin a cell, or go on with its run."""
         command = [sys.executable, *cell.command]
         if cell.run and cell.run.exists():
             if (cell.run / "last.pt").exists():
