@@ -19,7 +19,7 @@ every pass@k and interval can be computed again) and the samples to RUN/eval/CHE
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from likelihood import bits_per_byte, evaluate_task, held_out_text, main_accurac
 from measures import Judged, judge_answers, summary
 from model import GPT
 from runtime import Process, Run, end_process, load_checkpoint, load_model, start_process
-from sampler import Continuation, SamplerConfig, sample, sample_over_ranks
+from sampler import SamplerConfig, sample
 from verifier import GRADERS
 
 
@@ -122,15 +122,20 @@ def evaluate_questions(
     room = context - config.max_new_tokens
     prompts, shots = build_prompts(questions, tokenizer, examples or [], room, config.prompt)
 
-    def judged_answers(i: int, answers: list[Continuation]) -> Judged:
-        texts, finished = [tokenizer.decode(a.text_tokens) for a in answers], [a.finished for a in answers]
-        lengths = [len(a.tokens) for a in answers]
-        return judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
+    def judged_answers(mine: list[int]) -> Iterator[Judged]:  # this rank's share of the questions
+        hidden = not process.main or None  # None: hidden where there is no terminal
+        with tqdm(total=len(mine) * n, desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar:
+            sampled = sample(
+                model, [prompts[i] for i in mine], n, stop=tokenizer.eos, max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature, top_p=config.top_p, seed=config.seed, kv_gib=config.kv_gib, numbers=mine,
+                progress=bar.update, stopping=process.stopping,
+            )  # fmt: skip
+        for i, answers in zip(mine, sampled, strict=False):
+            texts, finished = [tokenizer.decode(a.text_tokens) for a in answers], [a.finished for a in answers]
+            lengths = [len(a.tokens) for a in answers]
+            yield judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
 
-    judged = sample_over_ranks(
-        model, prompts, n, process, judged_answers, label=label, stop=tokenizer.eos, max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature, top_p=config.top_p, seed=config.seed, kv_gib=config.kv_gib,
-    )  # fmt: skip
+    judged = process.spread(len(prompts), judged_answers)
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "max_new_tokens")}
     means = summary(judged, questions, [k for k in config.k if k <= n], config.seed)
     rows = [

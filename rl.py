@@ -56,7 +56,7 @@ from runtime import (
     make_optimizer,
     optimizer_step,
 )
-from sampler import Continuation, SamplerConfig, sample_over_ranks
+from sampler import Continuation, SamplerConfig, sample
 from verifier import judge
 
 BETAS = (0.9, 0.999)  # of AdamW
@@ -273,19 +273,24 @@ class GRPO:
         for _ in range(1 + c.resample):
             first = self.order.position
             drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
-            groups += sample_over_ranks(
-                model,
-                [prompt for _, prompt in drawn],
-                c.rollouts,
-                self.process,
-                lambda i, answers, drawn=drawn: self.judge(*drawn[i], answers),
-                first=first,
-                stop=self.tokenizer.eos,
-                max_new_tokens=self.max_new_tokens,
-                temperature=c.temperature,
-                seed=self.seed,
-                kv_gib=c.kv_gib,
-            )
+
+            def judged(mine: list[int], first=first, drawn=drawn):  # this rank's share of the questions
+                sampled = sample(
+                    model,
+                    [drawn[i][1] for i in mine],
+                    c.rollouts,
+                    stop=self.tokenizer.eos,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=c.temperature,
+                    seed=self.seed,
+                    kv_gib=c.kv_gib,
+                    numbers=[first + i for i in mine],
+                    stopping=self.process.stopping,
+                )
+                for i, answers in zip(mine, sampled, strict=False):
+                    yield self.judge(*drawn[i], answers)
+
+            groups += self.process.spread(len(drawn), judged)
             if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
                 break
         metrics = sampling_metrics(groups, model, clock.lap())

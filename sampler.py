@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import kernels
 from cli import UserError
@@ -54,49 +53,6 @@ class Continuation:
         return self.tokens[: len(self.tokens) - self.finished]
 
 
-def sample_over_ranks(
-    model: GPT,
-    prompts: list[list[int]],
-    n: int,
-    process,
-    make: Callable[[int, list[Continuation]], object],
-    *,
-    first: int = 0,
-    label: str = "",
-    **sampling,
-) -> list:
-    """Sample n continuations of each prompt, shared out over the ranks: rank r takes prompts r, r + world, ...
-
-    Args:
-        process: runtime.Process. May stop the run.
-        make: make(i, answers) makes what is wanted of the n answers to prompts[i]; it is called on one rank.
-        first: number of prompts[0] in the run. The random numbers depend on it, not on the number of ranks.
-        label: title of a progress bar; "": none. sampling: as for `sample`.
-
-    Returns:
-        What `make` returned for each prompt, in their order, on every rank.
-    """
-    mine = range(process.rank, len(prompts), process.world)
-    row_ids = [(first + i) * n + j for i in mine for j in range(n)]  # never the same numbers twice in a run
-    hidden = not (label and process.main) or None  # None: hidden where there is no terminal
-    with (
-        tqdm(total=len(row_ids), desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar,
-        process.autocast(),
-    ):
-        answers = sample(
-            model,
-            [prompts[i] for i in mine],
-            n,
-            row_ids=row_ids,
-            progress=bar.update,
-            stopping=process.stopping,
-            **sampling,
-        )
-    made = [make(i, a) for i, a in process.unless_stopping(zip(mine, answers, strict=True))]
-    shares = process.gather(made)
-    return [shares[i % process.world][i // process.world] for i in range(len(prompts))]
-
-
 @torch.no_grad()  # not inference_mode: samples are trained on
 def sample(
     model: GPT,
@@ -109,7 +65,7 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     kv_gib: float = 2.0,
-    row_ids: list[int] | None = None,
+    numbers: list[int] | None = None,
     progress: Callable[[int], object] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[list[Continuation]]:
@@ -118,13 +74,13 @@ def sample(
     Args:
         stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
         kv_gib: memory for keys and values, in GiB. It bounds the rows that decode together, which are at most SLOTS.
-        row_ids: (P·n,) numbers that stand for the rows in the random numbers, for a rank that samples some rows of a
-            larger batch; default 0, 1, ...
+        numbers: (P,) number of each prompt, on which its random numbers depend; default 0, 1, ... A batch that is
+            sampled in parts, or after another, numbers its prompts throughout.
         progress: called with the number of rows that finished.
-        stopping: asked before every token; once it says True, the rest is not sampled and the result is not whole.
+        stopping: asked before every token; once it says True, sampling ends without a result.
 
     Returns:
-        The n continuations of each prompt.
+        The n continuations of each prompt; [] if `stopping` said True.
 
     Raises:
         UserError: a prompt is empty or leaves no room for max_new_tokens in the model's context; kv_gib holds no row;
@@ -140,9 +96,12 @@ def sample(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's context of "
             f"{model.config.context}: use shorter prompts (fewer --shots) or fewer new tokens"
         )
-    row_ids = np.arange(len(prompts) * n) if row_ids is None else np.asarray(row_ids)
+    numbers = np.arange(len(prompts)) if numbers is None else np.asarray(numbers)
+    row_ids = (numbers[:, None] * n + np.arange(n)).ravel()  # (P·n,) never the same one twice in a run
     slots = Slots(model, prompts, n, stop, max_new_tokens, kv_gib)
-    while slots.unfinished and not stopping():
+    while slots.unfinished:
+        if stopping():
+            return []
         slots.prefill()
         slots.admit()
         slots.decode(row_ids, seed, temperature, top_p)

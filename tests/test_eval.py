@@ -140,14 +140,14 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
     """evaluate_questions with ANSWERS in place of the model's; every second answer is cut before its stop token."""
     questions = [{"id": key, "question": f"What is {key}?", "answer": row[0]} for key, row in ANSWERS.items()]
 
-    def sample(model, prompts, n, *, stop, max_new_tokens, row_ids, **_):
-        assert n == 4 and row_ids == list(range(12))
+    def sample(model, prompts, n, *, stop, max_new_tokens, numbers, **_):
+        assert n == 4 and numbers == [0, 1, 2]
         assert prompts == [few_shot_prompt([], q["question"], tokenizer) for q in questions]
         ids = [tokenizer.encode(text) for row in ANSWERS.values() for text in row[1]]
         rows = [Continuation(i + [stop] * (r % 2 == 0), np.zeros(len(i)), r % 2 == 0) for r, i in enumerate(ids)]
         return [rows[i : i + 4] for i in (0, 4, 8)]
 
-    monkeypatch.setattr(sampler, "sample", sample)
+    monkeypatch.setattr(evaluation, "sample", sample)
     return evaluate_questions(
         model, tokenizer, questions, PROCESS, Config(samples=4, k=(1, 2, 4, 8), max_new_tokens=40, **flags)
     )
@@ -233,7 +233,7 @@ def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base
     def sample(*_, **__):
         raise AssertionError("sampled before all was checked")
 
-    monkeypatch.setattr(evaluation, "sample_over_ranks", sample)
+    monkeypatch.setattr(evaluation, "sample", sample)
     monkeypatch.setattr(likelihood, "continuation_log_probs", sample)
     places = {"{P}": str(wrong), "{G}": str(base / "last.pt")}
     words = flags
@@ -398,7 +398,7 @@ def fake_samples(monkeypatch, tokenizer, answers: list[list[str]]) -> None:
         return [[Continuation([*tokenizer.encode(text), stop], np.zeros(0), True) for text in row]
                 for row in answers[: len(prompts)]]  # fmt: skip
 
-    monkeypatch.setattr(sampler, "sample", sample)
+    monkeypatch.setattr(evaluation, "sample", sample)
 
 
 WAYS = {  # four answers to each of two of the world's questions: is it right, and by true equations?

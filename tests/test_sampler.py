@@ -18,7 +18,7 @@ import sampler
 from cli import UserError
 from model import GPT, config_of
 from runtime import Process
-from sampler import Continuation, KVCache, choose, sample, sample_over_ranks, uniform
+from sampler import Continuation, KVCache, choose, sample, uniform
 
 STOP = 5
 CPU = torch.device("cpu")
@@ -167,8 +167,8 @@ def test_4_rows_differ_and_repeat_with_the_seed(model, prompts):
 
 
 def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
-    """sample_over_ranks: one, two, or more ranks than prompts draw the same rows, and every rank gets what was made of
-    them in the order of the prompts; a batch that begins at another number draws other rows."""
+    """Process.spread: one, two, or more ranks than prompts draw the same rows, and every rank gets what was made of them
+    in the order of the prompts; a batch that begins at another number draws other rows."""
 
     class Rank(Process):
         made = None
@@ -177,12 +177,13 @@ def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
             self.made = thing
             return [rank.made or [] for rank in ranks]
 
-    def make(i, rows):
-        return i, [c.tokens for c in rows]
+    def run(process, first=0):
+        def make(mine):
+            flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1, numbers=[first + i for i in mine])
+            drawn = sample(model, [prompts[i] for i in mine], 3, **flags)
+            return [(i, [c.tokens for c in rows]) for i, rows in zip(mine, drawn, strict=True)]
 
-    def run(process, **changes):
-        flags = dict(stop=STOP, max_new_tokens=24, temperature=0.8, seed=1) | changes
-        return sample_over_ranks(model, prompts, 3, process, make, **flags)
+        return process.spread(len(prompts), make)
 
     drawn = answers(draw(model, prompts, n=3))
     want = [(i, drawn[3 * i : 3 * i + 3]) for i in range(len(prompts))]
@@ -191,7 +192,7 @@ def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
     for world in (2, len(prompts) + 2):
         ranks = [Rank(r, world, CPU, torch.float32) for r in range(world)]
         for rank in ranks[1:]:
-            with contextlib.suppress(IndexError):  # the shares of later ranks are not there yet
+            with contextlib.suppress(KeyError):  # the shares of later ranks are not there yet
                 run(rank)
         assert run(ranks[0]) == want and [run(rank) for rank in ranks] == [want] * world
 
