@@ -216,19 +216,17 @@ class Process:
                 mine.append(i)
         return mine
 
-    def spread(self, n: int, make: Callable[[list[int]], list]) -> list:
+    def spread(self, n: int, make: Callable[[list[int]], Iterable]) -> list:
         """Things 0 .. n-1, made by all ranks together: each makes its share, and every rank gets all, in order. May stop
         the run.
 
         Args:
-            make: make(indices) makes the things of a rank's share, under autocast. It may return fewer once `stopping`
-                says True.
+            make: make(indices) yields the things of a rank's share, under autocast; fewer once `stopping` says True.
         """
         mine = [] if self.stopping() else self.share([1] * n)
         with self.autocast():
-            made = make(mine)
-        shares = self.gather(list(zip(mine, made, strict=False)))
-        made = dict(pair for share in shares for pair in share)
+            made = list(zip(mine, self.unless_stopping(make(mine)), strict=False))
+        made = dict(pair for share in self.gather(made) for pair in share)
         return [made[i] for i in range(n)]
 
     def barrier(self) -> None:
