@@ -26,6 +26,15 @@ from files import check_trailer, replacing_with_trailer
 from model import GPT, GPTConfig, rotary_tables
 
 FORMAT = 1
+LARGEST = {  # whole numbers of a configuration, far beyond any model of this code
+    "vocab_size": 2**22,
+    "d_model": 2**16,
+    "n_layers": 2**10,
+    "n_heads": 2**12,
+    "d_ff": 2**20,
+    "context": 2**22,
+    "n_kv_heads": 2**12,
+}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of weights; GPT's are fp32
 STAGES = ("pretrain", "sft", "rl", "average")
 
@@ -62,7 +71,7 @@ def load_checkpoint(path: str | Path) -> dict:
         if key not in checkpoint or not holds(checkpoint[key]):
             raise UserError(f"{path}: {key} is missing or not {wanted}; use another checkpoint")
     try:
-        check_weights(checkpoint["model"], GPTConfig(**checkpoint["config"]))
+        check_weights(checkpoint["model"], check_config(checkpoint["config"]))
     except (ValueError, TypeError) as error:  # TypeError: config lacks a field, or has one too many
         raise UserError(
             f"{path}: {str(error).replace('GPTConfig.__init__()', 'config')}; use another checkpoint"
@@ -71,6 +80,25 @@ def load_checkpoint(path: str | Path) -> dict:
         str(path), checkpoint["tokenizer"], checkpoint.get("tokenizer_digest"), checkpoint["config"]["vocab_size"]
     )
     return checkpoint
+
+
+def check_config(values: dict[str, Any]) -> GPTConfig:
+    """The configuration that a file names. ValueError for sizes that no model can have or no machine can hold, TypeError
+    for a field that is missing or unknown."""
+    for name, largest in LARGEST.items():
+        value, least = values.get(name, 1), 0 if name == "n_kv_heads" else 1
+        if type(value) is not int or not least <= value <= largest:
+            raise ValueError(f"{name} is {value!r:.40}: a whole number from 1 to {largest:,} is wanted")
+    for name in ("rope_theta", "norm_eps"):
+        value = values.get(name, 1)
+        if type(value) not in (int, float) or not 0 < value < 1e18:  # int64 holds it
+            raise ValueError(f"{name} is {value!r:.40}: a positive number is wanted")
+    c = GPTConfig(**values)
+    if c.d_model % c.n_heads or c.n_heads % c.n_kv_heads:
+        raise ValueError(f"n_heads {c.n_heads} must divide d_model {c.d_model} and n_kv_heads must divide it")
+    if c.head_dim % 2 or c.context * c.head_dim > 2**27:
+        raise ValueError(f"a head of {c.head_dim} at {c.context} positions: rotary needs an even size, 2^27 in all")
+    return c
 
 
 def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:

@@ -27,17 +27,6 @@ import kernels
 # attend(layer, q, k, v) -> (B, T, H, D), from q (B, T, H, D) and k, v (B, T, H_kv, D) after norms and rotary embedding
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
-# Largest whole numbers that a configuration from a file may have, far beyond any model of this code
-LIMITS = {
-    "vocab_size": 2**22,
-    "d_model": 2**16,
-    "n_layers": 2**10,
-    "n_heads": 2**12,
-    "d_ff": 2**20,
-    "context": 2**22,
-    "n_kv_heads": 2**12,
-}
-
 
 @dataclass
 class GPTConfig:
@@ -52,28 +41,12 @@ class GPTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        """Derive head_dim (D). ValueError for sizes that no model can have or no machine can hold: a configuration may
-        come from a foreign file."""
-        for name, limit in LIMITS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not (name != "n_kv_heads") <= value <= limit:
-                raise ValueError(f"{name} is {value!r:.40}: a whole number from 1 to {limit:,} is wanted")
-        for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < 1e18:  # int64 holds it
-                raise ValueError(f"{name} is {value!r:.40}: a positive number is wanted")
         self.n_kv_heads = self.n_kv_heads or self.n_heads
-        if self.d_model % self.n_heads or self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} must divide d_model {self.d_model} and n_kv_heads must divide it")
-        self.head_dim = self.d_model // self.n_heads
-        if self.head_dim % 2 or self.context * self.head_dim > 2**27:
-            raise ValueError(
-                f"a head of {self.head_dim} at {self.context} positions: rotary needs an even size, 2^27 in all"
-            )
+        self.head_dim = self.d_model // self.n_heads  # D, even: rotary turns pairs
 
 
-# The tokenizer sets the vocabulary. olmo2-1b is the paper's model. micro has 4 heads of 32: with 2
-# of 64 it learned arithmetic far later (EXPERIMENTS.md).
+# The vocabulary is the tokenizer's. olmo2-1b is the paper's model. micro has 4 heads of 32: with 2 of 64 it learned
+# arithmetic far later (EXPERIMENTS.md).
 SCALES = {
     "smoke": dict(d_model=64, n_layers=2, n_heads=2, d_ff=192, context=256),
     "micro": dict(d_model=128, n_layers=4, n_heads=4, d_ff=384, context=256),

@@ -276,17 +276,10 @@ class GRPO:
 
             def judged(mine: list[int], first=first, drawn=drawn):  # this rank's share of the questions
                 sampled = sample(
-                    model,
-                    [drawn[i][1] for i in mine],
-                    c.rollouts,
-                    stop=self.tokenizer.eos,
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=c.temperature,
-                    seed=self.seed,
-                    kv_gib=c.kv_gib,
-                    numbers=[first + i for i in mine],
+                    model, [drawn[i][1] for i in mine], c.rollouts, stop=self.tokenizer.eos, max_new_tokens=self.max_new_tokens,
+                    temperature=c.temperature, seed=self.seed, kv_gib=c.kv_gib, numbers=[first + i for i in mine],
                     stopping=self.process.stopping,
-                )
+                )  # fmt: skip
                 for i, answers in zip(mine, sampled, strict=False):
                     yield self.judge(*drawn[i], answers)
 
@@ -375,7 +368,9 @@ class GRPO:
         for packed, answers in self.batches(minibatch):
             with self.process.autocast():
                 new = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
-            old = new.log_prob.detach() if on_policy else packed.put(np.concatenate([a.old_log_prob for a in answers]))
+            old = new.log_prob.detach()
+            if not on_policy:
+                old = torch.from_numpy(np.concatenate([a.old_log_prob for a in answers])).to(device)
             advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all that follows
             weight = packed.per_token([a.weight for a in answers])
             loss, stats = policy_loss(new.log_prob, old, advantage, weight, c.clip_low, c.clip_high, c.dual_clip)

@@ -133,7 +133,7 @@ class Slots:
         # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
         # have only a straggler left
         slots = np.arange(1, min(SLOTS, len(prompts) * n) + 1)
-        entries = 2 * -(-slots // n) + 8
+        entries = 2 * np.ceil(slots / n).astype(int) + 8
         per_token = 2 * c.n_layers * c.n_kv_heads * c.head_dim * dtype.itemsize  # bytes
         gib = per_token * (slots * max_new_tokens + entries * longest) / 2**30
         if gib[0] > kv_gib:
@@ -227,7 +227,9 @@ class Slots:
         holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])
         if len(holes):
             source, target = torch.from_numpy(movers).to(self.device), torch.from_numpy(holes).to(self.device)
-            self.cache.move(source, target, int(live["new"][movers].max()))
+            length = int(live["new"][movers].max())
+            for x in (self.cache.own_k, self.cache.own_v):
+                x[:, target, :, :length] = x[:, source, :, :length]
             self.tokens[target], self.log_probs[target] = self.tokens[source], self.log_probs[source]
             live[holes] = live[movers]
         self.live = live[:left]
@@ -250,7 +252,7 @@ class KVCache:
         shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
         self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
         self.zeroed = 0  # own tokens below this hold numbers: what is masked must be finite too, since 0 · nan is nan
-        self.grouped = np.zeros(0, dtype=np.int64)  # the entry of each row, as last grouped
+        self.grouped = np.zeros(0, dtype=np.int64)  # entries of the rows for which `decode` last laid out groups
 
     def prefill(self, entries: Tensor) -> Attend:
         """Attend causally within right-padded prompts (P, T) and store them as prompt `entries` (P,)."""
@@ -263,26 +265,6 @@ class KVCache:
 
         return attend
 
-    def move(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` own tokens of rows `source` to rows `target`."""
-        for cache in (self.own_k, self.own_v):
-            cache[:, target, :, :length] = cache[:, source, :, :length]
-
-    def group(self, entry: np.ndarray) -> None:
-        """Put the rows of a prompt side by side, so that a decoding step reads its keys once for all of them.
-
-        members: (P·M,) the rows of entries 0 .. P-1, M each; padding reads some row and is never read back
-        place: (B,) where each row stands in members
-        """
-        order, count = np.argsort(entry, kind="stable"), np.bincount(entry)
-        self.grouped, self.group_shape = entry.copy(), (len(count), int(count.max()))
-        column = np.arange(len(entry)) - np.repeat(np.cumsum(count) - count, count)
-        place = np.zeros(len(entry), dtype=np.int64)
-        place[order] = entry[order] * count.max() + column
-        members = np.full(len(count) * count.max(), len(entry) - 1)
-        members[place] = np.arange(len(entry))
-        self.members, self.place = (torch.from_numpy(x).to(self.own_k.device) for x in (members, place))
-
     def decode(self, entry: np.ndarray, prompt_length: np.ndarray, own_length: np.ndarray) -> Attend:
         """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`.
 
@@ -290,10 +272,22 @@ class KVCache:
             entry: (B,) where the prompt of each row stands. prompt_length: (B,) its tokens.
             own_length: (B,) own tokens stored before this one.
         """
-        if not np.array_equal(entry, self.grouped):
-            self.group(entry)
-        b, (p, m), device = len(entry), self.group_shape, self.own_k.device
         _, _, h_kv, new_tokens, d = self.own_k.shape
+        b, device = len(entry), self.own_k.device
+
+        # The rows of a prompt stand side by side, M places for each of P prompts, so that its keys are read once for all:
+        # members (P·M,) are the rows (padding reads the last one, and is not read back), place (B,) is where a row stands
+        if not np.array_equal(entry, self.grouped):
+            self.grouped, count = entry.copy(), np.bincount(entry)
+            self.groups = len(count), int(count.max())
+            order, first = np.argsort(entry, kind="stable"), np.cumsum(count) - count
+            place, members = np.empty_like(entry), np.full(math.prod(self.groups), b - 1)
+            place[order] = entry[order] * self.groups[1] + np.arange(b) - np.repeat(first, count)
+            members[place] = np.arange(b)
+            self.members, self.place = (torch.from_numpy(x).to(device) for x in (members, place))
+        p, m = self.groups
+
+        # What a row sees: its prompt, and its own tokens up to the new one
         own_len, prompt_len = int(own_length.max()) + 1, int(prompt_length.max())
         if own_len > self.zeroed:  # 16 tokens at a time: memory for long answers is not touched before there is one
             end = min(own_len + 15, new_tokens)
@@ -305,7 +299,7 @@ class KVCache:
         hidden_own = torch.arange(own_len, device=device) > own_length
         hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
         bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
-        # where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
+        # Where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
         write = (torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length).flatten()
 
         def attend(layer, q, k, v):
@@ -316,13 +310,13 @@ class KVCache:
             q = (q[:, 0] * d**-0.5).view(b, h_kv, -1, d)  # (B, H_kv, G, D)
             g = q.shape[2]
 
-            def over_prompts(x, matrix):  # rows (B, H_kv, G, X) times their prompt's matrix (P, H_kv, X, Y)
+            def times_prompts(x, matrix):  # (B, H_kv, G, X) times the matrix of each row's prompt, (P, H_kv, X, Y)
                 x = x[self.members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1) @ matrix
                 return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[self.place]
 
-            score = torch.cat([over_prompts(q, prompt_k.transpose(-1, -2)), q @ own_k.transpose(-1, -2)], -1)
+            score = torch.cat([times_prompts(q, prompt_k.transpose(-1, -2)), q @ own_k.transpose(-1, -2)], -1)
             weight = score.float().add_(bias).softmax(-1).to(v.dtype)  # (B, H_kv, G, S)
-            out = weight[..., prompt_len:] @ own_v + over_prompts(weight[..., :prompt_len], prompt_v)
+            out = weight[..., prompt_len:] @ own_v + times_prompts(weight[..., :prompt_len], prompt_v)
             return out.view(b, 1, -1, d)
 
         return attend

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from checkpoint import DTYPES, FORMAT, check_weights, save_checkpoint
+from checkpoint import DTYPES, FORMAT, check_config, check_weights, save_checkpoint
 from cli import UserError, cli
 from data.tokenizer import PUBLISHED, load_tokenizer, tokenizer_digest
 from files import MALFORMED
@@ -119,17 +119,18 @@ def read_config(path: Path) -> GPTConfig:
         for name, (value, wanted) in fixed.items():
             if value != wanted:
                 raise UserError(f"{path}: {name} is {value!r}, only {wanted!r} can be converted")
-        return GPTConfig(
-            vocab_size=c["vocab_size"],
-            d_model=c["hidden_size"],
-            n_layers=c["num_hidden_layers"],
-            n_heads=c["num_attention_heads"],
-            d_ff=c["intermediate_size"],
-            context=c["max_position_embeddings"],
-            n_kv_heads=c.get("num_key_value_heads") or 0,
-            rope_theta=float(rope["rope_theta"]),
-            norm_eps=c["rms_norm_eps"],
-        )
+        values = {
+            "vocab_size": c["vocab_size"],
+            "d_model": c["hidden_size"],
+            "n_layers": c["num_hidden_layers"],
+            "n_heads": c["num_attention_heads"],
+            "d_ff": c["intermediate_size"],
+            "context": c["max_position_embeddings"],
+            "n_kv_heads": c.get("num_key_value_heads") or 0,
+            "rope_theta": float(rope["rope_theta"]),
+            "norm_eps": c["rms_norm_eps"],
+        }
+        return check_config(values)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; --weights needs the model's config.json") from None
     except MALFORMED as error:
