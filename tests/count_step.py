@@ -3,8 +3,8 @@
     python tests/count_step.py rl.py --init out/pretrain/last.pt --steps 3 ...      # any command of a training stage
 
 The third step of a run is traced (sys.setprofile), from where its loop gets the step to where it asks for the next one:
-the project's own functions in the order of their first call. A change of file is a call that comes first in another file
-than the one before it.
+the project's own functions in the order of their first call; a function that stands in another one is part of that. A
+change of file is a call that comes first in another file than the one before it.
 """
 
 import importlib
@@ -30,7 +30,7 @@ def count_step(command: list[str]) -> dict:
         file = str(Path(code.co_filename).relative_to(ROOT))
         if not file.startswith((".venv", "tests/")):
             lines = [line for *_, line in code.co_lines() if line]
-            first.setdefault((file, code.co_qualname), max(lines) - min(lines) + 1)
+            first.setdefault((file, code.co_qualname.split(".<locals>")[0]), max(lines) - min(lines) + 1)
 
     steps = Run.steps
 
