@@ -174,7 +174,12 @@ ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_count
 def resolve(config: Config) -> Config:
     """Fill what was left to the budget. UserError for what no plan can do, before hours are spent on its first part."""
     others = {flag: name for flag, name in ONLY.items() if name not in (config.plan, config.command)}
-    cli.refuse_idle(config, {flag: f"outside of `{name}`" for flag, name in others.items()})
+    idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
+    if config.plan == "mixture":
+        idle["mix"] = "beside --shares"
+    if config.plan == "scale":
+        idle |= dict.fromkeys(("checkpoints", "primary"), "where each size is judged at its end")
+    cli.refuse_idle(config, idle)
     asked_t1 = config.points_t1
     paper = config.scale in ("olmo2-1b", "4b")
     config.budget = config.budget or ("smoke" if config.scale == "smoke" else "paper" if paper else "short")
@@ -194,6 +199,7 @@ def resolve(config: Config) -> Config:
 
 def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     """(flag, is its value sound, what it has to be) of a config whose budget is filled in."""
+    yield "records", not c.records or Path(c.records).is_dir(), "no such folder"
     for name in ("recipes", "control_recipes"):
         yield name, set(getattr(c, name)) <= set(RECIPES), f"recipes are {', '.join(RECIPES)}"
     for name in "jobs threads pool prompts rollouts rows average_rows val_limit samples side_steps".split():

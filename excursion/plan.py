@@ -7,6 +7,7 @@ What is finished when a run is stopped is a smaller study. Plans share OUT, and 
 import math
 
 import pretrain
+from cli import UserError
 from data.tokenizer import load_tokenizer
 from excursion.cells import Builder, vary
 from excursion.choose import chosen_checkpoints, chosen_rates
@@ -52,6 +53,8 @@ def plan_sweep(b: Builder) -> None:
     that the study does not use; nothing is judged on test questions."""
     base = b.main(SWEEP_SEED)
     recipes = [r for r in ("rl", "sft", "gold", "parallel", "sft_rl") if r in b.config.recipes]
+    if not recipes:
+        raise UserError(f"--recipes {' '.join(b.config.recipes)}: none of them has a rate to sweep")
     for recipe in recipes:
         start = b.train("sft", vary(base, sweep=1.0)) if recipe == "sft_rl" else None
         for factor in b.config.sweep:

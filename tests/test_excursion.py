@@ -525,6 +525,10 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(questions=("test_esay",)), "--questions test_esay: neither files nor among"),
         (dict(max_new_tokens=300), "less than the 256 tokens of micro's context"),
         (dict(mix="general=0.6,math"), "--mix"),
+        (dict(plan="mixture", mix="math=1"), "--mix has no effect beside --shares"),
+        (dict(plan="scale", checkpoints="2M"), "--checkpoints has no effect where each size is judged at its end"),
+        (dict(plan="sweep", recipes=("base",)), "--recipes base: none of them has a rate to sweep"),
+        (dict(records="results/nowhere"), "--records results/nowhere: no such folder"),
     ]:
         with pytest.raises(UserError, match=match) as error:
             make_plan(make_config(tmp_path, scale="micro", **flags))
