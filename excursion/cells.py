@@ -161,6 +161,7 @@ class Builder:
         preset = pretrain.PRESETS[scale]
         total, per_step = pretrain.parse_count(tokens), preset["batch"] * preset["seq_len"]
         steps = max(1, round(total / per_step))
+        # which checkpoints, as tokens and as steps
         counts, primary, kept = self.counts(total)
         if max(*counts, *primary) > total + per_step:
             where = f"--checkpoints {c.checkpoints} --primary {c.primary}"
@@ -172,6 +173,7 @@ class Builder:
         at, first = sorted(steps_of(counts)), steps_of(primary)
         if not first <= set(at):
             raise UserError(f"--primary {c.primary}: not all of them are among the checkpoints")
+        # the run, which all seeds share that start from `source`
         place, folder = ("/".join(filter(None, (f"seed{s}", variant_name(variant)))) for s in (source, seed))
         run = self.out / place / "pretrain/run"
         save_at = ",".join(dict.fromkeys(f"{count / 1e3:g}k" for count in sorted(counts + kept)))
@@ -228,15 +230,17 @@ class Builder:
         run = self.out / name / "run"
         points = self.steps_of(recipe, changes)
         last = run / f"step_{points[-1]:07d}.pt"
-        if r.run:
+        if r.run:  # no run of its own: the end of another recipe's
             self.train(r.run, base, start, **changes)
             return last
+        # what it starts from
         init = start or (self.train(r.after, base, **changes) if r.after else base.checkpoint)
-        if r.mode == "soup":
+        if r.mode == "soup":  # no training: the mean of two finished models
             other = self.train("sft", base, **changes)
             command = [script("average"), *flags_of(dict(init=init) | r.flags | dict(other=other, out=run))]
             self.add(Cell(f"{name}/train", "soup", command, [run / "last.pt"], [init, other], SECONDS["start"]))
             return run / "last.pt"
+        # its run, kept at each named step
         flags = self.training_flags(recipe, base, init, points)
         flags |= {k: v for k, v in changes.items() if k != "needs"} | dict(out=run)
         command = [script(r.stage), *flags_of(flags)]
@@ -245,6 +249,7 @@ class Builder:
         self.add(Cell(f"{name}/train", r.stage, command, kept, needs, self.training_seconds(base.scale, flags), run))
         if r.judged != "best":
             return last
+        # the kept step that is best on validation
         best = self.out / name / "best.pt"
         command = ["-m", "excursion", "choose", "--out", str(best.parent)]
         self.add(Cell(f"{name}/choose", "choose", command, [best], [last], SECONDS["start"]))
@@ -292,13 +297,16 @@ class Builder:
         temperature .6, some at 1 too. Arguments as of `train`."""
         c, r = self.config, RECIPES[recipe]
         last = self.train(recipe, base, start, **changes)
+        # where its records lie
         home, seed = base.folder, base.seed
         if not r.stage and base.source != seed:  # several seeds start from this very model: one evaluation for all
             home, seed = home.replace(f"seed{seed}", f"seed{base.source}", 1), base.source
+        # which models are judged
         points = self.steps_of(recipe, changes) if r.stage and r.mode != "soup" else ()
         models = {0: last}  # step → model, 0: the only one
         if r.judged == "points" and r.stage:
             models = {step: last.with_name(f"step_{step:07d}.pt") for step in points}
+        # what the report has to know of them
         meta = dict(
             recipe=recipe, start=r.after or ("base" if r.stage else ""), seed=seed, seeds=[], tokens=base.tokens,
             pretraining_seed=base.source, scale=base.scale, variant=base.variant, budget=c.budget, points=list(points),
