@@ -165,7 +165,7 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
         return
     x, y = np.array(sorted(floors.items())).T
     (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
-    place, text = 0.015, f"guess floor: {y.max():.1f}% at most, below this range"
+    place, text = 0.015, f"guess floor: {y.max():.1f}% at most{', below this range' if y.max() < low else ''}"
     if y.max() > low:
         ax.fill_between(np.r_[left, x, right], low, np.r_[y[0], y, y[-1]], color="#999999", alpha=0.35, lw=0, zorder=0)
         place, text = min(0.9, (y[0] - low) / (high - low) + 0.012), "guess floor"
