@@ -2,7 +2,7 @@
 
     python average.py --init out/pretrain/step_0004883.pt --out out/average                 # minutes on a CPU
     python average.py --init M.pt --data out/paper --preset paper                           # the paper's settings
-    python average.py --init M.pt --mode interleaved --sft_steps 4 --rl_steps 1             # a baseline
+    python average.py --init M.pt --mode interleaved --turns 4:1                            # a baseline
     python average.py --mode soup --init RL.pt --other SFT.pt --weight 0.5 --out out/soup   # average finished models
 
 Every step of `parallel`, from a snapshot θ̄ of the weights:
@@ -11,28 +11,31 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
     Δ_RL, Δ_SFT = two AdamW steps, each with its own moments, learning rate and decay
     θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
 
-Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT (or --sft_weight); `interleaved` makes
---sft_steps SFT steps, then --rl_steps RL steps, and so on; `curriculum` begins with --sft_steps SFT steps to 1 RL step,
-and each round has one SFT step fewer and one RL step more. Losses, sampling and data are those of rl.py and sft.py.
+Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps in
+turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
+Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
+ratio is 1 and nothing is clipped.
 
-Beyond the paper: --weight_end moves w linearly over the run; --adapt norm sets w so that both gradients (before
-clipping) get equal say (a step with one gradient takes its update whole); --adapt signal sets w to the share of questions
+Beyond the paper: --weight 0.5:0.1 moves w linearly over the run; --weight norm sets w so that both gradients (before
+clipping) get equal say (a step with one gradient takes its update whole); --weight signal sets w to the share of questions
 whose answers carry signal.
 """
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from cli import UserError, cli, refuse_idle
+from cli import UserError, cli
 from eval import HeldOut, make_evaluate
 from model import GPT
 from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
 from runtime import (
     Clock,
+    MachineConfig,
+    OptimizerConfig,
     PostConfig,
     Run,
     begin,
@@ -44,43 +47,85 @@ from sft import SFT, SFTConfig, make_sft, sft_step
 
 
 @dataclass
-class Config(PostConfig, GRPOConfig, SFTConfig, HeldOut):
-    """Flags of average.py. --lr is that of the RL side."""
+class AverageConfig:
+    """How RL and SFT are combined"""
 
-    mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"  # see above
-    weight: float = 0.5  # w, the share of the RL update (loss, or model)
-    weight_end: float = -1.0  # w moves linearly to this over the run; -1: constant
-    sft_weight: float = -1.0  # combined: weight of the SFT loss (the authors: 1, beside --weight 1); -1: 1 - w
-    adapt: Literal["", "norm", "signal"] = ""  # choose w at each step; see above
-    lr: float = 1e-4  # of the RL side, and of RL steps
-    sft_lr: float = 3e-4  # of the SFT side, and of SFT steps
-    weight_decay: float = 0.01  # decoupled; see --decay
-    sft_steps: int = -1  # interleaved: SFT steps in a row (-1: 1); curriculum: those of the first round (-1: 200)
-    rl_steps: int = 1  # interleaved: RL steps in a row
+    # averaged updates (parallel), a baseline, or the average of two finished models (soup); see above
+    mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"
+    # w, the share of the RL update (combined: of the RL loss; soup: of the model --init): a number; 0.5:0.1, moving
+    # linearly over the run; or, in mode parallel, norm or signal, chosen at each step (see above)
+    weight: float | str = 0.5
+    sft_lr: float = 3e-4  # peak learning rate of the SFT side and of SFT steps
+    turns: str = ""  # SFT:RL steps in a row. interleaved: 1:1 unless given; curriculum: of the first round, 200:1
     other: str = ""  # soup: the second checkpoint
-    # the paper's settings; paper_combined: those of the authors' runs of --mode combined; flags beside it win
+
+    def idle(self) -> dict[str, str]:
+        acting = {  # of the flags that not every mode has
+            "parallel": {"weight", "sft_lr"},
+            "combined": {"weight"},
+            "interleaved": {"sft_lr", "turns"},
+            "curriculum": {"sft_lr", "turns"},
+            "soup": {"weight", "other"},
+        }
+        why = f"with --mode {self.mode}"
+        if self.mode == "soup":
+            return {f.name: why for f in fields(self) if f.name not in {"mode", "init", "out", *acting["soup"]}}
+        return dict.fromkeys(set().union(*acting.values()) - acting[self.mode], why)
+
+
+@dataclass
+class Config(PostConfig, AverageConfig, GRPOConfig, SFTConfig, HeldOut, OptimizerConfig, MachineConfig):
+    """The whole recipe"""
+
+    lr: float = 1e-4  # peak learning rate of the RL side and of RL steps
+    weight_decay: float = 0.01
+    # paper: the paper's settings; paper_combined: those of the authors' runs of --mode combined; flags beside it win
     preset: Literal["", "paper", "paper_combined"] = ""
+    # an RL step makes one update, so these are no flags here
+    minibatch: ClassVar[int] = 0
+    inner_epochs: ClassVar[int] = 1
+    clip_low: ClassVar[float] = 0.2
+    clip_high: ClassVar[float] = 0.2
+    dual_clip: ClassVar[float] = 0.0
 
     def check(self) -> None:
-        """UserError for flags that no run can have."""
-        refuse_idle(self, idle_in(self.mode))
         super().check()
-        if self.sft_steps < 0:
-            self.sft_steps = 200 if self.mode == "curriculum" else 1
-        if self.sft_steps + self.rl_steps < 1:
-            raise UserError("--sft_steps and --rl_steps must not both be 0")
+        self.weights()
+        self.in_turn()
         if self.mode == "soup" and not self.other:
             raise UserError("--mode soup: name the second checkpoint with --other")
 
+    def weights(self) -> tuple[float, float]:
+        """w of the first step and of the last, where it is not chosen at each step."""
+        if self.weight in ("norm", "signal") and self.mode == "parallel":
+            return 0.5, 0.5
+        first, _, last = str(self.weight).partition(":")
+        try:
+            first, last = float(first), float(last or first)
+        except ValueError:
+            first = last = -1
+        if not (0 <= first <= 1 and 0 <= last <= 1) or (self.mode == "soup" and first != last):
+            raise UserError(f"--weight {self.weight}: a number from 0 to 1; except in mode soup, two such as 0.5:0.1; in "
+                            "mode parallel also norm or signal")  # fmt: skip
+        return first, last
+
+    def in_turn(self) -> tuple[int, int]:
+        """SFT steps and RL steps in a row (curriculum: in its first round)."""
+        sft_steps, _, rl_steps = (self.turns or ("200:1" if self.mode == "curriculum" else "1:1")).partition(":")
+        if not (sft_steps.isdecimal() and rl_steps.isdecimal() and int(sft_steps) + int(rl_steps) > 0):
+            raise UserError(f"--turns {self.turns}: SFT steps and RL steps in a row, not both 0, such as 4:1")
+        return int(sft_steps), int(rl_steps)
+
 
 PAPER = dict(
-    prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, schedule="constant", warmup=0, kl=0.0, max_new_tokens=512,
-    clip=1.0, dual_clip=3.0, truncated="score", weight_decay=0.01, decay="all", loss="token_sum",
+    prompts=512, rollouts=32, rows=512, lr=1e-6, sft_lr=1e-6, schedule="constant", kl=0.0, max_new_tokens=512,
+    clip=1.0, truncated="score", weight_decay=0.01, loss="token_sum",
     solutions="first", sft_cut=512, steps=2200, save_at="1000,1800,2200",
 )  # fmt: skip
 PRESETS = {
     "paper": PAPER,
-    "paper_combined": PAPER | dict(mode="combined", weight=1.0, sft_weight=1.0, lr=4e-5),
+    # the authors' L_RL + L_SFT, clipped at 1, is twice ours, clipped at 0.5: AdamW makes the same step
+    "paper_combined": PAPER | dict(mode="combined", weight=0.5, clip=0.5, lr=4e-5),
 }
 
 
@@ -107,22 +152,21 @@ def average_updates(model: GPT, snapshot: list[Tensor], delta: list[Tensor] | No
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
     """w of a step: constant, moving linearly, or adapted. A norm of 0 says that its side makes no update."""
-    if config.adapt == "norm":
+    if config.weight == "norm":
         if rl_norm == 0 or sft_norm == 0:
             return float(sft_norm == 0)  # the update of the other side is applied whole, not multiplied by 0
         return sft_norm / (rl_norm + sft_norm)  # w |g_RL| = (1 - w) |g_SFT|
-    if config.adapt == "signal":
+    if config.weight == "signal":
         return signal
-    if config.weight_end < 0:
-        return config.weight
-    return config.weight + (config.weight_end - config.weight) * step / max(1, steps - 1)
+    first, last = config.weights()
+    return first + (last - first) * step / max(1, steps - 1)
 
 
 def is_rl_step(config: Config, step: int) -> bool:
     """Interleaved and curriculum: is step number `step` (from 0) an RL step?"""
+    sft_steps, rl_steps = config.in_turn()
     if config.mode == "interleaved":
-        return step % (config.sft_steps + config.rl_steps) >= config.sft_steps
-    sft_steps, rl_steps = config.sft_steps, 1
+        return step % (sft_steps + rl_steps) >= sft_steps
     while step >= sft_steps + rl_steps:
         step -= sft_steps + rl_steps
         sft_steps, rl_steps = max(0, sft_steps - 1), rl_steps + 1
@@ -144,28 +188,14 @@ def soup(config: Config, run: Run) -> None:
         shared = one.get("flops")
     known = None not in (progress.flops, other["flops"], shared)
     progress.flops = progress.flops + other["flops"] - shared if known else None
+    share, _ = config.weights()
     for name, weight in run.model.state_dict().items():
-        weight.mul_(config.weight).add_((1 - config.weight) * other["model"][name].to(weight))
+        weight.mul_(share).add_((1 - share) * other["model"][name].to(weight))
     run.claim()
     run.save(keep=False)
     if run.process.main:
         print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}")
     run.close()
-
-
-def idle_in(mode: str) -> dict[str, str]:
-    """Flag → why it has no effect in this mode (see cli.refuse_idle)."""
-    acting = {  # of the flags that not every mode has
-        "parallel": {"weight", "weight_end", "adapt", "sft_lr"},
-        "combined": {"weight", "weight_end", "sft_weight"},
-        "interleaved": {"sft_lr", "sft_steps", "rl_steps", "minibatch", "inner_epochs"},
-        "curriculum": {"sft_lr", "sft_steps", "minibatch", "inner_epochs"},
-        "soup": {"weight", "other"},
-    }
-    why = f"with --mode {mode}"
-    if mode == "soup":
-        return {f.name: why for f in fields(Config) if f.name not in {"mode", "init", "out", *acting[mode]}}
-    return dict.fromkeys(set().union(*acting.values()) - acting[mode], why)
 
 
 @dataclass
@@ -227,8 +257,7 @@ def combined_step(sides: Sides, number: int, lr: float) -> dict:
     rl = sides.grpo.backward(model, groups, on_policy=True, scale=weight)
     values = with_updates(sampled, [] if rl is None else [rl], clock.lap())
     sides.log(groups, rl is not None)
-    sft_weight = 1 - weight if config.sft_weight < 0 else config.sft_weight
-    sft = sides.sft.backward(model, sides.sft.draw(), scale=sft_weight)
+    sft = sides.sft.backward(model, sides.sft.draw(), scale=1 - weight)
     norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
     if not math.isfinite(norm + sft["sft_loss"]):
         run.skip("loss or gradient")
@@ -241,9 +270,9 @@ def main(config: Config) -> None:
         return soup(config, run)
     model, process = run.model, run.process
     grpo, sft, log = make_grpo(run), make_sft(run), RolloutLog(run)
-    steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
-    sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS, config.decay)  # parallel's alone
+    steps = config.total_steps(len(grpo.questions), config.prompts)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
+    sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # parallel's alone
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
     sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
     evaluate = make_evaluate(run)

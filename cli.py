@@ -5,10 +5,12 @@ Bad input ends in one line and exit code 2, not in a traceback.
 
 import dataclasses
 import glob
+import inspect
 import re
 import sys
+import types
 from collections.abc import Callable
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin
 
 import tyro
 from tqdm import tqdm
@@ -20,9 +22,7 @@ RANGES = {
     "batch": "[1, 1e6]",
     "dual_clip": "0 or (1, 1e6]",
     "entropy": "[-100, 100]",
-    "epochs": "[0, 1e6]",
     "eval_every": "[-1, 2147483647]",
-    "eval_samples": "[1, 65536]",
     "format_score": "[-1, 1]",
     "inner_epochs": "[1, 1000]",
     "k": "[1, 65536]",
@@ -46,7 +46,6 @@ RANGES = {
     "val_fraction": "[0, 0.5]",
     "weight": "[0, 1]",
     "weight_decay": "[0, 100]",
-    "weight_end": "[0, 1]",
     "workers": "[0, 1024]",
 }
 
@@ -62,9 +61,57 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
     """
     spec = sys.modules["__main__"].__spec__  # of `python -m data.prepare`; None for `python rl.py`
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-    config = tyro.cli(config_class, prog=prog, description=sys.modules[main.__module__].__doc__, use_underscores=True)
+    groups = tyro.cli(
+        grouped(config_class), prog=prog, description=sys.modules[main.__module__].__doc__, use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    config = config_class(**{name: value for group in vars(groups).values() for name, value in vars(group).items()})
     config.given = given_on(sys.argv[1:], config)
     start(main, config, presets or {})
+
+
+def grouped(config_class: type) -> type:
+    """A dataclass of dataclasses: the flags of `config_class` in the groups that --help shows.
+
+    A group is a class that config_class is made of, in their order; its heading is the docstring. A flag stands in the
+    first of them that declares it; config_class itself may change defaults and sentences of its bases' flags.
+    """
+    classes = [c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]
+    sentences = {}
+    for c in reversed(classes):
+        sentences |= comments(c)
+    hints = {name: hint for c in reversed(classes) for name, hint in vars(c).get("__annotations__", {}).items()}
+    groups: dict[type, list] = {c: [] for c in classes}
+    for field in dataclasses.fields(config_class):
+        declaring = [c for c in classes if field.name in vars(c).get("__annotations__", {})]
+        flag = Annotated[hints[field.name], tyro.conf.arg(help=sentences.get(field.name, ""))]
+        default = dataclasses.field(default=field.default, default_factory=field.default_factory)
+        group = next((c for c in declaring if c is not config_class), config_class)
+        groups[group].append((field.name, flag, default))
+    parts = []
+    for c, flags in groups.items():
+        if flags:
+            flags.sort(key=lambda flag: list(vars(c)["__annotations__"]).index(flag[0]))
+            name = c.__name__.removesuffix("Config").lower() or "stage"
+            group = dataclasses.make_dataclass(name, flags)
+            group.__doc__ = c.__doc__
+            parts.append((name, group, dataclasses.field(default_factory=group)))
+    return dataclasses.make_dataclass(config_class.__name__, parts)
+
+
+def comments(config_class: type) -> dict[str, str]:
+    """Field → the comment beside it, or else above it, in the source of a dataclass."""
+    found, above = {}, []
+    for line in inspect.getsource(config_class).splitlines():
+        name = re.match(r"    (\w+): ", line)
+        if line.startswith("    #"):
+            above.append(line.partition("# ")[2])
+        elif name:
+            _, mark, beside = line.partition("  # ")
+            if sentence := beside if mark else " ".join(above):
+                found[name[1]] = sentence
+            above = []
+    return found
 
 
 def start(main: Callable, config, presets: dict[str, dict]) -> None:
@@ -111,20 +158,15 @@ def fits(field: dataclasses.Field, value) -> bool:
     """Is it of the kind that this flag can have? (Of a value that comes from a file.)"""
     if get_origin(field.type) is Literal:
         return value in get_args(field.type)
-    default = default_of(field)
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+    kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (type(default_of(field)),)
+    return type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def apply_preset(config, presets: dict[str, dict]) -> None:
-    """Set the flags of --preset that were not given themselves. --steps and --epochs both say how long: one given clears
-    the other."""
+    """Set the flags of --preset that were not given themselves."""
     for name, value in presets.get(getattr(config, "preset", ""), {}).items():
         if name not in given(config):
             setattr(config, name, value)
-    if hasattr(config, "epochs") and "steps" in given(config):
-        if "epochs" in given(config) and config.epochs:
-            raise UserError("--steps and --epochs both say how long to train: pass one of them")
-        config.epochs = 0.0
 
 
 def check_ranges(config) -> None:
@@ -140,8 +182,13 @@ def check_ranges(config) -> None:
                 raise UserError(f"--{field.name} {number}: must lie in {text}")
 
 
-def refuse_idle(config, idle: dict[str, str]) -> None:
-    """UserError for a flag that was given, is not its default, and has no effect beside the others. idle: flag → why."""
+def refuse_idle(config) -> None:
+    """UserError for a flag that was given, is not its default, and has no effect beside the others.
+
+    Each class that a config is made of may have a method `idle` that says which: flag → why it has no effect."""
+    idle = {}
+    for c in reversed(type(config).__mro__):
+        idle |= c.idle(config) if "idle" in vars(c) else {}
     defaults = {field.name: default_of(field) for field in dataclasses.fields(config)}
     for name in sorted(given(config) & idle.keys()):
         if getattr(config, name) != defaults[name]:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
 from data.prompt import few_shot_prompt, fitting, left_out
-from data.questions import HUB_QUESTIONS, find_questions, load_examples
+from data.questions import find_questions, load_examples
 from data.tasks import check_pairs, find_tasks, task_pairs
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from files import write_jsonl, write_text
@@ -40,19 +40,24 @@ from runtime import Process, Run, end_process, load_checkpoint, load_model, star
 from sampler import SamplerConfig, sample
 from verifier import GRADERS
 
+HELD_OUT_SAMPLES = 8  # answers to each question in an evaluation while training
+HELD_OUT_TOKENS = 10_000  # of each source, for bits per byte there
+
 
 @dataclass
 class Config(SamplerConfig):
-    """Flags of eval.py."""
+    """What is evaluated, and how"""
 
     checkpoint: tuple[str, ...] = ()  # one or more .pt files
+    out: str = ""  # folder of records; empty: the folder eval/ beside the checkpoint
     data: str = "out/data"  # folder of data/prepare.py: names below are looked up in it
-    questions: tuple[str, ...] = ("test_easy", "test_hard")  # DATA/questions/NAME.jsonl, files, or gsm8k, math (hub)
-    split: str = "test"  # of a hub data set
-    tasks: tuple[str, ...] = ("all",)  # likelihood tasks: DATA/tasks/NAME.jsonl or files; all: every one of DATA
-    text: tuple[str, ...] = ("all",)  # sources of DATA for bits per byte on held-out text; all: every one
+    # DATA/questions/NAME.jsonl, files, or the test sets of gsm8k and math on the hub (gsm8k:train: another split)
+    questions: tuple[str, ...] = ("test_easy", "test_hard")
+    # general capability: likelihood tasks (DATA/tasks/NAME.jsonl or files), and text: bits per byte of DATA's held-out
+    # text; all: all of DATA; none
+    tasks: tuple[str, ...] = ("all",)
     samples: int = 32  # samples per question
-    k: tuple[int, ...] = (1, 8, 32)  # pass@k; those above --samples are left out
+    k: tuple[int, ...] = (1, 8, 32)  # pass@k: any of --samples answers right in k; values above --samples are left out
     shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
     # worked examples: a file, or shipped ones: gsm8k, math, gsm8k_train (the authors', from GSM8K's training set);
     # empty: DATA/questions/examples.jsonl
@@ -60,36 +65,57 @@ class Config(SamplerConfig):
     # of a prompt with worked examples: the prompt that is trained on; or Question: ..., Answer: ... as the authors', in
     # GSM8K's form (answers after ####) or boxed (their MATH)
     prompt: Literal["plain", "question_answer", "question_answer_boxed"] = "plain"
-    # who judges `strict`: the last closed box; what a reader would take for the answer; or as the authors judge GSM8K
-    # (first ####, else last box, else last number)
+    # how the column `strict` finds an answer in the text: the last closed box; what a reader would take for the answer;
+    # or as the authors judge GSM8K (first ####, else last box, else last number)
     grader: Literal["strict", "lenient", "gsm8k"] = "strict"
-    # answers cut at the longest length, without a stop token: wrong, as in the RL reward, or scored like others (the
-    # authors'); "lenient" scores them always
+    # answers that were cut at max_new_tokens: wrong, as in the RL reward, or scored like others (the authors' code);
+    # the column `lenient` always scores them
     truncated: Literal["wrong", "score"] = "wrong"
-    temperature: float = 0.6  # of sampling; 0 is greedy
-    top_p: float = 0.95  # of sampling
+    temperature: float = 0.6  # temperature of sampling; 0: greedy
+    top_p: float = 0.95  # sample from the most probable tokens whose probabilities add up to this
     max_new_tokens: int = 0  # longest response; 0: 64 with the world's tokenizer, else 512
     limit: int = 0  # use the first so many questions and items of each set; 0: all
-    val_tokens: int = 50_000  # held-out tokens per source for bits per byte
-    seq_len: int = 0  # window for bits per byte; 0: the model's context
+    val_tokens: int = 50_000  # held-out tokens of each source for bits per byte
     seed: int = 0  # of sampling and of the bootstrap
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: bf16 on CUDA
-    kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
-    out: str = ""  # where records go; empty: the folder eval/ beside the checkpoint
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
-    # only the pass rate of each training question over 64 samples, to NAME.difficulty.json
-    # (rl.py --difficulty takes it); --questions, --tasks, --text, --samples and --k are set for that
-    difficulty: bool = False
     ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
-    preset: Literal["", "paper"] = ""  # the authors' evaluation of GSM8K (docs/paper.md); flags beside it win
+    # paper: the authors' evaluation of GSM8K (docs/paper.md). difficulty: the pass rate of each training question over
+    # 64 samples, to NAME.difficulty.json, which rl.py --difficulty takes. Flags beside it win
+    preset: Literal["", "paper", "difficulty"] = ""
+
+    def idle(self) -> dict[str, str]:
+        if self.ask:
+            acting = {"ask", "checkpoint", "preset", "shots", "grader", "temperature", "top_p", "max_new_tokens", "seed", "device",
+                      "dtype"}  # fmt: skip
+            of_examples = {"examples", "prompt", "data"}
+            why = dict.fromkeys({f.name for f in fields(self)} - acting - of_examples, "beside --ask")
+            shown = self.preset or self.shots not in ("0", "auto")
+            return (
+                why if shown else why | dict.fromkeys(of_examples, "beside --ask without worked examples (--shots 8)")
+            )
+        idle = {}
+        if not self.text:
+            idle["val_tokens"] = "without text (--tasks)"
+        if self.shots == "0":
+            idle |= dict.fromkeys(("examples", "prompt"), "with --shots 0")
+        if self.temperature == 0:
+            idle["top_p"] = "at --temperature 0"
+        return idle
+
+    @property
+    def text(self) -> bool:
+        """Is bits per byte among --tasks?"""
+        return bool({"text", "all"} & set(self.tasks))
 
 
 PRESETS = {
     "paper": dict(
         samples=32, k=(1, 8, 32), temperature=0.6, top_p=0.95, max_new_tokens=1024, shots="auto", examples="gsm8k_train",
         prompt="question_answer", grader="gsm8k", truncated="score",
-    )
+    ),
+    "difficulty": dict(questions=("train",), tasks=("none",), samples=64, k=(1, 8, 32)),
 }  # fmt: skip
 
 
@@ -211,18 +237,17 @@ def prepare(
             notes.append(f"{name}: {left_out(long, len(of_set), context, new)}")
     for name, items in tasks.items():
         check_pairs(task_pairs(items, tokenizer), context, name)
-    seq_len = config.seq_len or context
-    if seq_len > context and config.text:
-        raise UserError(f"--seq_len {seq_len} exceeds the context of {of}, {context}")
-    text, short = held_out_text(config.data, config.text, config.val_tokens, of, tokenizer, seq_len, process)
+    text, short = None, []
+    if config.text:
+        text, short = held_out_text(config.data, config.val_tokens, of, tokenizer, context, process)
     if short:
-        notes.append(f"held-out text of {', '.join(short)} fills no window of {seq_len + 1}: left out")
+        notes.append(f"held-out text of {', '.join(short)} fills no window of {context + 1}: left out")
     return Evaluation(replace(config, max_new_tokens=new), questions, tasks, examples, text, notes)
 
 
 def find_sets(config: Config) -> dict[str, list[dict]]:
     """Name in the record → questions, of --questions."""
-    return {set_name(name): find_questions(config.data, name, config.split, config.limit) for name in config.questions}
+    return {set_name(name): find_questions(config.data, name, "test", config.limit) for name in config.questions}
 
 
 def set_name(questions: str) -> str:
@@ -243,28 +268,18 @@ def say(notes: list[str], process: Process) -> None:
 
 @dataclass
 class HeldOut(SamplerConfig):
-    """Flags of the evaluation that sft.py, rl.py and average.py make at intervals: 0-shot, strict, on validation data."""
+    """Evaluation while training: 0-shot, 8 answers to each held-out question"""
 
     # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
     eval_every: int = 16
-    eval_questions: str = "validation"  # DATA/questions/NAME.jsonl, or a file; empty: none
-    eval_limit: int = 128  # use the first so many of these questions; 0: all
-    eval_samples: int = 8  # samples per question
-    eval_tasks: tuple[str, ...] = ("all",)  # likelihood tasks (general capability): names, files, or all of DATA
-    eval_items: int = 128  # use the first so many items of each
-    eval_tokens: int = 10_000  # held-out tokens of each of DATA's sources for bits per byte; 0: none
+    eval_questions: str = "validation"  # held-out questions: DATA/questions/NAME.jsonl, or a file; none: none
+    # general capability: likelihood tasks (names or files), and text: bits per byte of DATA's held-out text; all; none
+    eval_tasks: tuple[str, ...] = ("all",)
+    eval_limit: int = 128  # use the first so many questions, and items of each task; 0: all
 
     def idle(self) -> dict[str, str]:
-        """Flag → why it has no effect (see cli.refuse_idle)."""
-        idle = {}
-        if not self.eval_every:
-            names = ("questions", "limit", "samples", "tasks", "items", "tokens")
-            idle |= {f"eval_{name}": "without evaluations (--eval_every 0)" for name in names}
-        if not self.eval_questions:
-            idle |= dict.fromkeys(("eval_limit", "eval_samples"), "without questions (--eval_questions)")
-        if not self.eval_tasks:
-            idle["eval_items"] = "without tasks (--eval_tasks)"
-        return idle
+        names = ("eval_questions", "eval_limit", "eval_tasks")
+        return {} if self.eval_every else dict.fromkeys(names, "without evaluations (--eval_every 0)")
 
 
 def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
@@ -277,17 +292,17 @@ def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
         return dict
     config = Config(
         data=stage.data,
-        questions=(stage.eval_questions,) if stage.eval_questions else (),
+        questions=() if stage.eval_questions in ("", "none") else (stage.eval_questions,),
+        tasks=stage.eval_tasks,
         limit=stage.eval_limit,
-        text=("all",) if stage.eval_tokens else (),
-        val_tokens=stage.eval_tokens,
-        samples=stage.eval_samples,
+        val_tokens=HELD_OUT_TOKENS,
+        samples=HELD_OUT_SAMPLES,
         max_new_tokens=getattr(stage, "max_new_tokens", 0),
         grader=getattr(stage, "grader", "strict"),
         truncated=getattr(stage, "truncated", "wrong"),
         kv_gib=stage.kv_gib,
     )
-    tasks = find_tasks(stage.data, stage.eval_tasks, stage.eval_items)
+    tasks = find_tasks(stage.data, stage.eval_tasks, stage.eval_limit)
     evaluation = prepare(
         config, find_sets(config), tasks, [], "the checkpoint", tokenizer, model.config.context, process
     )
@@ -382,10 +397,8 @@ def print_table(titles: list[dict[str, str]], values: list[dict[str, str]]) -> N
 def main(config: Config) -> None:
     config.checkpoint = expand("--checkpoint", config.checkpoint)
     check(config)
-    if config.difficulty:
-        config = replace(config, questions=("train",), tasks=(), text=(), samples=64, k=(1, 8, 32))
     places = [] if config.ask else record_places(config)
-    process = start_process(config.device, config.dtype, config.seed, config.kernels)
+    process = start_process(config.device, config.dtype, config.seed)
     if config.ask:
         if process.main:
             ask(config, process)
@@ -413,7 +426,7 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """UserError for flags that cannot work, whatever the checkpoints are."""
-    refuse_idle(config, idle(config))
+    refuse_idle(config)
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
     if config.shots != "auto" and not config.shots.isdecimal():
@@ -430,37 +443,12 @@ def check(config: Config) -> None:
             raise UserError(f"{path}: no such checkpoint")
 
 
-def idle(config: Config) -> dict[str, str]:
-    """Flag → why it has no effect beside the others (see cli.refuse_idle)."""
-    if config.ask:
-        acting = {"ask", "checkpoint", "preset", "shots", "grader", "temperature", "top_p", "max_new_tokens", "seed", "device",
-                  "dtype", "kernels"}  # fmt: skip
-        of_examples = {"examples", "prompt", "data"}
-        why = dict.fromkeys({f.name for f in fields(config)} - acting - of_examples, "beside --ask")
-        shown = config.preset or config.shots not in ("0", "auto")
-        return why if shown else why | dict.fromkeys(of_examples, "beside --ask without worked examples (--shots 8)")
-    idle = {}
-    if config.difficulty:
-        idle |= dict.fromkeys(
-            ("questions", "tasks", "text", "samples", "k", "val_tokens", "seq_len"), "beside --difficulty"
-        )
-    if not config.text:
-        idle |= dict.fromkeys(("val_tokens", "seq_len"), "without --text")
-    if config.shots == "0":
-        idle |= dict.fromkeys(("examples", "prompt"), "with --shots 0")
-    if config.temperature == 0:
-        idle["top_p"] = "at --temperature 0"
-    if not HUB_QUESTIONS.keys() & set(config.questions):
-        idle["split"] = "without questions of a hub data set"
-    return idle
-
-
 def record_places(config: Config) -> list[tuple[Path, str]]:
     """(folder, name) of each checkpoint's record. UserError if one is there already, or two would be the same."""
     places = []
     for path in map(Path, config.checkpoint):
         folder = Path(config.out) if config.out else path.parent / "eval"
-        places.append((folder, path.stem + (".difficulty" if config.difficulty else "")))
+        places.append((folder, path.stem + (".difficulty" if config.preset == "difficulty" else "")))
     for folder, name in places:
         if (folder / f"{name}.json").exists() and not config.overwrite:
             raise UserError(f"{folder / name}.json exists: pass --overwrite, or another --out")

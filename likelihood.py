@@ -2,7 +2,7 @@
 
     results = continuation_log_probs(model, pairs, process)     # log p of each continuation, and whether greedy decoding gives it
     record = evaluate_task(model, tokenizer, items, process, "facts")
-    loader, short = held_out_text("out/data", ("all",), 50_000, "M.pt", tokenizer, 256, process)
+    loader, short = held_out_text("out/data", 50_000, "M.pt", tokenizer, 256, process)
     record = bits_per_byte(model, tokenizer, loader, "math", 50_000, process)
 
 data/tasks.py has the form of the items. Length-normalised accuracy divides a choice's log-likelihood by its characters, the
@@ -150,33 +150,27 @@ def bits_per_byte(
 
 
 def held_out_text(
-    data: str, sources: tuple[str, ...], n_tokens: int, of: str, tokenizer: Tokenizer, seq_len: int, process: Process
+    data: str, n_tokens: int, of: str, tokenizer: Tokenizer, seq_len: int, process: Process
 ) -> tuple[Loader | None, list[str]]:
-    """A loader of the held-out text of a data folder, its `sources` those to be measured; and the names of those that are
-    left out because their text fills no window of seq_len + 1 tokens. All that will be measured is read once.
+    """A loader of the held-out text of a data folder (None if it has no text), its `sources` those to be measured; and the
+    names of those that are left out because their text fills no window of seq_len + 1 tokens. All that will be measured
+    is read once. UserError for a folder of another tokenizer, and for text that is damaged.
 
     Args:
-        sources: names; "all" among them: every one that fills a window. Without a name, or with "all" in a folder that has
-            no text, there is no loader.
         n_tokens: of each source. of: the model's name in messages. seq_len: tokens that a window predicts.
-
-    UserError for a folder of another tokenizer, for text that is damaged, and for a source that is named and is not there
-    or fills no window.
     """
-    everything = "all" in sources
-    if not data or not sources or (everything and not any(Path(data).glob("*/meta.json"))):
+    if not any(Path(data).glob("*/meta.json")):
         return None, []
     loader = Loader(data, {}, 1, seq_len, seed=0)  # {}: no training text is wanted
     if loader.tokenizer != tokenizer.name:
         raise UserError(
             f"{data} is tokenized with {loader.tokenizer!r}, {of} with {tokenizer.name!r}: "
-            "pass the --data of this model, or measure no text (--text or --eval_tokens 0)"
+            "pass the --data of this model, or measure no text (--tasks none, --eval_tasks none)"
         )
     loader.verify(process, ("val",))
-    short = [name for name, source in loader.sources.items() if not source.val.windows(seq_len)] if everything else []
-    chosen = [name for name in loader.sources if name not in short] if everything else sources
-    for source in chosen:
+    short = [name for name, source in loader.sources.items() if not source.val.windows(seq_len)]
+    loader.sources = {name: source for name, source in loader.sources.items() if name not in short}
+    for source in loader.sources:
         for _ in loader.val_batches(source, 64, n_tokens):
             pass
-    loader.sources = {name: source for name, source in loader.sources.items() if name in chosen}
     return loader, short

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli, given, refuse_idle
+from cli import UserError, cli, given
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.prompt import encode_prompt
@@ -34,12 +34,16 @@ from likelihood import bits_per_byte
 from model import GPT, SCALES, config_of, train_flops
 from runtime import (
     Clock,
+    MachineConfig,
+    OptimizerConfig,
     Process,
     Run,
     RunConfig,
     begin,
     make_optimizer,
     optimizer_step,
+    parse_count,
+    parse_save_at,
     to_device,
 )
 from sampler import sample
@@ -52,19 +56,19 @@ WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
 MICRO_AT = "3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # before, next to nothing is right
 PRESETS = {
-    "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, warmup=10, save_at="50k,100k"),
-    "micro": dict(batch=4, seq_len=256, tokens="8M", lr=2e-3, warmup=100, save_at=MICRO_AT),
-    "mini": dict(batch=16, seq_len=512, tokens="40M", lr=1e-3, warmup=100, save_at="log:8"),
-    "small": dict(batch=64, seq_len=1024, tokens="1B", lr=6e-4, warmup=200, save_at="log:8"),
-    "190m": dict(batch=256, seq_len=4096, tokens="10B", lr=6e-4, warmup=500, save_at="log:10"),
-    "olmo2-1b": dict(batch=512, seq_len=4096, tokens="50B", lr=4e-4, warmup=2000, save_at=PAPER_STEPS),
-    "4b": dict(batch=512, seq_len=4096, tokens="50B", lr=3e-4, warmup=2000, save_at=PAPER_STEPS),
+    "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, schedule="cosine:10", save_at="50k,100k"),
+    "micro": dict(batch=4, seq_len=256, tokens="8M", lr=2e-3, schedule="cosine:100", save_at=MICRO_AT),
+    "mini": dict(batch=16, seq_len=512, tokens="40M", lr=1e-3, schedule="cosine:100", save_at="log:8"),
+    "small": dict(batch=64, seq_len=1024, tokens="1B", lr=6e-4, schedule="cosine:200", save_at="log:8"),
+    "190m": dict(batch=256, seq_len=4096, tokens="10B", lr=6e-4, schedule="cosine:500", save_at="log:10"),
+    "olmo2-1b": dict(batch=512, seq_len=4096, tokens="50B", lr=4e-4, schedule="cosine:2000", save_at=PAPER_STEPS),
+    "4b": dict(batch=512, seq_len=4096, tokens="50B", lr=3e-4, schedule="cosine:2000", save_at=PAPER_STEPS),
 }
 
 
 @dataclass
-class Config(RunConfig):
-    """Flags of pretrain.py. Zero or empty: the scale's own value (PRESETS in pretrain.py)."""
+class Config(RunConfig, OptimizerConfig, MachineConfig):
+    """Pretraining. Zero or empty: the scale's own value (PRESETS in pretrain.py)"""
 
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
     data: str = WORLD  # folder of token shards (data/prepare.py); the default is the embedded world, built if absent
@@ -75,26 +79,22 @@ class Config(RunConfig):
     steps: int = 0  # or: how many steps to train
     batch: int = 0  # sequences per step, over all ranks
     seq_len: int = 0  # tokens per sequence
-    lr: float = 0.0  # peak learning rate
-    warmup: int = -1  # steps of linear warm-up; -1: the scale's own
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"  # of the learning rate, after warm-up
+    lr: float = 0.0
+    schedule: str = ""
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: in runs of 1000 steps or more, where it works
     z_loss: float = 1e-5  # weight of the squared log-partition
     doc_mask: bool = False  # keep packed documents apart in attention (OLMo2 does not)
-    save_at: str = ""  # kept checkpoints: steps 100,200; token counts 0.5M,1M; or log:8, eight of them log-spaced
     eval_every: int = 500  # steps between evaluations of held-out text and samples; 0: only at the end
     val_tokens: int = 20_000  # held-out tokens per source in these evaluations
     verify: bool = True  # read all shards at the start, and refuse those that are not what was written
 
     def check(self) -> None:
         """Fill in what was left to the scale. UserError for flags that cannot be combined."""
-        refuse_idle(self, self.idle())
         preset = PRESETS[self.scale]
         if {"tokens", "steps"} <= given(self) and self.tokens and self.steps:
             raise UserError("--tokens and --steps both say how long to train: pass one of them")
-        for name in ("batch", "seq_len", "lr", "save_at"):
+        for name in ("batch", "seq_len", "lr", "schedule", "save_at"):
             setattr(self, name, getattr(self, name) or preset[name])
-        self.warmup = preset["warmup"] if self.warmup < 0 else self.warmup
         if not self.steps:
             self.tokens = self.tokens or preset["tokens"]
             self.steps = max(1, round(parse_count(self.tokens) / self.tokens_per_step))
@@ -104,46 +104,18 @@ class Config(RunConfig):
         if self.seq_len > context:
             raise UserError(f"--seq_len {self.seq_len} exceeds the context of --scale {self.scale}, {context}")
         self.kept(self.steps)
+        super().check()
 
     @property
     def tokens_per_step(self) -> int:
         return self.batch * self.seq_len
 
     def kept(self, total: int) -> set[int]:
-        """The steps whose checkpoints are kept."""
         return set(parse_save_at(self.save_at, total, self.tokens_per_step))
 
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """An evaluation at the end in any case, and none of the untrained model."""
         return step == total or bool(step and self.eval_every and step % self.eval_every == 0)
-
-
-def parse_count(text: str) -> float:
-    """ "4M" -> 4e6. UserError for anything that is not a positive number with an optional k, M, B or T."""
-    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:], 1)
-    try:
-        count = float(text[:-1] if scale != 1 else text) * scale
-    except ValueError:
-        count = 0
-    if not (count > 0 and math.isfinite(count)):
-        raise UserError(f"{text!r} is not a count: write it as 4000000, 4M or 50B")
-    return count
-
-
-def parse_save_at(text: str, steps: int, tokens_per_step: int) -> list[int]:
-    """The steps after which a checkpoint is kept, the last step always among them.
-
-    "100,200": steps. "0.5M,1M": tokens, rounded to the next step. "log:8": 8 checkpoints, log-spaced over the last
-    factor 8 of the run (where a curve over tokens has its points in the paper).
-    """
-    if text.startswith("log:") and text[4:].isdecimal() and int(text[4:]) > 0:
-        n = int(text[4:])
-        at = [steps * 8 ** (i / max(1, n - 1) - 1) for i in range(n)]
-    else:
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        at = [parse_count(part) / (1 if part[-1].isdigit() else tokens_per_step) for part in parts]
-    kept = sorted({min(max(1, math.ceil(s - 1e-9)), steps) for s in at if s <= steps + 1} | {steps})
-    return kept
 
 
 def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config, process: Process, n_tokens: int):
@@ -268,7 +240,7 @@ def main(config: Config) -> None:
     elif run.tokenizer.name != tokenizer.name:
         raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
     model = run.model
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, "olmo2")
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, decay_gains=True)
     run.restore(optimizer=optimizer)
     fast_model = compiled(model, config, process)  # with the same parameters
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from cli import UserError, cli
 from data.prompt import fitting, left_out
-from data.questions import find_questions, in_band
+from data.questions import file_and_band, find_questions, in_band
 from data.tokenizer import Tokenizer, default_new_tokens
 from eval import HeldOut, make_evaluate
 from files import named, write_jsonl
@@ -47,6 +47,8 @@ from packing import packed_batches
 from runtime import (
     Clock,
     Cursor,
+    MachineConfig,
+    OptimizerConfig,
     PostConfig,
     Process,
     Run,
@@ -66,58 +68,56 @@ SHOW_EVERY = 16  # steps between answers that are printed
 
 @dataclass
 class GRPOConfig(SamplerConfig):
-    """Flags of the RL objective, shared with average.py."""
+    """The RL objective: questions, answers, rewards, loss"""
 
     prompts: int = 16  # questions per step
     rollouts: int = 16  # answers sampled per question
     minibatch: int = 0  # questions per optimizer step; 0: all of a step's (exactly on-policy)
     inner_epochs: int = 1  # passes over a step's rollouts
-    clip_low: float = 0.2  # the ratio is clipped at 1 - this
-    clip_high: float = 0.2  # and at 1 + this
-    # where A < 0, the loss of a token is at most this many times -A (arXiv 1912.09729; the authors' code: 3); 0: no bound
+    clip_low: float = 0.2  # the ratio is clipped below at 1 - clip_low
+    clip_high: float = 0.2  # the ratio is clipped above at 1 + clip_high
+    # bound where the advantage A is negative: a token's loss is at most dual_clip times -A (arXiv 1912.09729; the
+    # authors' code: 3); 0: no bound
     dual_clip: float = 0.0
     advantage: Literal["std", "mean"] = "std"  # (r - mean) / std, or r - mean (arXiv 2503.20783)
-    # mean over all tokens; mean of each answer's mean;
-    # or sum over tokens divided by answers × max_new_tokens
+    # how the losses of tokens are added up: mean over all tokens; mean over answers of each answer's mean; or their sum
+    # divided by answers × max_new_tokens
     aggregation: Literal["token", "sequence", "constant"] = "token"
     kl: float = 0.0  # coefficient of the k3 KL to the starting model; 0: no reference model is kept
     entropy: float = 0.0  # coefficient of the entropy bonus
-    temperature: float = 1.0  # of sampling, applied in the loss too
+    temperature: float = 1.0  # temperature of sampling; the loss applies it too
     max_new_tokens: int = 0  # longest answer; 0: 64 with the world's tokenizer, else 512
-    # who judges: strict (the last closed box), lenient (what a reader would take for the answer), or
-    # gsm8k (the authors' evaluation of GSM8K: first ####, else last box, else last number)
+    # how an answer is found in the text: strict (the last closed box), lenient (what a reader would take for the
+    # answer), or gsm8k (as the authors evaluate GSM8K: first ####, else last box, else last number)
     grader: Literal["strict", "lenient", "gsm8k"] = "strict"
     format_score: float = 0.0  # reward of a wrong answer in the form that the grader looks for (strict: a closed box)
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
-    # answers cut at the longest length, without a stop token: reward 0, left out, or scored like others (the authors')
+    # answers that were cut at max_new_tokens: reward 0, left out, or scored like others (the authors' code)
     truncated: Literal["wrong", "mask", "score"] = "wrong"
-    difficulty: str = ""  # a file of `eval.py --difficulty`: train on questions whose pass rate there is in --band
-    band: str = "easy"  # easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
+    # train only on questions of one band of pass rates: FILE:BAND, where FILE is a record of `eval.py --preset
+    # difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
+    difficulty: str = ""
 
     def idle(self) -> dict[str, str]:
-        """Flag → why it has no effect (see cli.refuse_idle)."""
-        idle = {}
-        if self.inner_epochs == 1 and self.minibatch in (0, self.prompts):
-            why = "where a step makes one update, so that its ratio is 1 (--minibatch, --inner_epochs)"
-            idle |= dict.fromkeys(("clip_low", "clip_high", "dual_clip"), why)
-        if not self.difficulty:
-            idle["band"] = "without --difficulty"
-        return idle | super().idle()
+        if self.inner_epochs > 1 or self.minibatch not in (0, self.prompts):
+            return {}
+        why = "where a step makes one update, so that its ratio is 1 (--minibatch, --inner_epochs)"
+        return dict.fromkeys(("clip_low", "clip_high", "dual_clip"), why)
 
 
 @dataclass
-class Config(PostConfig, GRPOConfig, HeldOut):
-    """Flags of rl.py."""
+class Config(PostConfig, GRPOConfig, HeldOut, OptimizerConfig, MachineConfig):
+    """The whole recipe"""
 
-    lr: float = 1e-4  # learning rate (the paper's 1B model: 1e-6)
-    weight_decay: float = 0.01  # decoupled; see --decay
-    # the paper's settings; paper_after_sft: those of the authors' runs from SFT checkpoints; flags beside it win
+    lr: float = 1e-4  # peak learning rate (the paper's 1B model: 1e-6)
+    weight_decay: float = 0.01
+    # paper: the paper's settings; paper_after_sft: those of the authors' runs from SFT checkpoints; flags beside it win
     preset: Literal["", "paper", "paper_after_sft"] = ""
 
 
 PAPER = dict(
-    prompts=512, rollouts=32, minibatch=128, inner_epochs=1, epochs=10.0, lr=1e-6, schedule="constant", warmup=0, clip=1.0,
-    weight_decay=0.01, decay="all", clip_low=0.2, clip_high=0.2, dual_clip=3.0, advantage="std",
+    prompts=512, rollouts=32, minibatch=128, inner_epochs=1, steps="10e", lr=1e-6, schedule="constant", clip=1.0,
+    weight_decay=0.01, clip_low=0.2, clip_high=0.2, dual_clip=3.0, advantage="std",
     aggregation="token", kl=0.001, entropy=0.0, temperature=1.0, max_new_tokens=2048, truncated="score",
 )  # fmt: skip
 PRESETS = {
@@ -498,7 +498,7 @@ def make_grpo(run: Run) -> GRPO:
     config = run.config
     questions = find_questions(config.data, config.questions, "train", config.limit)
     if config.difficulty:
-        questions = in_band(questions, config.difficulty, config.band)
+        questions = in_band(questions, *file_and_band(config.difficulty))
     questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale
     return GRPO(
         config,
@@ -542,8 +542,8 @@ def main(config: Config) -> None:
     run = begin(config, "rl")
     model, process = run.model, run.process
     grpo, log = make_grpo(run), RolloutLog(run)
-    steps = math.ceil(config.epochs * len(grpo.questions) / config.prompts) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
+    steps = config.total_steps(len(grpo.questions), config.prompts)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     run.restore(optimizer=optimizer, grpo=grpo.order)
     evaluate = make_evaluate(run)
     if process.main:

@@ -48,27 +48,44 @@ RANK_TIMEOUT = 4 * 3600
 
 
 @dataclass
-class RunConfig:
-    """Flags that every training stage has."""
+class OptimizerConfig:
+    """AdamW and its learning rate"""
 
-    out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
-    resume: bool = False  # go on from out/last.pt, exactly where it stopped
-    seed: int = 0  # of initialisation, data order and sampling
+    lr: float = 1e-3  # peak learning rate
+    # shape of the learning rate over the run: constant, linear or cosine (these two end at a tenth); with warm-up:
+    # cosine:100 rises linearly over the first 100 steps
+    schedule: str = "constant"
+    weight_decay: float = 0.1  # decoupled weight decay
+    clip: float = 1.0  # longest gradient norm; a longer gradient is scaled to it; 0: no clipping
+
+
+@dataclass
+class MachineConfig:
+    """Where it computes, and with how much memory"""
+
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
-    kernels: Literal["auto", "triton", "torch"] = "auto"  # for attention and log-prob; auto: triton on CUDA
-    lr: float = 1e-3  # peak learning rate
-    schedule: Literal["constant", "cosine", "linear"] = "constant"  # of the learning rate, after warm-up
-    warmup: int = 0  # steps of linear warm-up
-    weight_decay: float = 0.1  # of AdamW, decoupled
-    clip: float = 1.0  # gradient norm is clipped to this; 0: not clipped
     micro_tokens: int = 0  # tokens in one forward pass, which bounds memory; 0: 2048 on a CPU, 16384 on a GPU
+
+
+@dataclass
+class RunConfig:
+    """The run: its folder, its checkpoints, its log"""
+
+    out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
+    resume: bool = False  # go on from OUT/last.pt, exactly where it stopped; flags that are not given are as they were
+    seed: int = 0  # of initialisation, data order and sampling
+    # checkpoints that are kept (the last always is): steps 100,200; pretraining tokens 0.5M,1M; or log:8, eight of them
+    # log-spaced over the last factor 8 of the run
+    save_at: str = ""
     save_every: str = "30m"  # how often last.pt is written: 100 (steps) or 30m (minutes); 0: only when one is kept
     logger: str = ""  # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard)
 
-    def idle(self) -> dict[str, str]:
-        """Flag → why it has no effect beside the others (see cli.refuse_idle). A stage adds its own."""
-        return getattr(super(), "idle", dict)()
+    def check(self) -> None:
+        """UserError for flags that no run can have."""
+        refuse_idle(self)
+        parse_schedule(self.schedule)
+        self.saves()
 
     def saves(self) -> tuple[int, float]:
         """--save_every as (steps, seconds), of which one is 0, and both are if only kept checkpoints are written."""
@@ -76,6 +93,10 @@ class RunConfig:
         if not number.isdecimal():
             raise UserError(f"--save_every {self.save_every}: a number of steps such as 100, or of minutes such as 30m")
         return (int(number), 0.0) if number == self.save_every else (0, 60.0 * int(number))
+
+    def kept(self, total: int) -> set[int]:
+        """The steps whose checkpoints are kept, of a run of `total` steps."""
+        return set(parse_save_at(self.save_at, total))
 
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """Is there an evaluation after so many steps of `total`, checkpoints being kept after `kept`?"""
@@ -86,32 +107,62 @@ class RunConfig:
 
 @dataclass
 class PostConfig(RunConfig):
-    """Flags of the stages that start from a checkpoint: sft.py, rl.py, average.py."""
+    """What it starts from and trains on"""
 
     init: str = ""  # the checkpoint to start from: base, SFT or RL
+    out: str = ""
+    resume: bool = False
     data: str = "out/data"  # folder of data/prepare.py
     questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
     limit: int = 0  # use the first so many questions; 0: all
-    steps: int = 64  # how long to train
-    # what decays: all but the embedding table (olmo2); matrices, so neither it nor the gains; or every parameter (all,
-    # the authors' code)
-    decay: Literal["olmo2", "matrices", "all"] = "matrices"
-    epochs: float = 0.0  # instead of --steps: passes over the questions (sft.py: over the rows)
-    save_at: str = ""  # steps whose checkpoints are kept, such as 16,32; the last one always is
+    steps: int | str = 64  # how long to train: 64 steps, or 10e: so many passes over the questions (sft.py: the rows)
 
     def check(self) -> None:
-        """UserError for what no stage can do."""
         if not self.init:
             raise UserError("--init: name the checkpoint to start from, such as out/pretrain/last.pt")
+        self.total_steps(1, 1)
         self.kept(1)
-        refuse_idle(self, self.idle())
+        super().check()
 
-    def kept(self, total: int) -> set[int]:
-        """The steps whose checkpoints are kept: --save_at and the last."""
-        parts = [part.strip() for part in self.save_at.split(",") if part.strip()]
-        if not all(part.isdecimal() for part in parts):
-            raise UserError(f"--save_at {self.save_at!r}: steps such as 16,32")
-        return {int(part) for part in parts} | {total}
+    def total_steps(self, items: int, per_step: int) -> int:
+        """Steps of the whole run, where a step takes `per_step` of `items` questions or rows."""
+        if isinstance(self.steps, int):
+            return self.steps
+        passes = parse_count(self.steps[:-1], "--steps") if self.steps.endswith("e") else 0
+        if not 0 < passes <= 1e6:
+            raise UserError(
+                f"--steps {self.steps}: a number of steps such as 64, or of passes over the data such as 10e"
+            )
+        return math.ceil(passes * items / per_step)
+
+
+def parse_count(text: str, flag: str = "") -> float:
+    """ "4M" -> 4e6. UserError for anything that is not a positive number with an optional k, M, B or T."""
+    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:], 1)
+    try:
+        count = float(text[:-1] if scale != 1 else text) * scale
+    except ValueError:
+        count = 0
+    if not (count > 0 and math.isfinite(count)):
+        raise UserError(f"{f'{flag} ' if flag else ''}{text!r} is not a count: write it as 4000000, 4M or 50B")
+    return count
+
+
+def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
+    """The steps after which a checkpoint is kept, in a run of `steps`; the last step is always among them.
+
+    "100,200": steps. "0.5M,1M": tokens, rounded to the next step (`tokens_per_step` 0: refused). "log:8": 8
+    checkpoints, log-spaced over the last factor 8 of the run (where a curve over tokens has its points in the paper).
+    """
+    if text.startswith("log:") and text[4:].isdecimal() and int(text[4:]) > 0:
+        n = int(text[4:])
+        at = [steps * 8 ** (i / max(1, n - 1) - 1) for i in range(n)]
+    else:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not tokens_per_step and not all(part.isdecimal() for part in parts):
+            raise UserError(f"--save_at {text!r}: steps such as 16,32, or log:8")
+        at = [parse_count(part, "--save_at") / (1 if part[-1].isdigit() else tokens_per_step) for part in parts]
+    return sorted({min(max(1, math.ceil(s - 1e-9)), steps) for s in at if s <= steps + 1} | {steps})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,9 +286,7 @@ class Process:
                 dist.barrier()
 
 
-def start_process(
-    device: str = "auto", dtype: str = "auto", seed: int = 0, choice: str = "auto", micro_tokens: int = 0
-) -> Process:
+def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, micro_tokens: int = 0) -> Process:
     """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
@@ -252,7 +301,7 @@ def start_process(
     if device == "cuda":
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    kernels.use(choice, device)
+    kernels.use(os.environ.get("KERNELS", "auto"), device)
     if world > 1 and not dist.is_initialized():
         timeout = datetime.timedelta(seconds=float(os.environ.get("RANK_TIMEOUT", RANK_TIMEOUT)))
         with together():
@@ -288,23 +337,19 @@ def _keep_pages() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-DECAYED = {  # --decay: which parameters, by name
-    "olmo2": lambda name, p: not name.startswith("embed"),  # its decay_norm_and_bias: true, decay_embeddings: false
-    "matrices": lambda name, p: p.dim() > 1 and not name.startswith("embed"),
-    "all": lambda name, p: True,  # the authors' post-training
-}
-
-
 def make_optimizer(
-    model: GPT, lr: float, weight_decay: float, betas: tuple[float, float], decay: str = "olmo2"
+    model: GPT, lr: float, weight_decay: float, betas: tuple[float, float], decay_gains: bool = False
 ) -> torch.optim.AdamW:
-    """AdamW over fp32 weights, with decoupled decay on the parameters of DECAYED[decay]."""
+    """AdamW over fp32 weights, with decoupled decay on all matrices but the embedding table (`decay_gains`: and on the
+    gains of RMSNorm, as OLMo2's pretraining)."""
     named = list(model.named_parameters())
-    decayed = [p for name, p in named if DECAYED[decay](name, p)]
-    others = [p for name, p in named if not DECAYED[decay](name, p)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decays = {name: not name.startswith("embed") and (decay_gains or p.dim() > 1) for name, p in named}
+    groups = [
+        {"params": [p for name, p in named if decays[name]], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if not decays[name]], "weight_decay": 0.0},
+    ]
     fused = named[0][1].device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups[: 2 if others else 1], lr=lr, betas=betas, eps=1e-8, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -330,13 +375,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         raise UserError(f"last.pt: its optimizer's state does not fit the model ({reason}); start a new run") from None
 
 
-def learning_rate(c: RunConfig, step: int, total: int) -> float:
-    """The rate of step number `step` (from 0) of `total`."""
-    if step < c.warmup:
-        return c.lr * (step + 1) / c.warmup
-    done = min(1.0, (step - c.warmup) / max(1, total - c.warmup))
-    shape = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[c.schedule]
-    return c.lr * shape if c.schedule == "constant" else c.lr * (FINAL_LR + (1 - FINAL_LR) * shape)
+def parse_schedule(text: str) -> tuple[str, int]:
+    """--schedule as (shape, steps of warm-up): "cosine:100" → ("cosine", 100)."""
+    shape, colon, warmup = text.partition(":")
+    if shape not in ("constant", "linear", "cosine") or (colon and not warmup.isdecimal()):
+        raise UserError(f"--schedule {text}: constant, linear or cosine, or with steps of warm-up such as cosine:100")
+    return shape, int(warmup or 0)
+
+
+def learning_rate(lr: float, shape: str, warmup: int, step: int, total: int) -> float:
+    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a tenth."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if shape == "constant":
+        return lr
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    left = 1.0 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return lr * (FINAL_LR + (1 - FINAL_LR) * left)
 
 
 def reduce_gradients(model: nn.Module, process: Process) -> None:
@@ -388,10 +443,10 @@ class Progress:
 
 # Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates
 FREE = {
-    *"out resume device kernels compile micro_tokens kv_gib verify logger save_every save_at".split(),
-    *"val_tokens eval_every eval_questions eval_limit eval_samples eval_tasks eval_items eval_tokens".split(),
+    *"out resume device compile micro_tokens kv_gib verify logger save_every save_at".split(),
+    *"val_tokens eval_every eval_questions eval_limit eval_tasks".split(),
 }
-LENGTH = {"steps", "epochs", "tokens"}  # and these, where no schedule depends on the length of the run
+LENGTH = {"steps", "tokens"}  # and these, where no schedule depends on the length of the run
 
 
 def take_up(config: RunConfig, stage: str) -> dict | None:
@@ -421,7 +476,7 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
     if wrong or "schedule" not in args:
         raise UserError(f"{path} has no --{[*wrong, 'schedule'][0]} that {stage} could have made; begin a new run")
     changed = {name for name in asked & args.keys() if getattr(config, name) != args[name]}
-    scheduled = args["schedule"] != "constant" or args.get("weight_end", -1) >= 0
+    scheduled = not args["schedule"].startswith("constant") or ":" in str(args.get("weight", ""))
     for name in sorted(changed - FREE):
         if name not in LENGTH:
             raise UserError(f"--resume with another --{name} ({args[name]!r} before): leave it out, or begin a new run")
@@ -442,9 +497,7 @@ def begin(config: RunConfig, stage: str) -> "Run":
     """
     last = take_up(config, stage)
     config.check()
-    run = Run(
-        config, stage, start_process(config.device, config.dtype, config.seed, config.kernels, config.micro_tokens)
-    )
+    run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens))
     if last:
         run.progress, run.lineage, run.saved = (
             Progress(**last["train"]["progress"]),
@@ -660,6 +713,7 @@ class Run:
         """
         config, process, progress = self.config, self.process, self.progress
         kept = config.kept(total)
+        shape, warmup = parse_schedule(config.schedule)
         self.open()
         self._take_state()
         process.stop = self._stop
@@ -673,7 +727,8 @@ class Run:
         )
         with bar:
             while progress.step < total:
-                clock, step = Clock(), Step(progress.step, learning_rate(config, progress.step, total))
+                clock = Clock()
+                step = Step(progress.step, learning_rate(config.lr, shape, warmup, progress.step, total))
                 yield step
                 values = {"lr": step.lr, **step.values, "seconds": clock.lap()}
                 progress.step += 1

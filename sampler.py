@@ -34,7 +34,7 @@ NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts th
 
 @dataclass
 class SamplerConfig:
-    """The flag of every stage that samples. It changes memory and time, not the answers."""
+    """Sampling: changes memory and time, not the answers"""
 
     kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB
 

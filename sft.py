@@ -34,6 +34,8 @@ from packing import packed_batches
 from runtime import (
     Clock,
     Cursor,
+    MachineConfig,
+    OptimizerConfig,
     PostConfig,
     Process,
     Run,
@@ -47,32 +49,31 @@ BETAS = (0.9, 0.999)  # of AdamW
 
 @dataclass
 class SFTConfig:
-    """Flags of the SFT objective, shared with average.py."""
+    """The SFT objective: rows and loss"""
 
-    # per question: one, chosen by the seed; every one (Gold); or, as the authors, the first one, with the rows in the
-    # order of the file and not shuffled
+    # solutions of each question: one, drawn by the seed; all of them (Gold); or, as the authors, the first one, with the
+    # rows in the order of the file and not shuffled
     solutions: Literal["one", "first", "all"] = "one"
     rows: int = 32  # rows per step, over all ranks
-    sft_cut: int = 0  # use so many tokens of a solution (the authors: 512; a longer one has no stop token); 0: all
-    loss: Literal["token_mean", "token_sum"] = "token_mean"  # over the solution tokens of a step
+    sft_cut: int = 0  # cut solutions to so many tokens (the authors: 512); a cut one has no stop token. 0: no cut
+    loss: Literal["token_mean", "token_sum"] = "token_mean"  # mean or sum over the solution tokens of a step
 
 
 @dataclass
-class Config(PostConfig, SFTConfig, HeldOut):
-    """Flags of sft.py."""
+class Config(PostConfig, SFTConfig, HeldOut, OptimizerConfig, MachineConfig):
+    """The whole recipe"""
 
-    steps: int = 400  # how long to train
-    lr: float = 3e-4  # learning rate (the paper's 1B model: 4e-5)
-    weight_decay: float = 0.01  # decoupled; see --decay
-    # steps between evaluations; 0: none; -1: at the start and wherever a checkpoint is kept (--save_at)
+    steps: int | str = 400
+    lr: float = 3e-4  # peak learning rate (the paper's 1B model: 4e-5)
+    weight_decay: float = 0.01
     eval_every: int = 50
     preset: Literal["", "paper"] = ""  # the paper's settings; flags beside it win
 
 
 PRESETS = {
     "paper": dict(
-        rows=512, lr=4e-5, schedule="constant", warmup=0, steps=9500, clip=1.0, eval_every=500, loss="token_sum",
-        solutions="first", sft_cut=512, decay="all", weight_decay=0.01,
+        rows=512, lr=4e-5, schedule="constant", steps=9500, clip=1.0, eval_every=500, loss="token_sum",
+        solutions="first", sft_cut=512, weight_decay=0.01,
     )
 }  # fmt: skip
 
@@ -192,8 +193,8 @@ def main(config: Config) -> None:
     run = begin(config, "sft")
     model, process = run.model, run.process
     sft = make_sft(run)
-    steps = math.ceil(config.epochs * len(sft.data) / config.rows) if config.epochs else config.steps
-    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, config.decay)
+    steps = config.total_steps(len(sft.data), config.rows)
+    optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     run.restore(optimizer=optimizer, sft=sft.order)
     evaluate = make_evaluate(run)
     if process.main:

@@ -103,7 +103,11 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
 
 
 def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
-    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`); the first `limit` of them."""
+    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`, or NAME:SPLIT); the first `limit` of
+    them."""
+    hub, _, named_split = name.partition(":")
+    if named_split and hub in HUB_QUESTIONS:
+        name, split = hub, named_split
     in_data = Path(data) / "questions" / f"{name}.jsonl"
     if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
         raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
@@ -212,25 +216,37 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
 BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}
 
 
+def file_and_band(text: str) -> tuple[str, str]:
+    """--difficulty FILE:BAND → (FILE, BAND). UserError if either is missing."""
+    file, _, band = text.rpartition(":")
+    if band.replace(".", "").isdigit():  # FILE:LOW:HIGH
+        file, _, low = file.rpartition(":")
+        band = f"{low}:{band}"
+    if not file:
+        raise UserError(f"--difficulty {text}: name a file and a band, such as last.difficulty.json:hard")
+    return file, band
+
+
 def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
-    """The questions whose strict pass rate in an evaluation record (`eval.py --difficulty`) lies in a band: a name in BANDS
+    """The questions whose strict pass rate in an evaluation record (`eval.py --preset difficulty`) lies in a band: a name in BANDS
     or "LOW:HIGH", ends included. UserError if none does."""
     low, high = BANDS.get(band, (-1.0, -1.0))
     if band.count(":") == 1:
         with contextlib.suppress(ValueError):
             low, high = map(float, band.split(":"))
     if not 0 <= low <= high <= 1:
-        raise UserError(f"--band {band}: {', '.join(BANDS)} or LOW:HIGH with 0 ≤ LOW ≤ HIGH ≤ 1, such as 0.1:0.5")
+        known = f"{', '.join(BANDS)} or LOW:HIGH with 0 ≤ LOW ≤ HIGH ≤ 1, such as 0.1:0.5"
+        raise UserError(f"--difficulty {path}:{band}: a band is {known}")
     try:
         sets = json.loads(Path(path).read_text())["questions"].values()
         rate = {q["id"]: q["c"] / q["n"] for s in sets for q in s["questions"]}
     except MALFORMED as error:
         raise UserError(
-            f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --difficulty"
+            f"--difficulty {path}: no evaluation record ({error}); make one: eval.py --preset difficulty"
         ) from None
     kept = [q for q in questions if low <= rate.get(q["id"], -1.0) <= high]
     if not kept:
-        raise UserError(f"--band {band}: none of {len(questions)} questions has a pass rate in it in {path}")
+        raise UserError(f"--difficulty {path}:{band}: none of {len(questions)} questions has a pass rate in this band")
     return kept
 
 

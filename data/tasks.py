@@ -14,10 +14,12 @@ from data.tokenizer import Tokenizer
 
 
 def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, list[dict]]:
-    """name → items of likelihood tasks; "all": every one in DATA/tasks."""
+    """name → items of likelihood tasks; "all": every one in DATA/tasks; "none" and "text" (bits per byte) are none."""
     folder = Path(data) / "tasks"
     tasks = {}
     for name in names:
+        if name in ("none", "text"):
+            continue
         if name == "all":
             paths = sorted(folder.glob("*.jsonl"))
         else:

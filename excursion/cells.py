@@ -14,6 +14,7 @@ from pathlib import Path
 import pretrain
 from cli import UserError
 from data.tokenizer import load_tokenizer
+from eval import HELD_OUT_SAMPLES
 from excursion.config import PAPER_COOLING, Config
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
@@ -264,7 +265,7 @@ class Builder:
             flags |= dict(prompts=c.prompts, rollouts=c.rollouts, kl=0) | self.length()
         if r.stage != "rl":
             flags |= dict(rows=c.average_rows if r.averaged else c.rows)
-        flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_samples=8, eval_tokens=0, eval_tasks=())
+        flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_tasks="none")
         return flags | dict(save_at=",".join(map(str, points)), save_every=max(1, math.ceil(points[-1] / 16)))
 
     def training_seconds(self, scale: str, flags: dict) -> float:
@@ -272,7 +273,7 @@ class Builder:
         steps, every = flags["steps"], flags["eval_every"]
         times = 1 + (len(flags["save_at"].split(",")) if every < 0 else math.ceil(steps / every))
         answers = steps * flags.get("prompts", 0) * flags.get("rollouts", 0)
-        judged = flags["eval_samples"] * flags["eval_limit"] * times
+        judged = HELD_OUT_SAMPLES * flags["eval_limit"] * times
         return self.seconds(scale, answer=answers, row=steps * flags.get("rows", 0), judged=judged)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ class Builder:
         read = 0 if warm else 2 * c.val_tokens + 3 * (c.limit if c.limit > 0 else 1000) * 60
         seconds = self.seconds(base.scale, judged=asked * c.samples, read=read)
         flags = dict(questions=c.questions, limit=max(0, c.limit))
-        flags |= dict(temperature=1.0, tasks=(), text=()) if warm else dict(val_tokens=c.val_tokens)
+        flags |= dict(temperature=1.0, tasks="none") if warm else dict(val_tokens=c.val_tokens)
         name, folder, shots = f"{place}/{kind}_{model.stem}", self.out / place / kind, r.flags.get("shots", 0)
         cell = self.ask(name, model, folder, seconds, flags, shots, meta)
         cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # that this evaluation stands for
@@ -339,7 +340,7 @@ class Builder:
         c, name = self.config, f"{base.folder}/{recipe}/validation"
         seconds = self.seconds(c.scale, judged=c.val_limit * c.samples)
         flags, shots = (
-            dict(questions="validation", limit=c.val_limit, tasks=(), text=()),
+            dict(questions="validation", limit=c.val_limit, tasks="none"),
             RECIPES[recipe].flags["shots"],
         )
         self.ask(name, base.checkpoint, self.out / name, seconds, flags, shots, meta={})
@@ -349,7 +350,7 @@ class Builder:
         c, name = self.config, f"{base.folder}/difficulty/{recipe}"
         flags = dict(checkpoint=model, data=c.data, limit=c.pool) | self.length() | dict(out=self.out / name)
         command, result = (
-            [script("eval"), "--difficulty", *flags_of(flags)],
+            [script("eval"), "--preset", "difficulty", *flags_of(flags)],
             self.out / name / f"{model.stem}.difficulty.json",
         )
         self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))

@@ -100,11 +100,20 @@ class Config:
     factors: tuple[float, ...] = (1 / 3, 1.0, 2.0, 3.0)  # sharpening: factors of RL's learning rate
     side_steps: int = 0  # RL steps of rollouts, mixture, scale, seeds, demonstrations, and of sharpening at other rates
     rollout_counts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
-    bands: tuple[str, ...] = ("easy", "hard")  # rollouts: pass rates of the training questions (rl.py --band)
+    bands: tuple[str, ...] = ("easy", "hard")  # rollouts: pass rates of the training questions (rl.py --difficulty)
     shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
     scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
     rl_seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # seeds: of RL, from the same pretraining run
     solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
+
+    def idle(self) -> dict[str, str]:
+        others = {flag: name for flag, name in ONLY.items() if name not in (self.plan, self.command)}
+        idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
+        if self.plan == "mixture":
+            idle["mix"] = "beside --shares"
+        if self.plan == "scale":
+            idle |= dict.fromkeys(("checkpoints", "primary"), "where each size is judged at its end")
+        return idle
 
     @property
     def rates(self) -> dict[str, dict[str, float]]:
@@ -173,13 +182,7 @@ ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_count
 
 def resolve(config: Config) -> Config:
     """Fill what was left to the budget. UserError for what no plan can do, before hours are spent on its first part."""
-    others = {flag: name for flag, name in ONLY.items() if name not in (config.plan, config.command)}
-    idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
-    if config.plan == "mixture":
-        idle["mix"] = "beside --shares"
-    if config.plan == "scale":
-        idle |= dict.fromkeys(("checkpoints", "primary"), "where each size is judged at its end")
-    cli.refuse_idle(config, idle)
+    cli.refuse_idle(config)
     asked_t1 = config.points_t1
     paper = config.scale in ("olmo2-1b", "4b")
     config.budget = config.budget or ("smoke" if config.scale == "smoke" else "paper" if paper else "short")

@@ -91,7 +91,7 @@ def plan_sharpening(b: Builder) -> None:
         for recipe, after in (("rl", "base"), ("sft_rl", "sft")):
             start = b.train(after, base)
             rates = b.difficulty(after, base, start)
-            changes = dict(difficulty=rates, band="hard", needs=[rates], steps=c.side_steps)
+            changes = dict(difficulty=f"{rates}:hard", needs=[rates], steps=c.side_steps)
             b.evaluate(recipe, vary(base, band="hard"), start, **changes)
 
 
@@ -107,7 +107,7 @@ def plan_rollouts(b: Builder) -> None:
                 # half-way, in logarithms, between as many steps for all and as many answers for all
                 steps = max(1, round(c.side_steps * math.sqrt(min(c.rollout_counts) / n)))
                 # judged on validation every 8 steps: when does it get there?
-                more = dict(difficulty=rates, band=band, needs=[rates], eval_every=8)
+                more = dict(difficulty=f"{rates}:{band}", needs=[rates], eval_every=8)
                 b.evaluate("rl", vary(base, band=band, n=n), rollouts=n, steps=steps, **more)
 
 

@@ -15,7 +15,7 @@ log_prob` prints time and memory of both.
 import functools
 import importlib.util
 import os
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +31,16 @@ KEEP_ELEMENTS = 1 << 23  # up to so many logits (32 MB in fp32) are kept for bac
 _choice = "auto"
 
 
-def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) -> None:
-    """Choose what attention and linear_log_prob run on from now on. UserError if `device` cannot.
+def use(choice: str, device: torch.device | str) -> None:
+    """Choose what attention and linear_log_prob run on from now on (the environment's KERNELS). UserError if `device`
+    cannot.
 
     torch: the definitions below. triton: the Triton kernels, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
     auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch.
     """
     global _choice
     device = torch.device(device)
-    reason = ""
+    reason = "" if choice in ("auto", "triton", "torch") else "auto, triton and torch are known"
     if choice == "triton":
         if importlib.util.find_spec("triton") is None:
             reason = "triton is not installed (pip install triton; Linux only)"
@@ -50,7 +51,7 @@ def use(choice: Literal["auto", "triton", "torch"], device: torch.device | str) 
     if reason:
         from cli import UserError
 
-        raise UserError(f"--kernels triton: {reason}; use --kernels torch")
+        raise UserError(f"KERNELS={choice}: {reason}; set KERNELS=torch in the environment")
     _choice = choice
 
 

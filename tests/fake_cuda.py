@@ -161,7 +161,7 @@ def main() -> None:
     )
     for dtype in (torch.bfloat16, torch.float32):
         for choice in ("triton", "torch"):
-            print(f"{dtype}, --kernels {choice}")
+            print(f"{dtype}, KERNELS={choice}")
             launched.clear()
             with contextlib.ExitStack() as stack:
                 for context in (*patches, FakeTensorMode(allow_non_fake_inputs=True), Scalars()):

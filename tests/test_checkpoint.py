@@ -253,7 +253,7 @@ def test_a_loaded_checkpoint_is_dropped(base, tmp_path):
     shutil.copy(base / "last.pt", path)
     checkpoint = load_checkpoint(path)
     model = load_model(checkpoint)
-    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
+    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
     runtime.load_optimizer(optimizer, checkpoint["train"]["optimizer"])
     assert "dropped.pt" in Path("/proc/self/maps").read_text()
     del checkpoint
@@ -262,14 +262,14 @@ def test_a_loaded_checkpoint_is_dropped(base, tmp_path):
 
 def test_a_loaded_state_is_saved_with_the_same_bits(good):
     """A resume that only writes the kept checkpoint again, which a kill has cost, changes nothing: no rate, no moment."""
-    optimizer = runtime.make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95))
+    optimizer = runtime.make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95), decay_gains=True)
     runtime.load_optimizer(optimizer, good["train"]["optimizer"])
     assert same(optimizer.state_dict(), good["train"]["optimizer"])
 
 
 def test_optimizer_states_that_do_not_fit(good):
     """Of other shapes, with a part missing, or no state at all: one line."""
-    optimizer = runtime.make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95))
+    optimizer = runtime.make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
     state = good["train"]["optimizer"]
     broken = [
         {},

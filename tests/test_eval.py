@@ -192,9 +192,6 @@ REFUSED = {
     "--tasks nothing": "neither",
     "--tasks {P}/two_forms.jsonl": "one file has items of one form",
     "--tasks {P}/long_choice.jsonl": "item 1 has an empty context or continuation, or one beyond",
-    "--text nothing": "no source 'nothing'",
-    "--text short": "do not fill one window of 257",
-    "--seq_len 512": "exceeds the context",
     "--questions test_easy nothing": "'nothing'",
     "--questions test_easy {P}/test_easy.jsonl": "the same name",
     "--max_new_tokens 256": "no question fits a context of 256 with 256 new tokens",
@@ -251,8 +248,8 @@ def test_everything_is_checked_before_the_first_sample(monkeypatch, capsys, base
 
 def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong, tmp_path, capsys):
     """A question that does not fit is named and counted, in eval.py and its record, in the evaluation of a stage, in RL
-    and in SFT; the others are evaluated. So is, in eval.py with --text all and in a stage, a source whose text fills no
-    window."""
+    and in SFT; the others are evaluated. A source whose text fills no window is left out too, in eval.py and
+    in a stage."""
     rows = [json.loads(line) for line in (world / "questions/test_easy.jsonl").read_text().splitlines()[:3]]
     rows[1] |= {"id": "giant", "question": "How many pears has Tom? " * 60}
     path = tmp_path / "some.jsonl"
@@ -260,18 +257,20 @@ def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong,
     told = "1 of 3 questions leave no room for 5 new tokens in a context of 256: left out: giant"
     common = dict(data=str(world), max_new_tokens=5)
     evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), questions=(str(path),), samples=2, k=(1,), tasks=(),
-                                      text=(), out=str(tmp_path / "records"), **common))  # fmt: skip
+                                      out=str(tmp_path / "records"), **common))  # fmt: skip
     assert capsys.readouterr().err.count(told) == 1
     (record,) = json.loads((tmp_path / "records/last.json").read_text())["questions"].values()
     assert record["left_out"] == ["giant"] and [q["id"] for q in record["questions"]] == [rows[0]["id"], rows[2]["id"]]
-    evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), data=str(wrong / "data"), questions=(), tasks=(),
+    evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), data=str(wrong / "data"), questions=(), tasks=("text",),
                                       out=str(tmp_path / "text"), val_tokens=500))  # fmt: skip
     no_window = "held-out text of short fills no window of 257: left out"
     assert no_window in capsys.readouterr().err
     assert list(json.loads((tmp_path / "text/last.json").read_text())["text"]) == ["general", "math"]
-    stage = dict(init=str(base / "last.pt"), questions=str(path), steps=1, data=str(wrong / "data"), eval_tasks=())
+    stage = dict(
+        init=str(base / "last.pt"), questions=str(path), steps=1, data=str(wrong / "data"), eval_tasks=("text",)
+    )
     rl.main(
-        rl.Config(max_new_tokens=5, **stage, eval_questions=str(path), eval_samples=1, prompts=1, rollouts=2, eval_tokens=500,
+        rl.Config(max_new_tokens=5, **stage, eval_questions=str(path), prompts=1, rollouts=2,
                   out=str(tmp_path / "rl"))
     )  # fmt: skip
     said = capsys.readouterr().err
@@ -279,7 +278,7 @@ def test_what_is_too_long_or_too_short_is_left_out_and_named(base, world, wrong,
     assert said.count(no_window) == 1
     last = json.loads((tmp_path / "rl/metrics.jsonl").read_text().splitlines()[-1])
     assert [key for key in last if key.startswith("bpb")] == ["bpb_general", "bpb_math"]
-    sft.main(sft.Config(**stage, eval_tokens=0, eval_questions="", rows=2, out=str(tmp_path / "sft")))
+    sft.main(sft.Config(**stage, eval_questions="", rows=2, out=str(tmp_path / "sft")))
     assert "1 rows longer than the context of 256 (giant)" in capsys.readouterr().err
 
 
@@ -288,7 +287,7 @@ def test_every_evaluation_of_a_stage_prints_a_line(base, world, tmp_path, capsys
     """Before the first step and every --eval_every steps: the step, pass@k, the tasks and bits per byte, as logged."""
     module = {"sft": sft, "rl": rl, "average": average}[stage]
     flags = dict(rows=2) if stage == "sft" else dict(prompts=1, rollouts=2, max_new_tokens=4)
-    flags |= dict(eval_every=2, eval_limit=4, eval_samples=8, eval_tasks=("facts",), eval_tokens=300, steps=4, limit=8)
+    flags |= dict(eval_every=2, eval_limit=4, eval_tasks=("facts", "text"), steps=4, limit=8)
     module.main(module.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
     lines = [line for line in capsys.readouterr().out.splitlines() if "val_pass@1" in line]
     logged = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl") if "val_pass@1" in line]
@@ -301,7 +300,7 @@ def test_every_evaluation_of_a_stage_prints_a_line(base, world, tmp_path, capsys
 
 def test_one_rank_prints_the_evaluation(monkeypatch, model, tokenizer, world, capsys):
     """Of several ranks the main one writes the line; all get the values."""
-    config = sft.Config(data=str(world), eval_limit=2, eval_tasks=(), eval_tokens=0)
+    config = sft.Config(data=str(world), eval_limit=2, eval_tasks=())
     mean = {"pass@1": {"mean": 0.5}}
     record = {"questions": {"x": {"strict": mean, "lenient": mean, "box": 1.0}}, "tasks": {}, "text": {}}
     monkeypatch.setattr(evaluation.Evaluation, "run", lambda *_: (record, []))
@@ -451,7 +450,7 @@ def test_process_right_needs_a_right_answer_and_true_equations(monkeypatch, mode
 
 def test_stages_log_the_process_of_the_worlds_questions(monkeypatch, model, tokenizer, world):
     """The evaluation while a stage trains gives val_process@k and val_floor@k beside val_pass@k."""
-    config = sft.Config(data=str(world), eval_limit=2, eval_samples=4, eval_tasks=(), eval_tokens=0)
+    config = sft.Config(data=str(world), eval_limit=2, eval_tasks=())
     questions = find_questions(str(world), "validation", "test", 2)
     good = [q["solutions"][0] for q in questions]
     fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text]

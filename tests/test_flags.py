@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
 import sys
 import zlib
@@ -67,14 +68,47 @@ def test_flags_beside_a_preset_win_in_every_spelling(preset, flag):
 
 
 def test_presets():
-    """--steps beside a preset of epochs makes so many steps; both given are refused. eval.py has its preset too."""
+    """--steps beside a preset of passes over the data makes so many steps. eval.py has its presets too."""
     config = parse("eval", "--preset", "paper", "--samples", "4")
     assert (config.samples, config.max_new_tokens, config.grader) == (4, 1024, "gsm8k")
-    assert parse("rl", "--preset", "paper").epochs == 10
-    config = parse("rl", "--preset", "paper", "--steps", "2")
-    assert (config.steps, config.epochs) == (2, 0)
+    assert parse("rl", "--preset", "paper").steps == "10e"
+    assert parse("rl", "--preset", "paper", "--steps", "2").steps == 2
+    config = parse("eval", "--preset", "difficulty", "--limit", "4")
+    assert (config.questions, config.samples, config.tasks, config.limit) == (("train",), 64, ("none",), 4)
+
+
+@pytest.mark.parametrize(("steps", "total"), [(5, 5), ("1e", 4), ("2e", 7), ("0.5e", 2), ("10e", 34)])
+def test_steps_or_passes(steps, total):
+    """--steps 5 are steps; 2e are as many as two passes over 10 questions take at 3 a step, rounded up."""
+    assert rl.Config(steps=steps).total_steps(10, 3) == total
+
+
+@pytest.mark.parametrize("steps", ["e", "0e", "-1e", "1e9e", "infe", "nane", "ten", "2 e 3"])
+def test_passes_that_make_no_sense(steps):
+    with pytest.raises(cli.UserError, match="^[^\n]*--steps"):
+        rl.Config(steps=steps).total_steps(10, 3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help(stage, capsys, monkeypatch):
+    """--help shows each flag once, with a sentence, in groups: the stage's own first. Where a run starts from a checkpoint,
+    --init, --out and --resume are among the first five."""
+    monkeypatch.setenv("COLUMNS", "100")  # a wide terminal gets two columns
     with pytest.raises(SystemExit):
-        parse("rl", "--steps", "2", "--epochs", "1")
+        parse(stage, "--help")
+    _, *parts = re.split(r"^. --(?=\w)", capsys.readouterr().out, flags=re.M)
+    shown = [re.match(r"\w+", part)[0] for part in parts]
+    assert sorted(shown) == sorted(flags_of(stage))
+    for name, part in zip(shown, parts, strict=True):
+        words = re.sub(r"\(default:.*", "", part, flags=re.S).split("}")[-1].split()
+        assert len(words) > 4, f"--{name} has no sentence: {part}"
+    first = shown[:5]
+    if stage in ("sft", "rl", "average"):
+        assert {"init", "out", "resume"} <= set(first)
+    else:
+        assert first[0] == {"pretrain": "scale", "eval": "checkpoint"}[stage]
+    budget = {"pretrain": 28, "sft": 30, "rl": 42, "average": 50, "eval": 24}[stage]
+    assert len(shown) <= budget, "a new flag: can another one go?"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -207,18 +241,15 @@ POST = dict(
     steps=2,
     eval_every=2,
     eval_limit=2,
-    eval_samples=2,
-    eval_items=2,
-    eval_tokens=300,
 )
 RL = dict(prompts=2, rollouts=3, max_new_tokens=8)
 BASE = {
-    "pretrain": dict(scale="smoke", data="{W}", batch=4, seq_len=32, steps=2, val_tokens=300, warmup=0, eval_every=2),
+    "pretrain": dict(scale="smoke", data="{W}", batch=4, seq_len=32, steps=2, val_tokens=300, schedule="cosine", eval_every=2),
     "sft": POST | dict(rows=2),
     "rl": POST | RL,
     "average": POST | RL | dict(rows=2),
     "eval": dict(checkpoint=("{P}/a.pt",), data="{W}", limit=2, samples=2, k=(1,), max_new_tokens=8, shots="0", val_tokens=300,
-                 seq_len=64, questions=("test_easy",)),
+                 questions=("test_easy",)),
 }  # fmt: skip
 SHOWN_ELSEWHERE = {
     "overwrite": "test_runs.py::test_evaluation_record",
@@ -231,23 +262,22 @@ SHOWN_ELSEWHERE = {
 FEW = dict(prompts=5, rollouts=2)  # some groups carry no signal
 # flag → a value that must make a difference; where it needs others beside it: (value, {others})
 CHANGES = dict(
-    out="{OUT}/other", resume=True, seed=1, device="cuda", dtype="bf16", kernels="triton", lr=1e-2, schedule="linear",
-    warmup=2, weight_decay=0.5, decay="all", clip=1e-3,
+    out="{OUT}/other", resume=True, seed=1, device="cuda", dtype="bf16", lr=1e-2, schedule="linear:3",
+    weight_decay=0.5, clip=1e-3,
     save_every="1", logger="wandb:x",
-    init="{P}/b.pt", data="{P}/data2", questions="{P}/questions.jsonl", limit=3, steps=3, epochs=(2.0, dict(steps=None, epochs=1.0)),
+    init="{P}/b.pt", data="{P}/data2", questions="{P}/questions.jsonl", limit=3, steps="3e",
     save_at="1",
-    eval_every=1, eval_questions="test_easy", eval_limit=1, eval_samples=3, eval_tasks=("facts",), eval_items=1, eval_tokens=900,
+    eval_every=1, eval_questions="test_easy", eval_limit=1, eval_tasks=("facts",),
     prompts=3, rollouts=4, minibatch=1, inner_epochs=2, clip_low=(0.0, dict(inner_epochs=2, lr=0.1, prompts=3, rollouts=6)),
     clip_high=(0.0, dict(inner_epochs=2, lr=0.1, prompts=3, rollouts=6)), dual_clip=(1.01, dict(inner_epochs=3, lr=0.1, prompts=3, rollouts=6)), advantage="mean",
     aggregation=("sequence", dict(prompts=4, rollouts=4, max_new_tokens=16)), kl=0.1, entropy=0.1, temperature=0.7, max_new_tokens=6, format_score=0.5,
-    resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json",
-    band=("0.9:1", dict(difficulty="{P}/rates.json")), micro_tokens=16, kv_gib=1e-5,
+    resample=(1, FEW), truncated="mask", difficulty="{P}/rates.json:0.1:0.9", micro_tokens=16, kv_gib=1e-5,
     solutions="all", rows=3, loss="token_sum", sft_cut=3, grader=("gsm8k", dict(prompts=4, rollouts=4)),
-    prompt="question_answer", sft_weight=(0.9, dict(mode="combined")),
-    mode="combined", weight=0.9, weight_end=0.9, adapt="signal", sft_lr=1e-2, sft_steps=(2, dict(mode="interleaved")), rl_steps=(2, dict(mode="interleaved", steps=3)),
+    prompt="question_answer",
+    mode="combined", weight="0.5:0.9", sft_lr=1e-2, turns=("1:2", dict(mode="interleaved", steps=3)),
     scale="micro", mix="math=1", tokens=("384", dict(steps=None, tokens="256")), batch=2, seq_len=16, compile="on", z_loss=1.0,
     doc_mask=True, val_tokens=900,
-    checkpoint=("{P}/b.pt",), split="train", tasks=("facts",), text=("general",),
+    checkpoint=("{P}/b.pt",), tasks=("facts",),
     samples=3, k=(2,), shots="1", examples=("gsm8k", dict(shots="1")), 
     ask="What?",
 )  # fmt: skip
@@ -256,24 +286,10 @@ OTHERWISE = {  # where a stage needs another change than the rest
     ("sft", "preset"): ("paper", dict(rows=2, lr=1e-4)),
     ("average", "preset"): ("paper", dict(prompts=2, rollouts=2, rows=None, max_new_tokens=8, lr=1e-4, sft_lr=1e-4)),
     ("average", "other"): ("{P}/b.pt", "soup"),
-    ("average", "minibatch"): (1, dict(mode="interleaved", sft_steps=0)),
-    ("average", "inner_epochs"): (2, dict(mode="interleaved", sft_steps=0)),
-    ("average", "clip_low"): (
-        0.0,
-        dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1, prompts=3, rollouts=6),
-    ),
-    ("average", "clip_high"): (
-        0.0,
-        dict(mode="interleaved", sft_steps=0, inner_epochs=2, lr=0.1, prompts=3, rollouts=6),
-    ),
-    ("average", "dual_clip"): (
-        1.01,
-        dict(mode="interleaved", sft_steps=0, inner_epochs=3, lr=0.1, prompts=3, rollouts=6),
-    ),
-    ("eval", "difficulty"): True,
     ("eval", "questions"): ("test_hard",),
     ("eval", "top_p"): 0.5,
     ("pretrain", "schedule"): "constant",
+    ("pretrain", "steps"): 3,
 }
 ONE_BASE: dict = {}  # outcomes of flags that several cases compare with
 

@@ -33,8 +33,8 @@ PATCHES = {  # name → (stage, further flags, what must hold then)
     "optimizer": ("rl", [], ""),
     "weight_schedule": (
         "average",
-        ["--adapt", "cosine", "--rows", "2"],
-        "found = [stage.weight_at(stage.Config(adapt='cosine'), i, 3, 1, 1, 1) for i in range(3)]\n"
+        ["--weight", "cosine", "--rows", "2"],
+        "found = [stage.weight_at(stage.Config(weight='cosine'), i, 3, 1, 1, 1) for i in range(3)]\n"
         "assert max(abs(a - b) for a, b in zip(found, [0, 0.5, 1])) < 1e-6",
     ),
     "model": ("pretrain", [*SMALL, "--eval_every", "0"], ""),

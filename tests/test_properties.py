@@ -6,7 +6,6 @@ test_questions, test_verifier, test_world; those of whole runs (22, 29, 30, 33, 
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
-from runtime import Process, Run, RunConfig, make_optimizer, optimizer_step
+from runtime import Process, Run, make_optimizer, optimizer_step
 from verifier import GRADERS
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
@@ -101,7 +100,7 @@ def for_the_world(stop_logit=0.0):
 
 def step_of(model, g, optimizer, lr, folder, kept=None):
     """One step of rl.py; `kept` gets its groups."""
-    run = Run(RunConfig(out=str(folder / "new")), "rl", g.process)
+    run = Run(rl.Config(out=str(folder / "new")), "rl", g.process)
     run.use(model, g.tokenizer)
     return rl.grpo_step(run, g, optimizer, lambda groups, learned: kept is not None and kept.extend(groups), lr)
 
@@ -545,7 +544,7 @@ def weights():
 def ordinary(grads, rate, decay=0.0):
     """One step of AdamW alone."""
     m = fresh()
-    optimizer = make_optimizer(m, rate, decay, (0.9, 0.999), "matrices")
+    optimizer = make_optimizer(m, rate, decay, (0.9, 0.999))
     for p, g in zip(m.parameters(), grads, strict=True):
         p.grad = g.clone()
     optimizer.step()
@@ -555,7 +554,7 @@ def ordinary(grads, rate, decay=0.0):
 def averaged(grads_rl, grads_sft, rates=(1e-3, 1e-3), decay=(0.0, 0.0), weight=0.5, swap=False):
     """One averaged step from given gradients, through the code that average.py uses."""
     m = fresh()
-    optimizers = [make_optimizer(m, rate, d, (0.9, 0.999), "matrices") for rate, d in zip(rates, decay, strict=True)]
+    optimizers = [make_optimizer(m, rate, d, (0.9, 0.999)) for rate, d in zip(rates, decay, strict=True)]
     at = [p.detach().clone() for p in m.parameters()]
 
     def step(i):
@@ -623,14 +622,14 @@ def test_32_small_steps_change_fp32_weights(weights):
 
 def test_curriculum_and_weights():
     """Curriculum rounds have one SFT step fewer and one RL step more each; w moves linearly to its end."""
-    config = SimpleNamespace(mode="curriculum", sft_steps=3, weight=0.5, weight_end=0.0, adapt="")
+    config = average.Config(mode="curriculum", turns="3:1", weight="0.5:0")
     kinds = "".join("R" if average.is_rl_step(config, s) else "S" for s in range(12))
     assert kinds == "SSSRSSRRSRRR"
     assert [average.weight_at(config, s, 3, 1, 1, 1) for s in range(3)] == [0.5, 0.25, 0.0]
-    config = SimpleNamespace(mode="interleaved", sft_steps=2, rl_steps=1)
+    config = average.Config(mode="interleaved", turns="2:1")
     assert "".join("R" if average.is_rl_step(config, s) else "S" for s in range(6)) == "SSRSSR"
-    for adapt, want in (("norm", 0.25), ("signal", 0.6)):
-        config = SimpleNamespace(mode="parallel", weight=0.5, weight_end=-1.0, adapt=adapt)
+    for weight, want in (("norm", 0.25), ("signal", 0.6), (0.3, 0.3)):
+        config = average.Config(weight=weight)
         assert average.weight_at(config, 0, 3, 3.0, 1.0, 0.6) == want
-    config = SimpleNamespace(mode="parallel", weight=0.5, weight_end=-1.0, adapt="norm")
+    config = average.Config(weight="norm")
     assert average.weight_at(config, 0, 3, 0.0, 1.0, 0.0) == 0 and average.weight_at(config, 0, 3, 1.0, 0.0, 1.0) == 1

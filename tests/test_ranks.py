@@ -115,7 +115,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
 # ---------------------------------------------------------------------------------------------------------------------
 
 ROLLOUTS = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=3, micro_tokens=64)
-EVALUATED = dict(eval_every=1, eval_limit=2, eval_samples=2, eval_tasks=("facts",), eval_items=2, eval_tokens=500)
+EVALUATED = dict(eval_every=1, eval_limit=2, eval_tasks=("facts",))
 UPDATES = {**ROLLOUTS, "minibatch": 1, "kl": 0.1, "micro_tokens": 2048}
 STAGES = {
     "pretrain": (pretrain, dict(scale="smoke", batch=4, seq_len=64, steps=3, micro_tokens=1, eval_every=0)),

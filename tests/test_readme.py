@@ -26,7 +26,7 @@ NOT_RUN = {
     "make smoke": "installs, then runs commands that are run here",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
 }
-EVALUATION = "--eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 0"
+EVALUATION = "--eval_limit 2"
 ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --minibatch 0 --max_new_tokens 4 --limit 8"
 SMALL = {  # what is appended to a command of a program, so that it ends in a second
     "data.prepare": "--tokenizer world --workers 1 --validation_questions 4",
@@ -34,7 +34,7 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "sft": f"--steps 1 --rows 2 --limit 8 {EVALUATION}",
     "rl": f"{ROLLOUTS} {EVALUATION}",
     "average": f"{ROLLOUTS} --rows 2 {EVALUATION}",
-    "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200 --seq_len 32",
+    "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200",
     "excursion": "",
 }
 

@@ -19,7 +19,7 @@ POST = dict(limit=8, steps=4, save_every="1", eval_every=0)
 RL = dict(prompts=2, rollouts=3, max_new_tokens=6, kl=0.1)
 STAGES = {
     "pretrain": (pretrain, dict(scale="smoke", batch=2, seq_len=32, steps=4, save_every="1", val_tokens=200, eval_every=2,
-                                schedule="constant", warmup=0, save_at="2,4")),
+                                schedule="constant", save_at="2,4")),
     "sft": (sft, POST | dict(rows=2, save_at="2")),
     "rl": (rl, POST | RL | dict(save_at="2")),
     "average": (average, POST | RL | dict(rows=2, save_at="2")),
@@ -85,7 +85,7 @@ def test_resume_needs_nothing_but_out(name, whole, base, world, tmp_path, monkey
     assert name == "pretrain" or two["init"] == str(base / "last.pt")
 
 
-CHANGES = dict(lr=0.5, schedule="cosine", clip=0.5, weight_decay=0.5, seed=5, warmup=1, decay="all", dtype="bf16")
+CHANGES = dict(lr=0.5, schedule="cosine", clip=0.5, weight_decay=0.5, seed=5, dtype="bf16")
 OWN = dict(z_loss=1.0, mix="math=1", batch=1, seq_len=16, doc_mask=True, rows=3, solutions="all", prompts=3, rollouts=2, kl=0.2,
            temperature=0.5, weight=0.9, sft_lr=0.1, mode="combined", limit=3)  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Whole runs: kill and resume, two ranks, bad input, evaluation records."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -161,29 +162,42 @@ def test_choice_of_rows(world):
 
 
 def test_combined_weights(base, world, tmp_path, monkeypatch):
-    """--mode combined minimises w L_RL + (1 - w) L_SFT, or with --sft_weight that weight of L_SFT: at 1 and 1, the
-    authors' weights, the gradient is twice that at a half each. Other modes refuse the flag."""
+    """--mode combined minimises w L_RL + (1 - w) L_SFT: w = 1 has the gradient of rl.py, w = 0 that of sft.py."""
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
     common = dict(POST, init=str(base / "last.pt"), data=str(world), rows=4, steps=1, save_every="0")
     norms = {}
-    for name, flags in {
-        "half": {},
-        "ones": dict(weight=1.0, sft_weight=1.0),
-        "rl": dict(weight=1.0, sft_weight=0.0),
-    }.items():
-        average.main(average.Config(out=str(tmp_path / name), mode="combined", **common, **flags))
+    for name, stage, flags in (
+        ("half", average, dict(mode="combined")),
+        ("one", average, dict(mode="combined", weight=1.0)),
+        ("none", average, dict(mode="combined", weight=0.0)),
+        ("rl", rl, {}),
+        ("sft", sft, {}),
+    ):
+        known = {f.name for f in dataclasses.fields(stage.Config)}
+        flags |= {key: value for key, value in common.items() if key in known}
+        stage.main(stage.Config(out=str(tmp_path / name), **flags))
         (line,) = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         norms[name] = line["grad_norm"]
-    assert norms["ones"] == pytest.approx(2 * norms["half"], rel=1e-4) and norms["rl"] != norms["ones"]
-    refused("--sft_weight has no effect with --mode parallel", average.main, average.Config(sft_weight=1.0, **common))
+    assert norms["one"] == pytest.approx(norms["rl"], rel=1e-5) and norms["none"] == pytest.approx(
+        norms["sft"], rel=1e-5
+    )
+    assert len({round(norms[name], 4) for name in ("half", "one", "none")}) == 3
+
+
+@pytest.mark.parametrize("flags", [
+    dict(weight="signal", mode="combined"), dict(weight="norm", mode="soup"), dict(weight="0.5:0.1", mode="soup"),
+    dict(weight="0.5:2"), dict(weight="half"), dict(weight="0.1:0.2:0.3"), dict(weight="nan:1"), dict(weight=""),
+], ids=str)  # fmt: skip
+def test_weights_that_make_no_sense(flags, base):
+    config = average.Config(init=str(base / "last.pt"), **flags)
+    config.other = "x" if config.mode == "soup" else ""
+    refused(r"--weight .*: a number from 0 to 1", average.main, config)
 
 
 def test_evaluation_in_the_authors_form(base, world, tmp_path):
     """--prompt and --grader reach the evaluation: another prompt gives other samples, another judge the same samples and
     its own judgement; the record says which."""
-    common = dict(
-        checkpoint=(str(base / "last.pt"),), data=str(world), questions=("test_easy",), tasks=(), text=(), samples=2
-    )
+    common = dict(checkpoint=(str(base / "last.pt"),), data=str(world), questions=("test_easy",), tasks=(), samples=2)
     common |= dict(k=(1,), limit=4, max_new_tokens=8, shots="1")
     texts, records = {}, {}
     for name, flags in {"plain": {}, "form": dict(prompt="question_answer"), "graded": dict(grader="lenient")}.items():
@@ -210,7 +224,7 @@ def test_paper_presets():
         assert rows.items() <= presets["paper"].items()
     for presets in (rl.PRESETS, sft.PRESETS, average.PRESETS):
         for preset in presets.values():
-            assert preset["decay"] == "all" and preset["weight_decay"] == 0.01
+            assert preset["weight_decay"] == 0.01
     assert average.PRESETS["paper"]["save_at"] == "1000,1800,2200" and average.PRESETS["paper"]["steps"] == 2200
     assert evaluation.PRESETS["paper"]["max_new_tokens"] == 1024
     for stage in (rl, sft, average, evaluation):

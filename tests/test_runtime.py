@@ -15,7 +15,7 @@ import rl
 import runtime
 import sft
 from model import GPT, config_of
-from runtime import Cursor, Process, RunConfig, learning_rate, make_optimizer
+from runtime import Cursor, Process, RunConfig, learning_rate, make_optimizer, parse_schedule
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 
@@ -30,8 +30,9 @@ CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 def test_learning_rate(schedule, warmup):
     """Linear warm-up that reaches the peak with its last step; then constant, or linear or a half cosine towards
     a tenth of the peak, at its middle half way between the two."""
-    config, total = RunConfig(lr=0.02, schedule=schedule, warmup=warmup), 45 + warmup
-    rate = np.array([learning_rate(config, step, total) for step in range(total + 3)])
+    total = 45 + warmup
+    assert parse_schedule(f"{schedule}:{warmup}") == (schedule, warmup) and parse_schedule(schedule) == (schedule, 0)
+    rate = np.array([learning_rate(0.02, schedule, warmup, step, total) for step in range(total + 3)])
     assert rate[:warmup] == pytest.approx([0.02 * (i + 1) / warmup for i in range(warmup)])
     done = np.arange(45) / 45
     shape = {"constant": 1.0 + 0 * done, "linear": 1 - done, "cosine": (1 + np.cos(math.pi * done)) / 2}[schedule]
@@ -56,14 +57,13 @@ def test_the_scheduled_rate_is_the_one_that_acts(base):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", ["olmo2", "matrices", "all"])
-def test_what_decays(decay):
-    """With zero gradients, matrices and the head shrink by lr · decay; olmo2 (pretraining's default): the gains too, and
-    only the embedding stays bit for bit; matrices (post-training's): the gains stay too; all: nothing stays. Every
-    parameter is in exactly one group."""
+@pytest.mark.parametrize("decay_gains", [False, True])
+def test_what_decays(decay_gains):
+    """With zero gradients, matrices and the head shrink by lr · decay, with decay_gains the gains too; the rest stays bit
+    for bit. Every parameter is in exactly one group."""
     model = GPT(config_of("smoke", 128)).init_weights(0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95), decay)
+    optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95), decay_gains)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(map(id, model.parameters()))
     for p in model.parameters():
@@ -77,12 +77,11 @@ def test_what_decays(decay):
             torch.testing.assert_close(p, before[name] * (1 - 1e-2 * 0.5), atol=1e-8, rtol=1e-6)
     gains = {n for n, p in before.items() if p.dim() == 1}
     assert len(gains) > 8
-    assert kept == {"olmo2": {"embed.weight"}, "matrices": gains | {"embed.weight"}, "all": set()}[decay]
+    assert kept == {"embed.weight"} | (set() if decay_gains else gains)
 
 
 def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
-    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, unless its --decay says otherwise; both
-    optimizers of average.py take it."""
+    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, with both optimizers of average.py."""
     seen = []
 
     class Enough(Exception):
@@ -97,19 +96,17 @@ def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
     make = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", adamw)
     model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
-    sizes = {"all": model.n_params, "olmo2": model.n_params - model.embed.weight.numel()}
+    sizes = {"olmo2": model.n_params - model.embed.weight.numel()}
     sizes["matrices"] = sizes["olmo2"] - sum(p.numel() for p in model.parameters() if p.dim() == 1)
     flags = dict(data=str(world), out=str(tmp_path / "run"), steps=1)
-    for stage, wanted, default in (
+    for stage, wanted, decayed in (
         (pretrain, 1, "olmo2"), (sft, 1, "matrices"), (rl, 1, "matrices"), (average, 2, "matrices"),
     ):  # fmt: skip
-        for decay in ("",) if stage is pretrain else ("", "matrices", "all"):
-            more = {"scale": "smoke"} if stage is pretrain else {"init": str(base / "last.pt"), "limit": 12}
-            more |= {"decay": decay} if decay else {}
-            seen.clear()
-            with pytest.raises(Enough):
-                stage.main(stage.Config(**flags, **more))
-            assert seen == [[sizes[decay or default]]] * wanted, (stage, decay)
+        more = {"scale": "smoke"} if stage is pretrain else {"init": str(base / "last.pt"), "limit": 12}
+        seen.clear()
+        with pytest.raises(Enough):
+            stage.main(stage.Config(**flags, **more))
+        assert seen == [[sizes[decayed]]] * wanted, stage
 
 
 @pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])

@@ -16,8 +16,8 @@ import eval as evaluation
 import rl
 import runtime
 import sft
-from cli import UserError
-from data.questions import find_questions, in_band
+from cli import UserError, apply_preset
+from data.questions import file_and_band, find_questions, in_band
 from model import GPTConfig
 from tools import olmo2
 
@@ -157,13 +157,13 @@ def test_30_each_stream_is_clipped_by_itself(base, world, tmp_path, monkeypatch)
     assert apart > 0.1 and not untouched
 
 
-@pytest.mark.parametrize("adapt", ["norm", "signal"])
-def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, adapt):
-    """Steps whose rewards are all equal under --adapt: w is 0, and the run is that of sft.py on the same rows, up to
+@pytest.mark.parametrize("weight", ["norm", "signal"])
+def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, weight):
+    """Steps whose rewards are all equal under --weight norm or signal: w is 0, and the run is that of sft.py on the same rows, up to
     the rounding of θ̄ + Δ. (norm once multiplied the SFT update by 0, while its moments went on.)"""
     monkeypatch.setattr(rl, "reward_of", lambda *_: (0.0, False))
     flags = dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=3, limit=12, eval_every=0)
-    both = TINY | flags | dict(adapt=adapt, sft_lr=1e-3)
+    both = TINY | flags | dict(weight=weight, sft_lr=1e-3)
     average.main(average.Config(out=str(tmp_path / "both"), **both))
     sft.main(sft.Config(out=str(tmp_path / "sft"), lr=1e-3, **flags))
     assert [line["weight"] for line in metrics(tmp_path / "both")] == [0, 0, 0]
@@ -173,12 +173,12 @@ def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, m
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world, tmp_path, monkeypatch):
-    """--adapt norm with an SFT gradient of nan: the step is counted as skipped on that side, w is 1, and the weights
+    """--weight norm with an SFT gradient of nan: the step is counted as skipped on that side, w is 1, and the weights
     stay finite and are moved by RL."""
     monkeypatch.setattr(rl, "reward_of", vary)
     backward = sft.SFT.backward
     monkeypatch.setattr(sft.SFT, "backward", lambda self, model, rows: backward(self, model, rows, float("nan")))
-    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, adapt="norm")
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, weight="norm")
     average.main(average.Config(out=str(tmp_path / "run"), **flags))
     start, end = weights(base), weights(tmp_path / "run")
     assert [line["weight"] for line in metrics(tmp_path / "run")] == [1, 1, 1]
@@ -243,10 +243,12 @@ def test_gsm8k_itself_as_rl_and_sft_data(base, world, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def difficulty(base, world, tmp_path_factory) -> Path:
-    """A record of `eval.py --difficulty` for 8 training questions, in which their pass rates are made to differ."""
+    """A record of `eval.py --preset difficulty` for 8 training questions, in which their pass rates are made to differ."""
     folder = tmp_path_factory.mktemp("difficulty")
     flags = dict(checkpoint=(str(base / "last.pt"),), data=str(world), out=str(folder), limit=8, max_new_tokens=4)
-    evaluation.main(evaluation.Config(difficulty=True, shots="0", **flags))
+    config = evaluation.Config(preset="difficulty", shots="0", **flags)
+    apply_preset(config, evaluation.PRESETS)
+    evaluation.main(config)
     path = folder / "last.difficulty.json"
     record = json.loads(path.read_text())
     (rows,) = (part["questions"] for part in record["questions"].values())
@@ -269,7 +271,7 @@ def test_difficulty_bands(base, world, tmp_path, monkeypatch, difficulty, band, 
     questions = find_questions(str(world), "train", "train", 12)
     want = [questions[i]["id"] for i in kept]
     assert [q["id"] for q in in_band(questions, str(difficulty), band)] == want
-    flags = TINY | dict(difficulty=str(difficulty), band=band, prompts=4, steps=2)
+    flags = TINY | dict(difficulty=f"{difficulty}:{band}", prompts=4, steps=2)
     rl.main(rl.Config(init=str(base / "last.pt"), data=str(world), out=str(tmp_path / "run"), **flags))
     rows = [json.loads(line) for line in gzip.open(tmp_path / "run/rollouts.jsonl.gz")]
     assert len(rows) == 8 and {r["id"] for r in rows} == set(want)
@@ -293,6 +295,15 @@ def test_bands_that_make_no_sense(difficulty, band):
     """One line that says what a band is."""
     with pytest.raises(UserError, match="LOW:HIGH"):
         in_band([{"id": "x"}], str(difficulty), band)
+
+
+def test_file_and_band():
+    """The band is the last word, or the last two if they are numbers; a path may have colons of its own."""
+    assert file_and_band("a/b.json:hard") == ("a/b.json", "hard")
+    assert file_and_band("C:/b.json:0.1:.5") == ("C:/b.json", "0.1:.5")
+    for text in ("a/b.json", "hard", ":hard", "0.1:0.5"):
+        with pytest.raises(UserError, match="name a file and a band"):
+            file_and_band(text)
 
 
 def test_difficulty_records_that_do_not_fit(tmp_path, difficulty):
@@ -385,7 +396,7 @@ def test_unknown_flops_stay_unknown(base, world, tmp_path):
         assert runtime.load_checkpoint(tmp_path / name / "last.pt")["flops"] is None, name
     assert metrics(tmp_path / "rl")[-1]["flops"] is None
     config = evaluation.Config(checkpoint=(str(tmp_path / "same/last.pt"),), data=str(world), limit=2, samples=2, k=(1,),
-                               max_new_tokens=4, tasks=(), text=())  # fmt: skip
+                               max_new_tokens=4, tasks=())  # fmt: skip
     evaluation.main(config)
     assert json.loads((tmp_path / "same/eval/last.json").read_text())["flops"] is None
 
@@ -393,7 +404,7 @@ def test_unknown_flops_stay_unknown(base, world, tmp_path):
 def test_evaluations_at_kept_checkpoints(base, world, tmp_path):
     """--eval_every -1: one evaluation before the first step, one at each kept checkpoint and at the end, no other."""
     flags = dict(init=str(base / "last.pt"), data=str(world), limit=12, rows=4, steps=5, save_at="1,3", eval_every=-1)
-    flags |= dict(eval_limit=2, eval_samples=2, eval_tasks=(), eval_tokens=0)
+    flags |= dict(eval_limit=2, eval_tasks=())
     sft.main(sft.Config(out=str(tmp_path / "run"), **flags))
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "val_process@1" in line] == [0, 1, 3, 5]

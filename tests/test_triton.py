@@ -73,8 +73,9 @@ def test_choice_of_kernels(monkeypatch):
         with pytest.raises(UserError, match=match) as error:
             kernels.use("triton", "cpu")
         assert "\n" not in str(error.value) and kernels._choice == "auto"
-    code, _, err = run("eval.py", "--checkpoint", __file__, "--kernels", "triton")
-    assert code == 2 and err.startswith("error: --kernels triton") and len(err.splitlines()) == 1
+    monkeypatch.setenv("KERNELS", "triton")
+    code, _, err = run("eval.py", "--checkpoint", __file__)
+    assert code == 2 and err.startswith("error: KERNELS=triton") and len(err.splitlines()) == 1
 
 
 def test_without_triton():

@@ -347,7 +347,7 @@ def hf_folders(t: Torture) -> Iterator[tuple[str, Callable[[Path], None]]]:
 # flags
 # ---------------------------------------------------------------------------------------------------------------------
 
-TINY = "--steps 1 --eval_every 1 --eval_limit 2 --eval_samples 2 --eval_items 2 --eval_tokens 300 --limit 8"
+TINY = "--steps 1 --eval_every 1 --eval_limit 2 --limit 8"
 SOME = "--prompts 2 --rollouts 2 --max_new_tokens 4"
 COMMANDS = {  # every stage, in each of its modes: flags beside the one that is tried
     "pretrain": "--scale smoke --data {W} --steps 1 --batch 2 --seq_len 32 --val_tokens 100 --compile off --out new",

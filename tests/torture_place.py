@@ -85,7 +85,7 @@ class Torture:
 
 
 PRETRAIN = "--scale smoke --batch 4 --seq_len 64 --steps 8 --save_at 3,6 --save_every 2 --eval_every 3 --val_tokens 500"
-HELD_OUT = "--eval_every 2 --eval_limit 2 --eval_samples 2 --eval_items 4 --eval_tokens 500"
+HELD_OUT = "--eval_every 2 --eval_limit 2"
 POST = f"--init {{B}} --data {{W}} --steps 6 --save_at 2,4 --save_every 3 {HELD_OUT} --out run"
 SFT = "--limit 16 --rows 4 --steps 6"
 GRPO = "--prompts 2 --rollouts 4 --max_new_tokens 8 --limit 12"

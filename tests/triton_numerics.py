@@ -325,7 +325,7 @@ def gradients(path) -> list[Tensor]:
 
 
 def assert_same_step(stage, tmp_path, **flags):
-    """stage.main with --kernels torch and --kernels triton: the same gradient of every parameter."""
+    """stage.main with KERNELS=torch and KERNELS=triton: the same gradient of every parameter."""
     launch, names = Launcher.__call__, set()
 
     def recorded(self, kernel, *args, **constants):
@@ -333,10 +333,8 @@ def assert_same_step(stage, tmp_path, **flags):
         launch(self, kernel, *args, **constants)
 
     for choice in ("torch", "triton"):
-        with mock.patch.object(Launcher, "__call__", recorded):
-            stage.main(
-                stage.Config(out=str(tmp_path / choice), kernels=choice, dtype="fp32", device=DEVICE.type, **flags)
-            )
+        with mock.patch.object(Launcher, "__call__", recorded), mock.patch.dict(os.environ, KERNELS=choice):
+            stage.main(stage.Config(out=str(tmp_path / choice), dtype="fp32", device=DEVICE.type, **flags))
         assert len(names) == (5 if choice == "triton" else 0)  # every kernel, and none before
     kernels.use("auto", DEVICE)
     pairs = list(zip(gradients(tmp_path / "torch"), gradients(tmp_path / "triton"), strict=True))
@@ -346,7 +344,7 @@ def assert_same_step(stage, tmp_path, **flags):
 
 def test_whole_steps(world, tmp_path, monkeypatch):
     """A pretraining step with documents kept apart, and from its checkpoint a GRPO step with KL and entropy, whole
-    commands with --kernels triton: the gradients of the plain path. Rewards vary, since a new model gets none right."""
+    commands with KERNELS=triton: the gradients of the plain path. Rewards vary, since a new model gets none right."""
     flags = dict(scale="smoke", data=str(world), batch=2, seq_len=40, steps=1, val_tokens=40, doc_mask=True)
     base = assert_same_step(pretrain, tmp_path / "pretrain", **flags)
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))

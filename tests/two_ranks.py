@@ -29,9 +29,7 @@ def main(base: str, data: str, out: str, few: str = "") -> None:
         "average": (average, dict(**rollouts, rows=5)),
     }
     if few:
-        held_out = dict(
-            eval_every=3, eval_limit=2, eval_samples=2, eval_tasks=("facts",), eval_items=2, eval_tokens=300
-        )
+        held_out = dict(eval_every=3, eval_limit=2, eval_tasks=("facts",))
         for _, flags in stages.values():
             flags |= held_out | {key: 2 for key in ("prompts", "rows") if key in flags}
         small = dict(scale="smoke", batch=2, seq_len=64, steps=3, val_tokens=300)

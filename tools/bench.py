@@ -197,7 +197,7 @@ def have(package: str) -> bool:
 
 def training_step(model: GPT, rows: int, length: int, process: Process) -> Run:
     """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is."""
-    optimizer = make_optimizer(model, 1e-4, 0.1, pretrain.BETAS)
+    optimizer = make_optimizer(model, 1e-4, 0.1, pretrain.BETAS, decay_gains=True)
     batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
     config = pretrain.Config(batch=rows, seq_len=length, steps=10_000)
     trained = pretrain.compiled(model, config, process)
