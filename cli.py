@@ -154,8 +154,8 @@ def default_of(field: dataclasses.Field):
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def fits(field: dataclasses.Field, value) -> bool:
-    """Is it of the kind that this flag can have? (Of a value that comes from a file.)"""
+def has_kind_of(field: dataclasses.Field, value) -> bool:
+    """Is a value, such as one from a file, of the kind that this flag can have?"""
     if get_origin(field.type) is Literal:
         return value in get_args(field.type)
     kinds = get_args(field.type) if isinstance(field.type, types.UnionType) else (type(default_of(field)),)

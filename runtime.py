@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import kernels
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
-from cli import UserError, check_ranges, fits, given, reason, refuse_idle
+from cli import UserError, check_ranges, given, has_kind_of, reason, refuse_idle
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
@@ -449,7 +449,7 @@ FREE = {
 LENGTH = {"steps", "tokens"}  # and these, where no schedule depends on the length of the run
 
 
-def take_up(config: RunConfig, stage: str) -> dict | None:
+def flags_of_last(config: RunConfig, stage: str) -> dict | None:
     """With --resume: read OUT/last.pt, and take every flag that was not given from it; None for a new run.
 
     UserError if there is nothing to resume, or if a flag that was given would make another run of it.
@@ -472,7 +472,7 @@ def take_up(config: RunConfig, stage: str) -> dict | None:
         raise UserError(
             f"{path} has a flag --{unknown[0]} that {stage} does not know: resume it with the version that made it"
         )
-    wrong = [f.name for f in fields(config) if f.name in args and not fits(f, args[f.name])]
+    wrong = [f.name for f in fields(config) if f.name in args and not has_kind_of(f, args[f.name])]
     if wrong or "schedule" not in args:
         raise UserError(f"{path} has no --{[*wrong, 'schedule'][0]} that {stage} could have made; begin a new run")
     changed = {name for name in asked & args.keys() if getattr(config, name) != args[name]}
@@ -495,7 +495,7 @@ def begin(config: RunConfig, stage: str) -> "Run":
 
     pretrain.py has no --init: a new run of it begins without a model and gets one by `Run.use`.
     """
-    last = take_up(config, stage)
+    last = flags_of_last(config, stage)
     config.check()
     run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens))
     if last:
@@ -718,7 +718,7 @@ class Run:
         self._take_state()
         process.stop = self._stop
         if config.resume:
-            self._take_up(total, kept)
+            self._check_progress(total, kept)
         # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
         if config.due(progress.step, total, kept) and not max(process.gather(self.evaluated)):
             self.log(progress.step, **evaluate())
@@ -746,9 +746,9 @@ class Run:
                 if keep or late or (self.save_steps and progress.step % self.save_steps == 0):
                     self.save(keep)  # before evaluating: a crash there loses nothing
                 if config.due(progress.step, total, kept):
-                    held_out_values = evaluate()
-                    self.log(progress.step, **held_out_values)
-                    values |= held_out_values
+                    evaluated = evaluate()
+                    self.log(progress.step, **evaluated)
+                    values |= evaluated
                 texts = {
                     k: f"{values[k]:.3g}" if abs(values[k]) < 1000 else f"{values[k]:.0f}" for k in shown if k in values
                 }
@@ -758,7 +758,7 @@ class Run:
             print(f"wrote {self.last_good}; next: python eval.py --checkpoint {self.last_good}", file=sys.stderr)
         self.close()
 
-    def _take_up(self, total: int, kept: set[int]) -> None:
+    def _check_progress(self, total: int, kept: set[int]) -> None:
         """Of a resumed run: write the kept checkpoint that a kill after last.pt has cost; say so if there is nothing to do."""
         step = self.progress.step
         self.last_good = self.out / (f"step_{step:07d}.pt" if step in kept else "last.pt")

@@ -100,11 +100,11 @@ def test_flags_that_would_change_the_run_are_refused(name, whole):
             changed = stage.Config(out=str(folder), resume=True, **{flag: value})
             changed.given = frozenset({"out", "resume", flag})
             with pytest.raises(UserError, match=f"--resume with another --{flag} "):
-                runtime.take_up(changed, name)
+                runtime.flags_of_last(changed, name)
     flags = {k: v for k, v in STAGES[name][1].items() if k not in runtime.FREE}
-    assert runtime.take_up(stage.Config(out=str(folder), resume=True, **flags), name)
+    assert runtime.flags_of_last(stage.Config(out=str(folder), resume=True, **flags), name)
     taken = stage.Config(out=str(folder), resume=True, save_every="7")  # free ones
-    assert runtime.take_up(taken, name) and taken.save_every == "7"
+    assert runtime.flags_of_last(taken, name) and taken.save_every == "7"
     assert taken.steps == 4  # what was not given
 
 
@@ -178,7 +178,7 @@ def test_flags_of_another_version_are_named(whole, tmp_path):
     (tmp_path / "run").mkdir()
     runtime.save_checkpoint(tmp_path / "run/last.pt", {**last, "args": {**last["args"], "n": 4}})
     with pytest.raises(UserError, match="flag --n that rl does not know"):
-        runtime.take_up(rl.Config(out=str(tmp_path / "run"), resume=True), "rl")
+        runtime.flags_of_last(rl.Config(out=str(tmp_path / "run"), resume=True), "rl")
 
 
 @pytest.mark.parametrize("logger", ["wandb:project", "tensorboard"])
