@@ -14,6 +14,7 @@ Letters for shapes are those of model.py. P prompts stand in the cache.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts th
 class SamplerConfig:
     """Sampling: changes memory and time, not the answers"""
 
-    kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB
+    kv_gib: float = 4.0  # memory for keys and values in sampling, in GiB; 0: what is free, less a margin
 
 
 @dataclass
@@ -73,7 +74,8 @@ def sample(
 
     Args:
         stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
-        kv_gib: memory for keys and values, in GiB. It bounds the rows that decode together, which are at most SLOTS.
+        kv_gib: memory for keys and values, in GiB (0: `free_gib`). It bounds the rows that decode together, which are at
+            most SLOTS.
         numbers: (P,) number of each prompt, on which its random numbers depend; default 0, 1, ... A batch that is
             sampled in parts, or after another, numbers its prompts throughout.
         progress: called with the number of rows that finished.
@@ -111,6 +113,19 @@ def sample(
     return [slots.answers[i : i + n] for i in range(0, len(slots.answers), n)]
 
 
+def free_gib(device: torch.device, weights: int) -> float:
+    """GiB for keys and values where kv_gib is 0. On a GPU: what is free, less the weights once more (autocast keeps them
+    in its type, `weights` bytes), 2 GiB for activations and logits, and a tenth for what does not fit together. Elsewhere
+    a quarter of the machine's memory, divided among its ranks."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch keeps it for later
+        free = 0.9 * (torch.cuda.mem_get_info(device)[0] + unused) - weights - 2 * 2**30
+    else:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4 / ranks
+    return max(0.0, free / 2**30)
+
+
 # A row that decodes or waits: its number, where its prompt stands in the cache, the prompt's length, tokens generated so
 # far, and the last of them
 ROW = np.dtype([(name, np.int64) for name in ("row", "entry", "prompt", "new", "token")])
@@ -129,6 +144,7 @@ class Slots:
         if torch.is_autocast_enabled(self.device.type):
             dtype = torch.get_autocast_dtype(self.device.type)
         self.head = weight.to(dtype)  # once, not at every token
+        kv_gib = kv_gib or free_gib(self.device, model.n_params * dtype.itemsize)
 
         # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
         # have only a straggler left
@@ -138,7 +154,7 @@ class Slots:
         gib = per_token * (slots * max_new_tokens + entries * longest) / 2**30
         if gib[0] > kv_gib:
             raise UserError(
-                f"--kv_gib {kv_gib}: one row of {longest} + {max_new_tokens} tokens needs {gib[0]:.2f} GiB; raise it"
+                f"--kv_gib {kv_gib:g}: one row of {longest} + {max_new_tokens} tokens needs {gib[0]:.2f} GiB; raise it"
             )
         fit = np.flatnonzero(gib <= kv_gib)[-1]
         self.slots, self.entries = int(slots[fit]), int(entries[fit])

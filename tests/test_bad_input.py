@@ -142,7 +142,7 @@ CASES = [
     *[(s, "--temperature 0", "above 0") for s in ("rl", "average")],
     ("rl", "--clip_low -1", "must lie in [0, "),
     *[(s, "--max_new_tokens 256", "no question fits") for s in ("rl", "average")],
-    ("eval", "--kv_gib 0", "--kv_gib"),
+    ("eval", "--kv_gib -1", "--kv_gib"),
     *[(s, "--difficulty {P}/none.json:hard", "no evaluation record") for s in ("rl", "average")],
     ("rl", "--difficulty {P}/text.pt:hard", "no evaluation record"),
     ("rl", "--difficulty hard", "name a file and a band"),

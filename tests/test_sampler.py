@@ -477,6 +477,25 @@ def test_kv_gib_bounds_the_slots(monkeypatch, model, prompts):
     assert seen["bytes"] > limit
 
 
+def test_kv_gib_0_takes_what_is_free(monkeypatch, model, prompts):
+    """kv_gib 0: the slots that fit in the free memory, with the same samples. On a GPU that is what the driver and PyTorch
+    have free, less a tenth, the weights in autocast's type and 2 GiB; where less is free, the message asks for more."""
+    want, seen = answers(draw(model, prompts, n=8)), spy(monkeypatch)
+    assert answers(draw(model, prompts, n=8, slots=40, kv_gib=0)) == want and seen["slots"] == 40
+    gib = seen["bytes"] * 0.6 / 2**30
+    monkeypatch.setattr(sampler, "free_gib", lambda device, weights: gib)
+    assert answers(draw(model, prompts, n=8, slots=40, kv_gib=0)) == want and seen["bytes"] <= gib * 2**30
+    monkeypatch.undo()
+    cuda = torch.device("cuda")
+    for driver, gib in ((80, 0.9 * (80 + 7) - 3 - 2), (1, 0.0)):
+        with (
+            mock.patch("torch.cuda.mem_get_info", lambda device, driver=driver: (driver * 2**30, 80 * 2**30)),
+            mock.patch("torch.cuda.memory_reserved", lambda device, driver=driver: (8 if driver > 1 else 1) * 2**30),
+            mock.patch("torch.cuda.memory_allocated", lambda device: 2**30),
+        ):
+            assert math.isclose(sampler.free_gib(cuda, 3 * 2**30), gib)
+
+
 def test_stragglers_do_not_starve_others(monkeypatch, model, prompts):
     """7 prompts x 8 rows of 1 to 60 tokens in 3 slots: every row comes out whole, in no more steps than list scheduling
     needs (work / slots + the longest row), so that no slot stays empty while a row waits."""
