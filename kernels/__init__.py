@@ -1,6 +1,6 @@
-"""The hot operations, each by its plain PyTorch definition: attention, linear log-prob, RMSNorm, rotary embedding.
+"""The hot operations, each by its plain PyTorch definition: attention and linear log-prob.
 
-On a GPU the first two run as Triton kernels (triton_attention.py, triton_log_prob.py); use() chooses.
+On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py); use() chooses.
 
     python -m tools.kernel_report report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates for their block sizes
@@ -243,70 +243,3 @@ def _in_autocast_type(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Elementwise operations. Autograd's own route through them makes many temporaries: at d_model 128 on a CPU they cost as
-# much time as the matrix products. Each Function below is the formula and its derivative in as few passes as PyTorch has.
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) * gain over the last dimension (arXiv 1910.07467)."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # which have a fused kernel, or make one
-        return F.rms_norm(x, gain.shape, gain.to(x.dtype), eps)
-    return _RMSNorm.apply(x, gain, eps)
-
-
-class _RMSNorm(torch.autograd.Function):
-    """y = n·gain with n = x·r, r = (mean x² + eps)^-½:  dx = r (dy·gain - n mean(dy·gain·n)),  dgain = Σ dy·n."""
-
-    @staticmethod
-    def forward(ctx, x, gain, eps):
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # one pass and no temporary of x's size
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        n = x * r
-        ctx.save_for_backward(n, r, gain)
-        return n * gain
-
-    @staticmethod
-    def backward(ctx, dy):
-        n, r, gain = ctx.saved_tensors
-        dy_n = dy * n
-        mean = (dy_n @ gain).div_(-n.shape[-1])
-        dx = torch.addcmul(dy * gain, n, mean.unsqueeze(-1)).mul_(r)
-        return dx, dy_n.flatten(0, -2).sum(0), None
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, rotate-half form (as OLMo2 and Llama): pairs are (i, i + D/2).
-
-    Args:
-        x: (B, T, H, D). cos, sin: (T, 1, D/2) or (B, T, 1, D/2) of position × frequency.
-    """
-    if torch.compiler.is_compiling():
-        first, second = x.chunk(2, -1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return _Rotary.apply(x, cos, sin)
-
-
-class _Rotary(torch.autograd.Function):
-    """A rotation: its derivative is the rotation back."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx, dy):
-        return _rotate(dy, *ctx.saved_tensors, -1), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    first, second = x.chunk(2, -1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out_first, out_second = out.chunk(2, -1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
-    return out

@@ -1,4 +1,4 @@
-"""Every operation of kernels.py against the plain formula in float64."""
+"""Every operation of kernels/, and the norm and the rotation of model.py, against the plain formula in float64."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import kernels
 from kernels import CHUNK_ROWS
-from model import GPT, config_of
+from model import GPT, RMSNorm, config_of, rotary
 
 WIDTH, VOCAB = 16, 131  # a prime: no tile or block fits it
 
@@ -181,7 +181,7 @@ def test_a_whole_model_under_bf16_autocast_agrees_loosely():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Elementwise operations
+# Norm and rotation
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -191,9 +191,11 @@ def test_rms_norm_against_float64(shape, scale):
     """x / sqrt(mean(x²) + eps) · gain and its gradients to x and gain."""
     g, eps = generator(len(shape)), 1e-8
     x = torch.randn(shape, generator=g).mul_(scale).requires_grad_()
-    gain = torch.randn(24, generator=g).requires_grad_()
+    norm = RMSNorm(24, eps)
+    norm.weight.data.normal_(generator=g)
+    gain = norm.weight
     up = torch.randn(shape, generator=g)
-    out = kernels.rms_norm(x, gain, eps)
+    out = norm(x)
     x64, gain64 = double(x, gain)
     want = x64 / (x64.square().mean(-1, keepdim=True) + eps).sqrt() * gain64
     torch.testing.assert_close(out.double(), want, atol=1e-6, rtol=1e-6)
@@ -205,7 +207,7 @@ def test_rms_norm_against_float64(shape, scale):
 
 def test_rms_norm_of_zeros_is_zero_and_has_a_finite_gradient():
     x = torch.zeros(2, 8, requires_grad=True)
-    out = kernels.rms_norm(x, torch.ones(8), 1e-6)
+    out = RMSNorm(8, 1e-6)(x)
     (grad,) = torch.autograd.grad(out.sum(), x)
     assert not out.any() and grad.isfinite().all()
 
@@ -218,7 +220,8 @@ def test_rotary_against_float64_complex_numbers(per_row):
     base = torch.randn(2, 3, 5, 8, generator=g).requires_grad_()
     x = base.transpose(1, 2)  # (B, T, H, D), not contiguous
     angle = torch.randn(*((2,) if per_row else ()), 5, 1, 4, generator=g)
-    out = kernels.rotary(x, angle.cos(), angle.sin())
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    out = rotary(x, cos, sin)
     (base64,) = double(base)
     first, second = base64.transpose(1, 2).chunk(2, -1)
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angle, dtype=torch.double), angle.double())
