@@ -85,7 +85,12 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Args:
         x: (B, T, H, D). cos, sin: of rotary_tables, (T, 1, D) or (B, T, 1, D).
     """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    half = x.shape[-1] // 2
+    if torch.compiler.is_compiling():  # which makes one pass of this, and a slower one of the other form
+        first, second = x.chunk(2, -1)
+        cos, sin = cos[..., :half], sin[..., half:]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)
 
 
 class Block(nn.Module):
