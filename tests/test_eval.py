@@ -453,7 +453,7 @@ def test_stages_log_the_process_of_the_worlds_questions(monkeypatch, model, toke
     config = sft.Config(data=str(world), eval_limit=2, eval_tasks=())
     questions = find_questions(str(world), "validation", "test", 2)
     good = [q["solutions"][0] for q in questions]
-    fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text]
+    fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text] * 2
                                           for text, q in zip(good, questions, strict=True)])  # fmt: skip
     run = SimpleNamespace(config=config, model=model, tokenizer=tokenizer, process=PROCESS, progress=Progress(step=16))
     values = make_evaluate(run)()

@@ -27,12 +27,12 @@ NOT_RUN = {
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
 }
 EVALUATION = "--eval_limit 2"
-ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --minibatch 0 --max_new_tokens 4 --limit 8"
+ROLLOUTS = "--steps 1 --prompts 2 --rollouts 2 --max_new_tokens 4 --limit 8"
 SMALL = {  # what is appended to a command of a program, so that it ends in a second
     "data.prepare": "--tokenizer world --workers 1 --validation_questions 4",
     "pretrain": "--scale smoke --batch 2 --seq_len 64 --eval_every 0 --val_tokens 200 --compile off",
     "sft": f"--steps 1 --rows 2 --limit 8 {EVALUATION}",
-    "rl": f"{ROLLOUTS} {EVALUATION}",
+    "rl": f"{ROLLOUTS} --minibatch 0 {EVALUATION}",
     "average": f"{ROLLOUTS} --rows 2 {EVALUATION}",
     "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200",
     "excursion": "",
