@@ -22,33 +22,26 @@ whose answers carry signal.
 """
 
 import math
+import time
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from checkpoint import load_checkpoint
 from cli import UserError, cli
+from config import MachineConfig, OptimizerConfig, PostConfig
 from eval import HeldOut, make_evaluate
 from model import GPT
 from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
-from runtime import (
-    Clock,
-    MachineConfig,
-    OptimizerConfig,
-    PostConfig,
-    Run,
-    begin,
-    load_checkpoint,
-    make_optimizer,
-    optimizer_step,
-)
+from runtime import Run, begin, make_optimizer, optimizer_step
 from sft import SFT, SFTConfig, make_sft, sft_step
 
 
 @dataclass
 class AverageConfig:
-    """How RL and SFT are combined"""
+    """Averaging: how RL and SFT are combined"""
 
     # averaged updates (parallel), a baseline, or the average of two finished models (soup); see above
     mode: Literal["parallel", "combined", "interleaved", "curriculum", "soup"] = "parallel"
@@ -75,7 +68,7 @@ class AverageConfig:
 
 @dataclass
 class Config(PostConfig, AverageConfig, GRPOConfig, SFTConfig, HeldOut, OptimizerConfig, MachineConfig):
-    """The whole recipe"""
+    """Recipe: many of the flags below at once"""
 
     lr: float = 1e-4  # peak learning rate of the RL side and of RL steps
     weight_decay: float = 0.01
@@ -223,9 +216,9 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
 
     # The RL side: answers and their gradient at θ̄, an AdamW step, its Δ; then back to θ̄
     groups, sampled = sides.grpo.sample(model)
-    clock = Clock()
+    start = time.perf_counter()
     rl = sides.grpo.backward(model, groups, on_policy=True)
-    values = with_updates(sampled, [] if rl is None else [rl], clock.lap())
+    values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
     sides.log(groups, rl is not None)
     rl_delta, rl_norm, finite = None, 0.0, True
     if rl is not None:
@@ -253,9 +246,9 @@ def combined_step(sides: Sides, number: int, lr: float) -> dict:
     run, config, model = sides.run, sides.run.config, sides.run.model
     weight = weight_at(config, number, sides.steps, 0.0, 0.0, 0.0)
     groups, sampled = sides.grpo.sample(model)
-    clock = Clock()
+    start = time.perf_counter()
     rl = sides.grpo.backward(model, groups, on_policy=True, scale=weight)
-    values = with_updates(sampled, [] if rl is None else [rl], clock.lap())
+    values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
     sides.log(groups, rl is not None)
     sft = sides.sft.backward(model, sides.sft.draw(), scale=1 - weight)
     norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)

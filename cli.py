@@ -73,7 +73,7 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 def grouped(config_class: type) -> type:
     """A dataclass of dataclasses: the flags of `config_class` in the groups that --help shows.
 
-    A group is a class that config_class is made of, in their order; its heading is the docstring. A flag stands in the
+    A group is a class that config_class is made of, in their order; its docstring is "Title: what it holds". A flag stands in the
     first of them that declares it; config_class itself may change defaults and sentences of its bases' flags.
     """
     classes = [c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]
@@ -92,10 +92,11 @@ def grouped(config_class: type) -> type:
     for c, flags in groups.items():
         if flags:
             flags.sort(key=lambda flag: list(vars(c)["__annotations__"]).index(flag[0]))
-            name = c.__name__.removesuffix("Config").lower() or "stage"
-            group = dataclasses.make_dataclass(name, flags)
-            group.__doc__ = c.__doc__
-            parts.append((name, group, dataclasses.field(default_factory=group)))
+            title, _, text = c.__doc__.partition(": ")
+            group = dataclasses.make_dataclass(c.__name__, flags)
+            group.__doc__ = text
+            titled = Annotated[group, tyro.conf.arg(name=title)]
+            parts.append((c.__name__, titled, dataclasses.field(default_factory=group)))
     return dataclasses.make_dataclass(config_class.__name__, parts)
 
 

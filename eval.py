@@ -26,6 +26,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from checkpoint import load_checkpoint, load_model
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
 from data.prompt import few_shot_prompt, fitting, left_out
@@ -36,7 +37,8 @@ from files import write_jsonl, write_text
 from likelihood import bits_per_byte, evaluate_task, held_out_text, main_accuracy
 from measures import Judged, judge_answers, summary
 from model import GPT
-from runtime import Process, Run, end_process, load_checkpoint, load_model, start_process
+from process import Process, end_process, start_process
+from runtime import Run
 from sampler import SamplerConfig, sample
 from verifier import GRADERS
 
@@ -46,7 +48,7 @@ HELD_OUT_TOKENS = 10_000  # of each source, for bits per byte there
 
 @dataclass
 class Config(SamplerConfig):
-    """What is evaluated, and how"""
+    """Evaluation: of what, and how"""
 
     checkpoint: tuple[str, ...] = ()  # one or more .pt files
     out: str = ""  # folder of records; empty: the folder eval/ beside the checkpoint

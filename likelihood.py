@@ -24,7 +24,7 @@ from data.tasks import check_pairs, task_pairs
 from data.tokenizer import Tokenizer
 from measures import mean_interval
 from model import GPT
-from runtime import Process
+from process import Process
 
 BATCH_TOKENS = 8192  # in one forward pass
 
@@ -145,8 +145,10 @@ def bits_per_byte(
         nats -= log_prob.cpu().double().sum().item()  # there is no fp64 on an MPS device
         tokens += targets.numel()
         size += token_bytes[targets].sum().item()
-    nats, tokens, size = process.sum([nats, tokens, size])
-    return {"bits_per_byte": nats / math.log(2) / size, "loss": nats / tokens, "tokens": int(tokens)}
+    total = process.sum({"nats": nats, "tokens": tokens, "bytes": size})
+    loss = total["nats"] / total["tokens"]
+    bits = total["nats"] / math.log(2) / total["bytes"]
+    return {"bits_per_byte": bits, "loss": loss, "tokens": int(total["tokens"])}
 
 
 def held_out_text(

@@ -16,6 +16,7 @@ The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)².
 import contextlib
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 import kernels
 from cli import UserError, cli, given
+from config import MachineConfig, OptimizerConfig, RunConfig, parse_count, parse_save_at
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.prompt import encode_prompt
@@ -32,20 +34,8 @@ from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from likelihood import bits_per_byte
 from model import GPT, SCALES, config_of, train_flops
-from runtime import (
-    Clock,
-    MachineConfig,
-    OptimizerConfig,
-    Process,
-    Run,
-    RunConfig,
-    begin,
-    make_optimizer,
-    optimizer_step,
-    parse_count,
-    parse_save_at,
-    to_device,
-)
+from process import Process
+from runtime import Run, begin, make_optimizer, optimizer_step, to_device
 from sampler import sample
 
 BETAS = (0.9, 0.95)  # of AdamW
@@ -68,7 +58,7 @@ PRESETS = {
 
 @dataclass
 class Config(RunConfig, OptimizerConfig, MachineConfig):
-    """Pretraining. Zero or empty: the scale's own value (PRESETS in pretrain.py)"""
+    """Pretraining: what and how long. Zero or empty is the scale's own value (PRESETS in pretrain.py)"""
 
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
     data: str = WORLD  # folder of token shards (data/prepare.py); the default is the embedded world, built if absent
@@ -253,19 +243,19 @@ def main(config: Config) -> None:
     with contextlib.closing(loader.iterate(progress.step, process.rows(config.batch))) as batches:
         for step in run.steps(config.steps, evaluation(config, run, loader), shown=("loss", "lr", "tokens_per_s")):
             # This rank's rows of the step, forward and backward
-            clock = Clock()
+            start = time.perf_counter()
             _, rows = next(batches)
             batch = to_device(rows, process.device)
             loss = loss_and_backward(fast_model, batch, tokenizer.eos, config, process, tokens_per_step)
 
             # The AdamW update, with the gradients of all ranks
-            (loss,) = process.sum([loss / tokens_per_step])
+            loss = process.sum({"loss": loss / tokens_per_step})["loss"]
             norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 run.skip("loss or gradient")
             progress.tokens += tokens_per_step
-            step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=tokens_per_step / clock.lap(),
-                     flops=flops_per_step)  # fmt: skip
+            rate = tokens_per_step / (time.perf_counter() - start)
+            step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=rate, flops=flops_per_step)
 
 
 if __name__ == "__main__":

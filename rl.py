@@ -26,6 +26,7 @@ import gzip
 import json
 import math
 import sys
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoint import load_checkpoint, load_model
 from cli import UserError, cli
+from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import fitting, left_out
 from data.questions import file_and_band, find_questions, in_band
 from data.tokenizer import Tokenizer, default_new_tokens
@@ -44,20 +47,8 @@ from eval import HeldOut, make_evaluate
 from files import named, write_jsonl
 from model import GPT, sequence_flops
 from packing import packed_batches
-from runtime import (
-    Clock,
-    Cursor,
-    MachineConfig,
-    OptimizerConfig,
-    PostConfig,
-    Process,
-    Run,
-    begin,
-    load_checkpoint,
-    load_model,
-    make_optimizer,
-    optimizer_step,
-)
+from process import Process
+from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
 from sampler import Continuation, SamplerConfig, sample
 from verifier import judge
 
@@ -68,7 +59,7 @@ SHOW_EVERY = 16  # steps between answers that are printed
 
 @dataclass
 class GRPOConfig(SamplerConfig):
-    """The RL objective: questions, answers, rewards, loss"""
+    """GRPO: questions, answers, rewards, loss"""
 
     prompts: int = 16  # questions per step
     rollouts: int = 16  # answers sampled per question
@@ -107,7 +98,7 @@ class GRPOConfig(SamplerConfig):
 
 @dataclass
 class Config(PostConfig, GRPOConfig, HeldOut, OptimizerConfig, MachineConfig):
-    """The whole recipe"""
+    """Recipe: many of the flags below at once"""
 
     lr: float = 1e-4  # peak learning rate (the paper's 1B model: 1e-6)
     weight_decay: float = 0.01
@@ -269,7 +260,7 @@ class GRPO:
 
         With --resample: further batches, until so many groups have signal.
         """
-        c, clock, groups = self.config, Clock(), []
+        c, start, groups = self.config, time.perf_counter(), []
         for _ in range(1 + c.resample):
             first = self.order.position
             drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
@@ -286,7 +277,7 @@ class GRPO:
             groups += self.process.spread(len(drawn), judged)
             if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
                 break
-        metrics = sampling_metrics(groups, model, clock.lap())
+        metrics = sampling_metrics(groups, model, time.perf_counter() - start)
         if c.resample:  # the groups with signal, and others only to make up the number
             groups = sorted(groups, key=lambda group: not has_signal(group))[: c.prompts]
         return groups, metrics
@@ -340,7 +331,7 @@ class GRPO:
                 for answer, values in zip(answers, np.split(log_prob, ends), strict=True):
                     answer.old_log_prob = values
                 flops += packed.forward_flops(model)
-        return self.process.sum([flops])[0]
+        return self.process.sum({"flops": flops})["flops"]
 
     def backward(self, model: GPT, minibatch: list[Group], on_policy: bool, scale: float = 1.0) -> dict | None:
         """Add this rank's part of the minibatch's gradient to .grad. Returns the minibatch's metrics over all ranks; None,
@@ -390,7 +381,7 @@ class GRPO:
 
         if self.reference is not None:
             self.reference.to("cpu")
-        total = self.process.sum_dict(sums)
+        total = self.process.sum(sums)
         weight = max(total.pop("weight"), 1e-12)
         return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
 
@@ -519,7 +510,7 @@ def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: Rollo
     groups, sampled = grpo.sample(model)
 
     # If there will be several updates: p_old from the training forward, before the first of them
-    clock, extra_flops = Clock(), 0.0
+    start, extra_flops = time.perf_counter(), 0.0
     minibatches = grpo.minibatches(groups)
     if len(minibatches) > 1:
         extra_flops = grpo.recompute(model, minibatches)
@@ -533,7 +524,7 @@ def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: Rollo
             if not math.isfinite(stats["loss"] + stats["grad_norm"]):
                 run.skip("loss or gradient")
             updates.append(stats)
-    values = with_updates(sampled, updates, clock.lap(), extra_flops)
+    values = with_updates(sampled, updates, time.perf_counter() - start, extra_flops)
     log(groups, bool(updates))
     return values
 

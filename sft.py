@@ -17,6 +17,7 @@ gradient is thousands of times longer, so --clip 1 scales every step to length 1
 
 import math
 import sys
+import time
 from array import array
 from dataclasses import dataclass
 from typing import Literal
@@ -25,31 +26,22 @@ import numpy as np
 import torch
 
 from cli import UserError, cli
+from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import encode_prompt, encode_solution, listed
 from data.questions import find_questions
 from data.tokenizer import Tokenizer
 from eval import HeldOut, make_evaluate
 from model import GPT
 from packing import packed_batches
-from runtime import (
-    Clock,
-    Cursor,
-    MachineConfig,
-    OptimizerConfig,
-    PostConfig,
-    Process,
-    Run,
-    begin,
-    make_optimizer,
-    optimizer_step,
-)
+from process import Process
+from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
 
 BETAS = (0.9, 0.999)  # of AdamW
 
 
 @dataclass
 class SFTConfig:
-    """The SFT objective: rows and loss"""
+    """SFT: its rows and its loss"""
 
     # solutions of each question: one, drawn by the seed; all of them (Gold); or, as the authors, the first one, with the
     # rows in the order of the file and not shuffled
@@ -61,7 +53,7 @@ class SFTConfig:
 
 @dataclass
 class Config(PostConfig, SFTConfig, HeldOut, OptimizerConfig, MachineConfig):
-    """The whole recipe"""
+    """Recipe: many of the flags below at once"""
 
     steps: int | str = 400
     lr: float = 3e-4  # peak learning rate (the paper's 1B model: 4e-5)
@@ -169,7 +161,7 @@ class SFT:
             sums["sft_loss"] += nll.item() / n_tokens
             sums["sft_tokens"] += packed.tokens.numel()
             sums["flops"] += 3 * packed.forward_flops(model)
-        return self.process.sum_dict(sums)
+        return self.process.sum(sums)
 
 
 def make_sft(run: Run) -> SFT:
@@ -181,12 +173,12 @@ def make_sft(run: Run) -> SFT:
 
 def sft_step(run: Run, sft: SFT, optimizer: torch.optim.Optimizer, lr: float) -> dict:
     """One step of SFT on run.model; returns its metrics."""
-    clock = Clock()
+    start = time.perf_counter()
     stats = sft.backward(run.model, sft.draw())
     stats["grad_norm"] = optimizer_step(run.model, optimizer, run.process, lr, run.config.clip)
     if not math.isfinite(stats["sft_loss"] + stats["grad_norm"]):
         run.skip("loss or gradient")
-    return stats | {"train_tokens_per_s": stats["sft_tokens"] / clock.lap()}
+    return stats | {"train_tokens_per_s": stats["sft_tokens"] / (time.perf_counter() - start)}
 
 
 def main(config: Config) -> None:

@@ -128,7 +128,7 @@ class Loader:
 
     def verify(self, process, splits: tuple[str, ...] = ("train", "val")) -> None:
         """UserError, on every rank, if a shard in use is not what was written. Reads them all, at the speed of the disk
-        or of the digest (`files.crc32`), the ranks of `process` (runtime.Process) a part each; a bar if it takes long."""
+        or of the digest (`files.crc32`), the ranks of `process` (process.Process) a part each; a bar if it takes long."""
         digests = {}
         for name, source in self.sources.items():
             digests |= source.val.digests if "val" in splits else {}

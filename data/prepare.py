@@ -66,7 +66,7 @@ WORLD_MATH_SHARE = 0.65  # of tokens
 
 @dataclass
 class Config:
-    """Flags of `python -m data.prepare`."""
+    """Data: what is read, and what is made of it"""
 
     # --- what is read
 

@@ -29,7 +29,7 @@ from model import SCALES
 
 @dataclass
 class Config:
-    """Flags of `python -m excursion`. Zero or empty: the budget's own value (BUDGETS in excursion/config.py)."""
+    """Excursion: zero or empty is the budget's own value (BUDGETS in excursion/config.py)"""
 
     RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]", "rollout_counts": cli.RANGES["rollouts"]}
 

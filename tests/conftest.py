@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoint import load_checkpoint
 from data.prepare import build_world
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
-from runtime import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 

@@ -28,6 +28,7 @@ import runtime
 import sft
 from kernels import blocks, triton_attention, triton_log_prob
 from model import GPT, config_of
+from process import Process
 from sampler import KVCache
 
 CUDA = torch.device("cuda:0")
@@ -89,7 +90,7 @@ def launch(launcher, kernel, grid, args, block, **constants):
         assert not isinstance(x, torch.Tensor) or (x.device == CUDA and x.is_contiguous()), (kernel.__name__, x)
 
 
-def stages(process: runtime.Process) -> None:
+def stages(process: Process) -> None:
     with torch.device(CUDA):
         model, reference = (GPT(config_of("smoke", 1024)) for _ in range(2))
     optimizer, second = (runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2))
@@ -167,7 +168,7 @@ def main() -> None:
                 for context in (*patches, FakeTensorMode(allow_non_fake_inputs=True), Scalars()):
                     stack.enter_context(context)
                 kernels.use(choice, CUDA)
-                stages(runtime.Process(0, 1, CUDA, dtype))
+                stages(Process(0, 1, CUDA, dtype))
             assert len(launched) == (5 if choice == "triton" else 0), launched
 
 

@@ -1,6 +1,7 @@
 """checkpoint.py: a damaged or hostile file is one line, runs no code and takes no memory; a good one is read exactly."""
 
 import collections
+import copy
 import math
 import os
 import pickle
@@ -20,8 +21,10 @@ import runtime
 import sft
 from checkpoint import load_checkpoint, load_model, save_checkpoint, weights_digest
 from cli import UserError
+from config import RunConfig
 from data import tokenizer as tokenizers
 from files import TRAILER, check_trailer
+from process import Process
 from sampler import sample
 
 HUGE = 10**7
@@ -279,11 +282,52 @@ def test_optimizer_states_that_do_not_fit(good):
         state
         | {"state": state["state"] | {0: state["state"][0] | {"exp_avg": state["state"][0]["exp_avg"] * math.nan}}},
         state | {"state": {0: {"step": torch.ones(())}}},
+        state | {"state": {i: {"step": torch.ones(())} for i in state["state"]}},
+        state | {"state": {i: values | {"mu_product": torch.ones(())} for i, values in state["state"].items()}},
+        state | {"state": state["state"] | {0: state["state"][0] | {"exp_avg": torch.ones(())}}},
+        state | {"state": state["state"] | {0: state["state"][0] | {"step": torch.zeros(())}}},
         state | {"state": {0: state["state"][0] | {"exp_avg": torch.ones(3)}}},
     ]
     for wrong in broken:
         with pytest.raises(UserError, match="optimizer's state does not fit"):
             runtime.load_optimizer(optimizer, wrong)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "NAdam", "SGD", "RMSprop"])
+def test_an_optimizer_of_another_kind_goes_on(kind):
+    """Saved after two steps and loaded into a new one: the third step has the bits of a run that was not interrupted. The
+    state of AdamW does not fit an optimizer that keeps something else."""
+
+    def step(model, optimizer, seed):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def make(kind=kind):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.linspace(-1, 1, p.numel()).view(p.shape))
+        return model, getattr(torch.optim, kind)(model.parameters(), lr=0.1)
+
+    whole, optimizer = make()
+    step(whole, optimizer, 0)
+    step(whole, optimizer, 1)
+    again, resumed = make()
+    again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    weights = copy.deepcopy(again.state_dict())
+    runtime.load_optimizer(resumed, copy.deepcopy(optimizer.state_dict()))
+    assert same(again.state_dict(), weights)  # loading changes no weight
+    assert len(resumed.param_groups) == 1 and len(resumed.state) == len(optimizer.state)
+    step(whole, optimizer, 2)
+    step(again, resumed, 2)
+    assert same(whole.state_dict(), again.state_dict())
+    if kind != "AdamW":
+        model, adamw = make("AdamW")
+        step(model, adamw, 0)
+        with pytest.raises(UserError, match="optimizer's state does not fit"):
+            runtime.load_optimizer(make()[1], adamw.state_dict())
 
 
 @pytest.mark.parametrize("args", [
@@ -302,9 +346,9 @@ def test_flags_that_no_run_could_have_had(args, good, world, tmp_path, capsys):
 @pytest.mark.parametrize("position", [None, -1, 0.5, "1", True, 10**30])
 def test_positions_in_the_data_that_are_none(good, tmp_path, position):
     """A cursor is a count: anything else is one line."""
-    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
-    run = runtime.Run(runtime.RunConfig(out=str(tmp_path), resume=True), "sft", one)
-    run.saved = good["train"] | {"sft": position}
+    one = Process(0, 1, torch.device("cpu"), torch.float32)
+    run = runtime.Run(RunConfig(out=str(tmp_path), resume=True), "sft", one)
+    run.to_restore = good["train"] | {"sft": position}
     with pytest.raises(UserError, match="sft, its position in the data"):
         run.restore(sft=runtime.Cursor(5, 0))
 

@@ -23,7 +23,7 @@ from data.questions import in_band, load_questions
 from data.shards import Source
 from excursion.compare import compare
 from files import DIGESTS, check_digest, read_json, write_jsonl
-from runtime import Process
+from process import Process
 from tools import olmo2
 
 ALONE = Process(0, 1, torch.device("cpu"), torch.float32)

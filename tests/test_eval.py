@@ -28,7 +28,8 @@ from excursion.compare import compare
 from likelihood import bits_per_byte, continuation_log_probs, evaluate_task
 from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
 from model import GPT, config_of
-from runtime import Process, Progress
+from process import Process
+from runtime import Progress
 from sampler import Continuation
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"

@@ -14,11 +14,11 @@ from conftest import SMALL
 
 import pretrain
 import rl
+from checkpoint import load_checkpoint, save_checkpoint
 from cli import cli
 from data import prepare, shards
 from excursion import command as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
-from runtime import load_checkpoint, save_checkpoint
 
 POST = "--limit 8 --steps 2 --prompts 2 --rollouts 2 --max_new_tokens 4 --eval_every 0"
 

@@ -20,6 +20,7 @@ from data.questions import find_questions
 from data.tasks import find_tasks
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
+from process import Process, start_process
 
 DEVICE = torch.device("meta")  # in the place of mps: a device of its own, whose tensors have no values
 aten = torch.ops.aten
@@ -63,7 +64,7 @@ def test_no_fp64_on_the_models_device(world):
     tokenizer = load_tokenizer("world")
     model, reference = (GPT(config_of("smoke", tokenizer.padded_vocab_size)) for _ in range(2))
     model, reference = model.to(DEVICE), reference.to(DEVICE)
-    process = runtime.Process(0, 1, DEVICE, torch.float32, micro_tokens=64)
+    process = Process(0, 1, DEVICE, torch.float32, micro_tokens=64)
     questions = find_questions(str(world), "train", "train", 4)
     optimizers = [runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2)]
     loader = Loader(world, None, 2, 64, seed=0)
@@ -121,11 +122,11 @@ def test_the_device_can_tell():
 def test_auto_takes_mps(monkeypatch):
     """--device auto is mps where there is one and no CUDA; --device mps without one, or on several ranks, is refused."""
     with pytest.raises(UserError, match="--device mps"):
-        runtime.start_process("mps")
+        start_process("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runtime.start_process("auto").device.type == "mps" == runtime.start_process("mps").device.type
-    assert runtime.start_process("cpu").device.type == "cpu"
+    assert start_process("auto").device.type == "mps" == start_process("mps").device.type
+    assert start_process("cpu").device.type == "cpu"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="one process"):
-        runtime.start_process("mps")
+        start_process("mps")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoint import load_checkpoint, load_model
 from cli import UserError
 from model import GPT, config_of
-from runtime import load_checkpoint, load_model
 from tools import olmo2
 
 CONFIG = config_of("smoke", 640, n_kv_heads=1)

@@ -50,8 +50,9 @@ def test_every_patch_is_tried():
 
 def run(tree, out, base, world, stage, flags, check=""):
     """The stage in a tree of files, as a process of its own; its metrics by line, without times."""
-    argv = ["--data", str(world), "--out", str(out), *flags]
+    argv = ["--data", str(world), "--out", str(out)]
     argv += [] if stage == "pretrain" else ["--init", str(base / "last.pt"), *ROLLOUTS]
+    argv += flags
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
     script = SCRIPT.format(stage=stage, check=check)
     ended = subprocess.run([sys.executable, "-c", script, *argv], cwd=tree, env=env, capture_output=True, text=True)
@@ -82,3 +83,6 @@ def test_a_patch_applies_and_acts(name, base, world, unpatched, tmp_path):
     metrics = run(tree, tmp_path / "run", base, world, stage, flags, check)
     if name in ("loss", "optimizer"):
         assert metrics[-1] != unpatched[-1]
+    if name == "optimizer":  # and such a run is gone on with
+        metrics = run(tree, tmp_path / "run", base, world, stage, ["--resume", "--steps", "3"])
+        assert [line["step"] for line in metrics] == [1, 2, 3]

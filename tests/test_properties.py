@@ -21,7 +21,8 @@ import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
-from runtime import Process, Run, make_optimizer, optimizer_step
+from process import Process
+from runtime import Run, make_optimizer, optimizer_step
 from verifier import GRADERS
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)

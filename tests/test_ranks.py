@@ -23,9 +23,11 @@ import runtime
 import sampler
 import sft
 from cli import UserError
+from config import RunConfig
 from data.loader import Loader
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
+from process import Process
 
 THREADS = """
 import os, sys, torch
@@ -75,7 +77,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
         for prompt in ([1, 2, 3], [4, 5])
     ]
 
-    class Rank(runtime.Process):
+    class Rank(Process):
         """One of several, whose sums are made below."""
 
         def sum(self, values):
@@ -207,7 +209,7 @@ def test_saves_by_time_change_nothing(base, world, tmp_path, monkeypatch, whole)
         runtime.Run, "save", lambda self, *a, **k: saved.append(self.progress.step) or save(self, *a, **k)
     )
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.RunConfig, "saves", lambda self: (0, 1e-9))
+        patch.setattr(RunConfig, "saves", lambda self: (0, 1e-9))
         start("rl", tmp_path / "often", base, world)
     assert saved == [1, 2, 3]
     start("rl", tmp_path / "late", base, world, save_every="30m")
@@ -256,8 +258,8 @@ def test_no_rank_exits_before_the_run_is_saved(monkeypatch):
     """A rank that writes nothing waits for the one that does: torchrun kills the rest of a group that one has left."""
     order = []
     run = object.__new__(runtime.Run)
-    run.process = runtime.Process(1, 2, torch.device("cpu"), torch.float32, stop_signal=signal.SIGTERM)
-    monkeypatch.setattr(runtime.Process, "barrier", lambda process: order.append("barrier"))
+    run.process = Process(1, 2, torch.device("cpu"), torch.float32, stop_signal=signal.SIGTERM)
+    monkeypatch.setattr(Process, "barrier", lambda process: order.append("barrier"))
     for step in ("save", "close"):
         monkeypatch.setattr(runtime.Run, step, lambda *args, step=step, **kwargs: order.append(step))
     with pytest.raises(SystemExit) as end:
@@ -319,8 +321,8 @@ def test_a_folder_that_another_process_writes_to(base, world, tmp_path, whole):
         start("sft", out, base, world, resume=True)
     assert (out / "metrics.jsonl").read_bytes() == before
     os.close(lock)
-    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
-    new = runtime.Run(runtime.RunConfig(out=str(tmp_path / "other")), "sft", one)
+    one = Process(0, 1, torch.device("cpu"), torch.float32)
+    new = runtime.Run(RunConfig(out=str(tmp_path / "other")), "sft", one)
     start("sft", tmp_path / "other", base, world)  # and has ended when the first one begins to write
     with pytest.raises(UserError, match="not empty"):
         new.claim()

@@ -20,8 +20,10 @@ import rl
 import runtime
 import sft
 from cli import UserError, apply_preset, check_ranges
+from config import RunConfig
 from data.questions import find_questions
 from data.tokenizer import load_tokenizer
+from process import Process
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -100,7 +102,7 @@ def test_36_37_sft_rows(world, capsys):
     """Properties 36, 37: no validation question in the Gold set; one stop token, at the end; long rows are reported."""
     tokenizer = load_tokenizer("world")
     questions = find_questions(str(world), "train", "train", 40)
-    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    one = Process(0, 1, torch.device("cpu"), torch.float32)
     rows = sft.SFT(sft.SFTConfig(solutions="all"), questions, tokenizer, one, 0, 256).data
     assert len(rows) > 40 and all(s.count(tokenizer.eos) == 1 and s[-1] == tokenizer.eos for _, s in rows)
     held_out = {q["question"] for q in find_questions(str(world), "validation", "test")}
@@ -130,7 +132,7 @@ def test_rows_in_little_memory():
 def test_choice_of_rows(world):
     """One solution a question drawn by the seed, the first one, or all; in the file's order or each epoch shuffled; cut
     after so many tokens, in which case there is no stop token."""
-    tokenizer, one = load_tokenizer("world"), runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    tokenizer, one = load_tokenizer("world"), Process(0, 1, torch.device("cpu"), torch.float32)
     words = ["It is", "So it is", "We see that it is", "Clearly it is"]
     questions = [
         {
@@ -270,7 +272,7 @@ def test_save_at_and_atomic_save(tmp_path, base, monkeypatch):
 def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base, monkeypatch):
     """A gradient that is not finite changes no weight; after MAX_SKIPPED steps the last good checkpoint is named."""
     model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
-    one = runtime.Process(0, 1, torch.device("cpu"), torch.float32)
+    one = Process(0, 1, torch.device("cpu"), torch.float32)
     optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for p in model.parameters():
@@ -278,7 +280,7 @@ def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base, monkeypat
     assert not np.isfinite(runtime.optimizer_step(model, optimizer, one, 1e-3, 1.0))
     assert same(before, dict(model.state_dict()))
     monkeypatch.setattr(runtime, "MAX_SKIPPED", 1)
-    run_ = runtime.Run(runtime.RunConfig(out=str(tmp_path / "r")), "pretrain", one)
+    run_ = runtime.Run(RunConfig(out=str(tmp_path / "r")), "pretrain", one)
     run_.last_good = tmp_path / "good.pt"
     run_.skip("loss")
     refused("good.pt", run_.skip, "loss")

@@ -14,8 +14,10 @@ import pretrain
 import rl
 import runtime
 import sft
+from config import RunConfig, parse_schedule
 from model import GPT, config_of
-from runtime import Cursor, Process, RunConfig, learning_rate, make_optimizer, parse_schedule
+from process import Process
+from runtime import Cursor, learning_rate, make_optimizer
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 
@@ -111,12 +113,17 @@ def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
 def test_clipping(clip, want):
-    """The gradient's norm is cut to --clip and never raised to it; 0 is no clipping; the norm before is returned."""
+    """The gradient's norm is cut to --clip and never raised to it; 0 is no clipping; the norm before is returned. Seen by
+    steps of plain gradient descent at rate 1."""
     module = torch.nn.Linear(1, 2)
-    module.weight.grad, module.bias.grad = torch.tensor([[3.0], [0.0]]), torch.tensor([0.0, 4.0])
-    assert runtime.clip_gradients(module, clip) == pytest.approx(5.0)
-    torch.testing.assert_close(module.weight.grad, torch.tensor([[3.0], [0.0]]) * want / 5, atol=0, rtol=1e-5)
-    torch.testing.assert_close(module.bias.grad, torch.tensor([0.0, 4.0]) * want / 5, atol=0, rtol=1e-5)
+    before = [p.detach().clone() for p in module.parameters()]
+    gradients = [torch.tensor([[3.0], [0.0]]), torch.tensor([0.0, 4.0])]
+    for p, gradient in zip(module.parameters(), gradients, strict=True):
+        p.grad = gradient.clone()
+    descent = torch.optim.SGD(module.parameters(), lr=0.0)
+    assert runtime.optimizer_step(module, descent, CPU, 1.0, clip) == pytest.approx(5.0)
+    for p, was, gradient in zip(module.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(was - p.detach(), gradient * want / 5, atol=1e-6, rtol=1e-5)
 
 
 def test_cursor_is_a_permutation_per_epoch():
@@ -140,7 +147,7 @@ def pretraining_gradient(model, rows, at_a_time=2, **flags) -> tuple[list, float
     model.zero_grad()
     length = len(rows[0]) - 1
     config = pretrain.Config(**{"seq_len": length, "z_loss": 0.0, **flags})
-    process = runtime.Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=at_a_time * length)
+    process = Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=at_a_time * length)
     loss = pretrain.loss_and_backward(model, torch.tensor(rows), 0, config, process, 1)
     return [p.grad.clone() for p in model.parameters()], loss
 
@@ -184,7 +191,7 @@ def test_20_micro_batches_do_not_change_pretraining(doc_mask):
     for at_a_time in (1, 2):
         assert_close(pretraining_gradient(model, rows, at_a_time=at_a_time, z_loss=0.01, doc_mask=doc_mask), want)
     if not doc_mask:
-        logits = model.logits(model(torch.tensor(rows)[:, :-1]))
+        logits = torch.nn.functional.linear(model(torch.tensor(rows)[:, :-1]), model.head.weight)
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), torch.tensor(rows)[:, 1:].flatten(), reduction="sum"
         )

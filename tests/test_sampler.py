@@ -17,7 +17,7 @@ import rl
 import sampler
 from cli import UserError
 from model import GPT, config_of
-from runtime import Process
+from process import Process
 from sampler import Continuation, KVCache, choose, sample, uniform
 
 STOP = 5

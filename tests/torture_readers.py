@@ -191,8 +191,8 @@ def file_reader(name: str, read: Callable[[Path], object]) -> Callable[[bytes], 
 
 
 def reader_checkpoint(t, st):
+    from checkpoint import load_checkpoint, load_model, save_checkpoint
     from model import GPT, GPTConfig
-    from runtime import load_checkpoint, load_model, save_checkpoint
 
     good = torch.load(t.base, weights_only=True)
     model = GPT(GPTConfig(good["config"]["vocab_size"], d_model=2, n_layers=1, n_heads=1, d_ff=2, context=8))
@@ -418,7 +418,9 @@ def reader_safetensors(t, st):
 
 def reader_metrics(t, st):
     """metrics.jsonl of a run that goes on."""
-    from runtime import Process, Run, RunConfig
+    from config import RunConfig
+    from process import Process
+    from runtime import Run
 
     one = Process(0, 1, torch.device("cpu"), torch.float32)
     Path("m").mkdir()

@@ -8,7 +8,7 @@ Machines are noisy, so nothing is compared with a number of another minute. A fi
 round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and ratios
 are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA.
 
-Peers run in a process of their own, as their users run them: without our allocator settings (runtime._keep_pages), which
+Peers run in a process of their own, as their users run them: without our allocator settings (process._keep_pages), which
 on a CPU would make them faster too.
 
     of bound   train, sample: the share of the matrix-product rate, from the FLOPs in model.py
@@ -41,11 +41,13 @@ import tyro
 import kernels
 import pretrain
 import rl
+from checkpoint import save_checkpoint
 from cli import cli
 from data.prepare import build_world
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, config_of, sequence_flops, train_flops
-from runtime import Process, make_optimizer, optimizer_step, save_checkpoint, start_process
+from process import Process, start_process
+from runtime import make_optimizer, optimizer_step
 from sampler import sample
 from tools.peers import generate_step, transformers_step, trl_step
 
@@ -57,7 +59,7 @@ Run = Callable[[], object]  # a piece of work; if it returns a float, those are 
 
 @dataclass
 class Config:
-    """Flags of bench.py."""
+    """Bench: what is measured, and how often"""
 
     # what to measure: train, a pretraining step; sample; log_prob, its time and memory; rl, a GRPO step; average, a step
     # of average.py and its memory; kernels, the Triton kernels (on CUDA). Nothing: all

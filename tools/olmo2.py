@@ -24,7 +24,7 @@ from model import GPT, GPTConfig
 
 @dataclass
 class Config:
-    """Flags of tools/olmo2.py."""
+    """Conversion: from which file to which"""
 
     weights: str = ""  # folder with config.json and *.safetensors, or one .safetensors file beside its config.json
     out: str = ""  # the checkpoint to write, such as out/olmo2-1b.pt

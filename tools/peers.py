@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from model import GPT, GPTConfig
-from runtime import Process
+from process import Process
 from tools.olmo2 import olmo2_config, to_olmo2
 
 

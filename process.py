@@ -1,0 +1,189 @@
+"""This process among those that torchrun started: its rank, its device, sums and gathers over ranks.
+
+process = start_process("auto", "auto", seed=0)     # one of many under torchrun, else rank 0 of 1
+total = process.sum({"loss": loss})                 # over ranks
+with process.autocast():                            # matrix products in --dtype
+    hidden = model(tokens.to(process.device))
+"""
+
+import contextlib
+import ctypes
+import datetime
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# Its functions have the process group as a default argument. Imported by dynamo after init_process_group, as it is
+# otherwise, they keep a group alive that has been destroyed, and a thread of that aborts the process at its exit.
+import torch.distributed.nn.functional
+
+import kernels
+from cli import UserError
+
+# Seconds that ranks wait for each other: sampling and saving take less. The environment's RANK_TIMEOUT wins
+RANK_TIMEOUT = 4 * 3600
+
+
+class LostRank(UserError):
+    """Another rank has died, or has not answered within RANK_TIMEOUT."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around collectives: LostRank, one line, for what gloo and NCCL raise."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        what = (str(error).splitlines() or [""])[0][-120:]
+        raise LostRank(f"another rank died or hangs ({what}): start again, a training run with --resume") from None
+
+
+@dataclass
+class Process:
+    """This process among those that torchrun started (rank 0 of 1 without torchrun).
+
+    A signal stops all ranks at the same place, though each looks for it when it likes. A rank that has got one ends its
+    loops over batches (`stopping`, `unless_stopping`) and goes to the next `sum` or `gather`. That tells every rank, and
+    on each of them it calls `stop`, which saves the run as it was when the step began, and does not come back: what the
+    cut loops have left undone is never used. A step that has begun to change the weights (`updated`) is finished first.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    dtype: torch.dtype  # of matrix products
+    stop: Callable[[], NoReturn] | None = None  # None: signals are not obeyed
+    stop_signal: int = 0  # the one that this rank has got
+    updated: bool = False  # optimizer_step sets it, the end of the step clears it
+    micro_tokens: int = 2048  # tokens in one forward pass (--micro_tokens)
+    main: bool = field(init=False)  # rank 0, which alone writes files and prints
+
+    def __post_init__(self) -> None:
+        self.main = self.rank == 0
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def rows(self, n: int) -> slice:
+        """This rank's share of n rows of a global batch."""
+        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def stopping(self) -> bool:
+        """Is there a signal to obey? Then this rank's work up to the next `sum` or `gather` need not be done."""
+        return bool(self.stop and self.stop_signal and not self.updated)
+
+    def unless_stopping(self, batches: Iterable) -> Iterator:
+        """The batches, as long as there is no signal to obey."""
+        for batch in batches:
+            if self.stopping():
+                return
+            yield batch
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """The sum over ranks of each value, in fp64. May stop the run."""
+        stopping = self.stopping()
+        if self.world > 1:
+            # gloo sums on the CPU; there is no fp64 on an MPS device
+            device = self.device if dist.get_backend() == "nccl" else "cpu"
+            with together():
+                total = torch.tensor([*values.values(), stopping], dtype=torch.float64, device=device)
+                dist.all_reduce(total)
+                *sums, stopping = total.tolist()
+            values = dict(zip(values, sums, strict=True))
+        if stopping:
+            self.stop()
+        return values
+
+    def gather(self, thing) -> list:
+        """One picklable thing from each rank, in rank order, on every rank. May stop the run."""
+        things = [(thing, self.stopping())]
+        if self.world > 1:
+            things *= self.world
+            with together():
+                dist.all_gather_object(things, things[0])
+        if any(stopping for _, stopping in things):
+            self.stop()
+        return [thing for thing, _ in things]
+
+    def share(self, sizes: list[int]) -> list[int]:
+        """This rank's part of things of these sizes: the largest first, each to the rank with the least so far."""
+        load, mine = [0] * self.world, []
+        for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            rank = load.index(min(load))
+            load[rank] += sizes[i]
+            if rank == self.rank:
+                mine.append(i)
+        return mine
+
+    def spread(self, n: int, make: Callable[[list[int]], Iterable]) -> list:
+        """Things 0 .. n-1, made by all ranks together: each makes its share, and every rank gets all, in order. May stop
+        the run.
+
+        Args:
+            make: make(indices) yields the things of a rank's share, under autocast; fewer once `stopping` says True.
+        """
+        mine = [] if self.stopping() else self.share([1] * n)
+        with self.autocast():
+            made = list(zip(mine, self.unless_stopping(make(mine)), strict=False))
+        made = dict(pair for share in self.gather(made) for pair in share)
+        return [made[i] for i in range(n)]
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            with together():
+                dist.barrier()
+
+
+def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, micro_tokens: int = 0) -> Process:
+    """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
+    _keep_pages()
+    world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        mps = torch.backends.mps.is_available() and world == 1
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this PyTorch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device.startswith("mps") and (world > 1 or not torch.backends.mps.is_available()):
+        why = "takes one process" if world > 1 else f"this PyTorch ({torch.__version__}) sees no such device"
+        raise UserError(f"--device {device}: {why}; use --device cpu")
+    if device == "cuda":
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    kernels.use(os.environ.get("KERNELS", "auto"), device)
+    if world > 1 and not dist.is_initialized():
+        timeout = datetime.timedelta(seconds=float(os.environ.get("RANK_TIMEOUT", RANK_TIMEOUT)))
+        with together():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- libraries below us may use the global state
+    torch.manual_seed(seed)
+    bf16 = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
+    precision = torch.bfloat16 if bf16 else torch.float32
+    micro_tokens = micro_tokens or (2048 if device == "cpu" else 16384)
+    return Process(rank, world, torch.device(device), precision, micro_tokens=micro_tokens)
+
+
+def end_process() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _keep_pages() -> None:
+    """Tell glibc to keep freed memory. By default it returns every large tensor's pages to the kernel and faults them
+    in again at the next allocation, which costs a third of a training step at micro scale."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not glibc
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
