@@ -1,6 +1,6 @@
 """The hot operations, each by its plain PyTorch definition: attention and linear log-prob.
 
-On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py); use() chooses.
+On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, triton_decode.py); use() chooses.
 
     python -m tools.kernel_report report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates for their block sizes
@@ -15,6 +15,7 @@ log_prob` prints time and memory of both.
 import functools
 import importlib.util
 import os
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,16 @@ def on_triton(x: Tensor) -> bool:
     return _triton_can_run(x.device.type)
 
 
+def decoding(x: Tensor) -> ModuleType | None:
+    """The module of kernels for a decoding step (triton_decode.py), each a single launch, if x (B, T, ...) is of one (one
+    token per row, no gradient) and they run on it; else None."""
+    if x.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not on_triton(x):
+        return None
+    from kernels import triton_decode
+
+    return triton_decode
+
+
 @functools.cache
 def _triton_can_run(device: str) -> bool:
     return importlib.util.find_spec("triton") is not None and (device != "cuda" or _gpu_is_new_enough())
@@ -103,6 +114,40 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) 
     return out.transpose(1, 2)
 
 
+def decode_attention(
+    q: Tensor, k: Tensor, v: Tensor, pool_k: Tensor, pool_v: Tensor, pages: Tensor, prompt: Tensor, own: Tensor
+) -> Tensor:
+    """Attention of one new token per row, over keys and values that lie in pages. The new ones are stored there.
+
+    A row's first pages are its prompt's, the last of them perhaps not full; those of its own tokens follow. Rows may share
+    pages, but not the one that the new token goes to.
+
+    Args:
+        q: (B, H, D). k, v: (B, H_kv, D) of the new token.
+        pool_k, pool_v: (pages, PAGE, H_kv, D): what other rows or nobody has there does not matter.
+        pages: (B, X) int32, the pages of each row in order; what follows them does not matter, but must be pages.
+        prompt, own: (B,) int32: tokens of each row's prompt, and own tokens before the new one, which are stored.
+
+    Returns:
+        (B, H, D) in the pool's type: softmax(q kᵀ / √D) v over the prompt, the own tokens and the new one.
+    """
+    if on_triton(q):
+        from kernels import triton_decode
+
+        return triton_decode.attention(q, k, v, pool_k, pool_v, pages, prompt, own)
+    page, kind, row = pool_k.shape[1], pool_k.dtype, torch.arange(len(q), device=q.device)
+    padded = (prompt + page - 1) // page * page  # places of a row's tokens are numbered through its pages
+    here = padded + own
+    pool_k[pages[row, here // page], here % page] = k.to(kind)
+    pool_v[pages[row, here // page], here % page] = v.to(kind)
+    place = torch.arange(pages.shape[1] * page, device=q.device)
+    seen = (place < prompt[:, None]) | ((place >= padded[:, None]) & (place <= here[:, None]))  # (B, X * PAGE)
+    # What is not seen must be finite, too: 0 · nan is nan
+    k, v = (x[pages].flatten(1, 2).masked_fill(~seen[:, :, None, None], 0).transpose(1, 2) for x in (pool_k, pool_v))
+    q = q[:, :, None].to(kind)  # (B, H, 1, D), and k, v (B, H_kv, X * PAGE, D)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], enable_gqa=True).squeeze(2)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Linear log-prob: cross-entropy for pretraining and SFT, per-token log-prob and entropy for GRPO
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,7 +174,7 @@ def linear_log_prob(
         temperature: logits are divided by it, as they are in sampling.
         entropy: also return the entropy of each row's distribution (a second buffer and pass).
     """
-    hidden = _in_autocast_type(hidden)
+    hidden = in_autocast_type(hidden)
     if on_triton(hidden):
         from kernels import triton_log_prob
 
@@ -224,7 +269,7 @@ def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor
 
     Under autocast the operands are rounded to bf16, the result is not: there a logit of 20 comes in steps of 1/8.
     """
-    hidden = _in_autocast_type(hidden)
+    hidden = in_autocast_type(hidden)
     weight = weight.to(hidden.dtype)
     if out is None:
         out = torch.empty(len(hidden), len(weight), device=hidden.device)
@@ -238,7 +283,13 @@ def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor
         return out.div_(temperature) if temperature != 1.0 else out
 
 
-def _in_autocast_type(x: Tensor) -> Tensor:
+def cast_once(x: Tensor) -> Tensor:
+    """x for several products: without gradients in autocast's type, since each of them would cast it again. With gradients
+    as it is: those of the products are then added in fp32."""
+    return x if torch.is_grad_enabled() else in_autocast_type(x)
+
+
+def in_autocast_type(x: Tensor) -> Tensor:
     """x as autocast would multiply it."""
     if torch.is_autocast_enabled(x.device.type):
         return x.to(torch.get_autocast_dtype(x.device.type))

@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Block(NamedTuple):
-    rows: int  # queries or tokens of a tile
+    rows: int  # queries or tokens of a tile; decode: heads, of which a matrix unit takes no fewer than 16
     cols: int  # keys or words
     depth: int = 0  # log-prob: columns of the model's width per step of the product
     warps: int = 8
@@ -41,16 +41,19 @@ for _arch in (80, 90, 100):
         "forward": Block(128, 64, warps=4, stages=3),
         "dq": Block(64, 64, warps=4, stages=2),
         "dkv": Block(64, 64, warps=4, stages=2),
+        "decode": Block(16, 64, warps=4, stages=3),
     }
     BLOCKS[_arch, 128] = {
         "forward": Block(128, 64, warps=8, stages=3),
         "dq": Block(64, 64, warps=8, stages=2),
         "dkv": Block(64, 64, warps=8, stages=2),
+        "decode": Block(16, 64, warps=4, stages=3),
     }
 BLOCKS[80, 64]["dkv"] = Block(64, 64, warps=8, stages=2)
 for _head in (32, 64, 128):
     BLOCKS[86, _head] = {"forward": Block(64, 64), "dq": Block(64, 32), "dkv": Block(32, 64)}
     BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64)}
+    BLOCKS[86, _head]["decode"], BLOCKS[0, _head]["decode"] = Block(16, 64, warps=4, stages=2), Block(16, 32)
 
 
 def architecture(device: torch.device) -> int:

@@ -7,11 +7,13 @@ All memory that the kernels are to fill is poisoned with NaN first.
 """
 
 import contextlib
+import math
 import os
 from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ import kernels
 import pretrain
 import rl
 import runtime
+from model import GPTConfig, RMSNorm, rotary, rotary_tables, swiglu
 from packing import Packed
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
@@ -324,18 +327,31 @@ def gradients(path) -> list[Tensor]:
     return [s["exp_avg"] for s in state.values()]
 
 
-def assert_same_step(stage, tmp_path, **flags):
-    """stage.main with KERNELS=torch and KERNELS=triton: the same gradient of every parameter."""
-    launch, names = Launcher.__call__, set()
+ALL_KERNELS = {
+    "attention_forward", "attention_dq", "attention_dkv", "log_prob_forward", "log_prob_backward",
+    "rms_norm_rows", "rotary_rows", "swiglu_rows",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def recorded_launches():
+    """The names of the kernels that are launched."""
+    launch, names = Launcher.__call__, []
 
     def recorded(self, kernel, *args, **constants):
-        names.add(kernel.__name__)
+        names.append(kernel.__name__)
         launch(self, kernel, *args, **constants)
 
+    with mock.patch.object(Launcher, "__call__", recorded):
+        yield names
+
+
+def assert_same_step(stage, tmp_path, **flags):
+    """stage.main with KERNELS=torch and KERNELS=triton: the same gradient of every parameter."""
     for choice in ("torch", "triton"):
-        with mock.patch.object(Launcher, "__call__", recorded), mock.patch.dict(os.environ, KERNELS=choice):
+        with recorded_launches() as names, mock.patch.dict(os.environ, KERNELS=choice):
             stage.main(stage.Config(out=str(tmp_path / choice), dtype="fp32", device=DEVICE.type, **flags))
-        assert len(names) == (5 if choice == "triton" else 0)  # every kernel, and none before
+        assert set(names) == (ALL_KERNELS if choice == "triton" else set())
     kernels.use("auto", DEVICE)
     pairs = list(zip(gradients(tmp_path / "torch"), gradients(tmp_path / "triton"), strict=True))
     assert len(pairs) > 20 and all(relative(b, a) < 1e-5 for a, b in pairs)
@@ -366,3 +382,92 @@ def test_packed_rows_use_documents():
     kernels.use("auto", DEVICE)
     for a, b in zip(*results, strict=True):
         assert relative(b, a) < 2e-5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_decode(prompts, own, H, H_kv, D, page=16, dtype=torch.float32, limit=5e-6, seed=0):
+    """Row i continues prompt i % len(prompts) with own[i] tokens before the new one. Pages lie anywhere in the pool, and
+    what no row has stored is NaN; q and k come in fp32, as under autocast."""
+    g, B = generator(seed), len(own)
+    k, v = ([torch.randn(n, H_kv, D, generator=g).to(dtype) for n in [*prompts, *(n + 1 for n in own)]] for _ in "kv")
+    q = torch.randn(B, H, D, generator=g).to(dtype)
+    needed = [-(-n // page) for n in [*prompts, *(n + 1 for n in own)]]
+    free = torch.randperm(sum(needed) + 3, generator=g).split([*needed, 3])
+    pool_k, pool_v = torch.full((2, sum(needed) + 3, page, H_kv, D), math.nan, dtype=dtype)
+    for i, ids in enumerate(free[:-1]):
+        for pool, x in ((pool_k, k[i]), (pool_v, v[i])):
+            stored = x if i < len(prompts) else x[:-1]  # the last one is the new token
+            stored = F.pad(stored, (0, 0, 0, 0, 0, len(ids) * page - len(stored)), value=math.nan)
+            pool[ids] = stored.view(-1, page, H_kv, D)
+    owner = [i % len(prompts) for i in range(B)]
+    rows = [torch.cat([free[owner[i]], free[len(prompts) + i]]) for i in range(B)]
+    pages = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).int()
+    lengths = torch.tensor([prompts[i] for i in owner]).int(), torch.tensor(own).int()
+    new_k, new_v = (torch.stack([x[len(prompts) + i][-1] for i in range(B)]) for x in (k, v))
+    args = [q.float(), new_k.float(), new_v, pool_k, pool_v, pages, *lengths]
+    for choice in ("torch", "triton"):
+        pools = [x.clone().to(DEVICE) for x in (pool_k, pool_v)]
+        kernels.use(choice, DEVICE)
+        with poisoned():
+            got = kernels.decode_attention(*(x.to(DEVICE) for x in args[:3]), *pools, *(x.to(DEVICE) for x in args[5:]))
+        kernels.use("auto", DEVICE)
+        assert got.dtype == dtype
+        for i, ids in enumerate(rows):
+            keys, values = (torch.cat([x[owner[i]], x[len(prompts) + i]]).double() for x in (k, v))
+            keys, values = (x.repeat_interleave(H // H_kv, 1) for x in (keys, values))  # (S, H, D)
+            weight = torch.einsum("hd,shd->hs", q[i].double(), keys).div(D**0.5).softmax(-1)
+            want = torch.einsum("hs,shd->hd", weight, values)
+            assert relative(got[i].cpu().double(), want) < limit, (choice, i)
+            place = -(-prompts[owner[i]] // page) * page + own[i]
+            for pool, new in zip(pools, (new_k, new_v), strict=True):
+                assert torch.equal(pool[ids[place // page], place % page].cpu(), new[i])
+
+
+@pytest.mark.parametrize("H, H_kv, D", [(2, 2, 32), (4, 2, 64), (4, 1, 96), (6, 1, 16), (2, 2, 128)])
+def test_decode_attention(H, H_kv, D):
+    """Prompts and own tokens that end on, before and behind a page's edge; a first own token; shared prompts."""
+    check_decode([17, 16, 5, 33], [0, 40, 16, 15, 0, 7, 31, 1], H, H_kv, D)
+
+
+@pytest.mark.parametrize("page", [1, 8, 64])
+def test_decode_attention_pages(page):
+    """Pages smaller and larger than a tile of keys."""
+    check_decode([9, 1], [0, 12, 63, 64], 2, 1, 32, page)
+
+
+def test_decode_attention_in_bf16():
+    check_decode([17, 16, 5], [0, 40, 16, 15], 4, 2, 64, dtype=torch.bfloat16, limit=5e-3)
+
+
+@torch.no_grad()
+def test_decode_rows():
+    """Norm, rotation and SwiGLU of one token per row: widths that are no power of two, bf16, gains in fp32; with more
+    tokens or a gradient the plain path runs."""
+    g = generator(0)
+    x, y = torch.randn(2, 5, 1, 6, 20, generator=g)
+    norm = RMSNorm(120, 1e-6)
+    norm.weight.copy_(torch.randn(120, generator=g))
+    cos, sin = rotary_tables(GPTConfig(1, d_model=120, n_layers=1, n_heads=6, d_ff=1, context=9))
+    cos, sin = (t[[8, 0, 3, 1, 2], None, None] for t in (cos, sin))  # (5, 1, 1, 20)
+    for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3)):
+        a, b = x.to(dtype), y.to(dtype)
+        for function, *args in ((norm, a.flatten(2)), (rotary, a, cos, sin), (swiglu, a.flatten(2), b.flatten(2))):
+            kernels.use("torch", DEVICE)
+            norm.to("cpu", torch.float64)
+            want = function(*(t.double() for t in args))
+            kernels.use("triton", DEVICE)
+            norm.to(DEVICE, torch.float32)
+            args = [t.to(DEVICE) for t in args]
+            with recorded_launches() as names, poisoned():
+                got = function(*args)
+                assert len(names) == 1 and relative(got.cpu().double(), want) < limit
+                assert got.dtype == (torch.float32 if function is norm else dtype)  # the gain's, as under autocast
+                function(*(t.expand(5, 2, *t.shape[2:]) for t in args))
+                with torch.enable_grad():
+                    function(*args)
+                assert len(names) == 1
+    kernels.use("auto", DEVICE)

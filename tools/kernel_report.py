@@ -40,10 +40,12 @@ class Compiled(NamedTuple):
 
 
 def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
-    """What one forward and backward at OLMo2-1B's shapes launches: (kernel, args, block, constants), each kernel once.
+    """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args, block,
+    constants), each kernel once.
 
     On the meta device: all shapes, no data.
     """
+    from kernels import triton_decode
     from kernels.blocks import Launcher
     from kernels.triton_attention import Attention
     from kernels.triton_log_prob import LinearLogProb
@@ -63,6 +65,17 @@ def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, g
     hidden, weight = new(16384, 2048), new(100352, 2048, dtype=torch.float32)
     targets = new(16384, dtype=torch.int64, requires_grad=False)
     sum(x.sum() for x in LinearLogProb.apply(hidden, weight, targets, 0.6, True, Recorder(arch))).backward()
+
+    x, fp32 = new(512, 1, 2048), dict(dtype=torch.float32)
+    q, k, v = new(512, 16, head, **fp32), new(512, 16 // group, head, **fp32), new(512, 16 // group, head)
+    pool, pages = new(8000, 16, 16 // group, head), new(512, 64, dtype=torch.int32, requires_grad=False)
+    length = pages[:, 0]
+    with torch.no_grad():
+        launch = Recorder(arch)
+        triton_decode.attention(q, k, v, pool, pool, pages, length, length, launch)
+        triton_decode.rms_norm(x, new(2048, **fp32), 1e-6, launch)
+        triton_decode.rotary(q[:, None], *new(2, 512, 1, 1, head, **fp32), launch)
+        triton_decode.swiglu(new(512, 1, 8192), new(512, 1, 8192), launch)
     return list(made.values())
 
 
