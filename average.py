@@ -16,9 +16,9 @@ turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has 
 Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
 ratio is 1 and nothing is clipped.
 
-Beyond the paper: --weight 0.5:0.1 moves w linearly over the run; --weight norm sets w so that both gradients (before
-clipping) get equal say (a step with one gradient takes its update whole); --weight signal sets w to the share of questions
-whose answers carry signal.
+Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:
+w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's update its
+full length. --weight signal: w is the share of questions whose answers differ in reward.
 """
 
 import math
@@ -53,7 +53,7 @@ class AverageConfig:
     other: str = ""  # soup: the second checkpoint
 
     def idle(self) -> dict[str, str]:
-        acting = {  # of the flags that not every mode has
+        acting = {  # mode → those of its flags that not every mode has
             "parallel": {"weight", "sft_lr"},
             "combined": {"weight"},
             "interleaved": {"sft_lr", "turns"},
@@ -126,28 +126,37 @@ PRESETS = {
 def take_update(model: GPT, snapshot: list[Tensor]) -> list[Tensor]:
     """Δ = θ - θ̄ of each parameter; puts the weights back to the snapshot θ̄."""
     delta = []
-    for p, at in zip(model.parameters(), snapshot, strict=True):
-        delta.append(p - at)
-        p.copy_(at)
+    for p, before in zip(model.parameters(), snapshot, strict=True):
+        delta.append(p - before)
+        p.copy_(before)
     return delta
 
 
 @torch.no_grad()
 def average_updates(model: GPT, snapshot: list[Tensor], delta: list[Tensor] | None, weight: float) -> None:
-    """θ = θ̄ + w Δ + (1 - w) (θ - θ̄), in fp32: the weights stand at θ̄ plus the other side's update, which therefore
-    needs no buffer. delta None is a zero update."""
-    for i, (p, at) in enumerate(zip(model.parameters(), snapshot, strict=True)):
-        update = p.sub_(at).mul_(1 - weight)
+    """Set the weights to θ̄ + w Δ_RL + (1 - w) Δ_SFT, in fp32.
+
+    Args:
+        model: its weights are θ̄ + Δ_SFT: the SFT step was the last one, so Δ_SFT needs no buffer.
+        delta: Δ_RL, which is overwritten; None: no RL update was made. weight: w.
+    """
+    for i, (p, before) in enumerate(zip(model.parameters(), snapshot, strict=True)):
+        update = p.sub_(before).mul_(1 - weight)  # in place: `update` is p
         if delta is not None:
             update.add_(delta[i].mul_(weight))
-        update.add_(at)
+        update.add_(before)
 
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
-    """w of a step: constant, moving linearly, or adapted. A norm of 0 says that its side makes no update."""
+    """w of a step: constant, moving linearly, or chosen from this step's figures.
+
+    Args:
+        rl_norm, sft_norm: gradient norms before clipping; 0: that side makes no update.
+        signal: share of questions whose answers differ in reward.
+    """
     if config.weight == "norm":
         if rl_norm == 0 or sft_norm == 0:
-            return float(sft_norm == 0)  # the update of the other side is applied whole, not multiplied by 0
+            return float(sft_norm == 0)  # the only update there is gets weight 1: w is 1 if it is RL's, 0 if SFT's
         return sft_norm / (rl_norm + sft_norm)  # w |g_RL| = (1 - w) |g_SFT|
     if config.weight == "signal":
         return signal
@@ -160,7 +169,7 @@ def is_rl_step(config: Config, step: int) -> bool:
     sft_steps, rl_steps = config.in_turn()
     if config.mode == "interleaved":
         return step % (sft_steps + rl_steps) >= sft_steps
-    while step >= sft_steps + rl_steps:
+    while step >= sft_steps + rl_steps:  # curriculum: go from round to round
         step -= sft_steps + rl_steps
         sft_steps, rl_steps = max(0, sft_steps - 1), rl_steps + 1
     return step >= sft_steps
@@ -174,17 +183,19 @@ def soup(config: Config, run: Run) -> None:
             raise UserError(
                 f"--init and --other differ in {key}: {mine} and {other[key]}; only equal models can be averaged"
             )
-    shared = 0.0  # FLOPs of the stages that both have behind them
+    # FLOPs of both models; those up to the last stage that both have in common count once
+    shared = 0.0
     for one, two in zip(run.lineage, other["lineage"], strict=False):
         if one != two:
             break
-        shared = one.get("flops")
+        shared = one.get("flops")  # of this stage and all before it
     known = None not in (progress.flops, other["flops"], shared)
     progress.flops = progress.flops + other["flops"] - shared if known else None
-    share, _ = config.weights()
-    for name, weight in run.model.state_dict().items():
-        weight.mul_(share).add_((1 - share) * other["model"][name].to(weight))
-    run.claim()
+    # The weighted mean, written in the place of run.model
+    w, _ = config.weights()
+    for name, tensor in run.model.state_dict().items():
+        tensor.mul_(w).add_((1 - w) * other["model"][name].to(tensor))
+    run.claim()  # the folder: no other process writes there now
     run.save(keep=False)
     if run.process.main:
         print(f"wrote {run.last_good}; next: python eval.py --checkpoint {run.last_good}")
@@ -210,7 +221,10 @@ def sft_rate(config: Config, lr: float) -> float:
 
 
 def parallel_step(sides: Sides, number: int, lr: float) -> dict:
-    """Two AdamW updates from the same weights, each with an optimizer of its own, and their weighted mean."""
+    """Two AdamW updates from the same weights, each with an optimizer of its own, and their weighted mean.
+
+    number: of the step, from 0. lr: of the RL side. Returns the step's metrics.
+    """
     run, config, model, process = sides.run, sides.run.config, sides.run.model, sides.run.process
     snapshot = [p.detach().clone() for p in model.parameters()]  # θ̄
 
@@ -244,34 +258,43 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
 def combined_step(sides: Sides, number: int, lr: float) -> dict:
     """One AdamW update on the weighted sum of both losses."""
     run, config, model = sides.run, sides.run.config, sides.run.model
-    weight = weight_at(config, number, sides.steps, 0.0, 0.0, 0.0)
+    weight = weight_at(config, number, sides.steps, 0.0, 0.0, 0.0)  # no figures: norm and signal are parallel's alone
+
+    # Both gradients, scaled by w and 1 - w, add up in .grad
     groups, sampled = sides.grpo.sample(model)
     start = time.perf_counter()
     rl = sides.grpo.backward(model, groups, on_policy=True, scale=weight)
     values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
     sides.log(groups, rl is not None)
     sft = sides.sft.backward(model, sides.sft.draw(), scale=1 - weight)
-    norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
-    if not math.isfinite(norm + sft["sft_loss"]):
+
+    # One update with their sum
+    grad_norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
+    if not math.isfinite(grad_norm + sft["sft_loss"]):
         run.skip("loss or gradient")
-    return values | sft | {"grad_norm": norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
+    return values | sft | {"grad_norm": grad_norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
 
 
 def main(config: Config) -> None:
+    # Open the run, with the model of --init or of last.pt; averaging finished models trains nothing
     run = begin(config, "average")
     if config.mode == "soup":
         return soup(config, run)
+
+    # Both sides: questions and rows, and an optimizer for each
     model, process = run.model, run.process
     grpo, sft, log = make_grpo(run), make_sft(run), RolloutLog(run)
     steps = config.total_steps(len(grpo.questions), config.prompts)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
-    sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # parallel's alone
+    sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
     sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
     evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip
+
+    # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "sft_loss", "val_pass@1")):
         if config.mode == "parallel":
             values = parallel_step(sides, step.number, step.lr)

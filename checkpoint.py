@@ -1,10 +1,12 @@
 """The checkpoint that all stages write and read: one .pt file of torch.save, its digest in the last 16 bytes.
 
-    format, stage, step       of what made it        tokens, flops   of pretraining and of all stages so far
-    config, model             fields of GPTConfig, state_dict of GPT
-    tokenizer, tokenizer_digest                      its name, and what its ids meant
-    args, lineage, metrics    flags of this stage; stage, step and flags of every stage behind it
-    train                     last.pt alone: optimizer states and data cursors, for --resume
+    format                          FORMAT
+    stage, step, args, metrics      of the run that made it: its stage, steps done, flags; steps that were skipped
+    tokens, flops                   tokens of pretraining; FLOPs of all stages so far (None: unknown)
+    lineage                         stage, step, FLOPs, flags and digest of the weights of every stage so far, this one last
+    config, model                   fields of GPTConfig; state_dict of GPT
+    tokenizer, tokenizer_digest     its name; a digest of what its ids mean
+    train                           in last.pt alone, for --resume: progress, optimizer states, data cursors
 
 A checkpoint may come from anywhere: it is read without running code, and what is read is checked here, once.
 """
@@ -65,7 +67,7 @@ def load_checkpoint(path: str | Path) -> dict:
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT or "model" not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of this project (format {FORMAT}); tools/olmo2.py converts OLMo2's")
     checkpoint.setdefault("flops", None)  # unknown
-    for key, (holds, wanted) in KEYS.items():
+    for key, (holds, wanted) in KEYS.items():  # at the end of this file
         if key not in checkpoint and key in OPTIONAL:
             continue
         if key not in checkpoint or not holds(checkpoint[key]):
@@ -91,7 +93,7 @@ def check_config(values: dict[str, Any]) -> GPTConfig:
             raise ValueError(f"{name} is {value!r:.40}: a whole number from 1 to {largest:,} is wanted")
     for name in ("rope_theta", "norm_eps"):
         value = values.get(name, 1)
-        if type(value) not in (int, float) or not 0 < value < 1e18:  # int64 holds it
+        if type(value) not in (int, float) or not 0 < value < 1e18:  # a larger int does not fit int64
             raise ValueError(f"{name} is {value!r:.40}: a positive number is wanted")
     c = GPTConfig(**values)
     if c.d_model % c.n_heads or c.n_heads % c.n_kv_heads:

@@ -77,10 +77,14 @@ def grouped(config_class: type) -> type:
     first of them that declares it; config_class itself may change defaults and sentences of its bases' flags.
     """
     classes = [c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]
+
+    # Sentence and type of each flag: of the most derived class that has them
     sentences = {}
     for c in reversed(classes):
         sentences |= comments(c)
     hints = {name: hint for c in reversed(classes) for name, hint in vars(c).get("__annotations__", {}).items()}
+
+    # Each flag goes to a group
     groups: dict[type, list] = {c: [] for c in classes}
     for field in dataclasses.fields(config_class):
         declaring = [c for c in classes if field.name in vars(c).get("__annotations__", {})]
@@ -88,6 +92,8 @@ def grouped(config_class: type) -> type:
         default = dataclasses.field(default=field.default, default_factory=field.default_factory)
         group = next((c for c in declaring if c is not config_class), config_class)
         groups[group].append((field.name, flag, default))
+
+    # Each group becomes a dataclass, its flags in the order of the source
     parts = []
     for c, flags in groups.items():
         if flags:

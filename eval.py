@@ -151,14 +151,14 @@ def evaluate_questions(
     prompts, shots = build_prompts(questions, tokenizer, examples or [], room, config.prompt)
 
     def judged_answers(mine: list[int]) -> Iterator[Judged]:  # this rank's share of the questions
-        hidden = not process.main or None  # None: hidden where there is no terminal
-        with tqdm(total=len(mine) * n, desc=label, unit="row", disable=hidden, leave=False, dynamic_ncols=True) as bar:
+        no_bar = not process.main or None  # None: tqdm shows a bar only on a terminal
+        with tqdm(total=len(mine) * n, desc=label, unit="row", disable=no_bar, leave=False, dynamic_ncols=True) as bar:
             sampled = sample(
                 model, [prompts[i] for i in mine], n, stop=tokenizer.eos, max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature, top_p=config.top_p, seed=config.seed, kv_gib=config.kv_gib, numbers=mine,
                 progress=bar.update, stopping=process.stopping,
             )  # fmt: skip
-        for i, answers in zip(mine, sampled, strict=False):
+        for i, answers in zip(mine, sampled, strict=False):  # on a signal `sampled` is empty
             texts, finished = [tokenizer.decode(a.text_tokens) for a in answers], [a.finished for a in answers]
             lengths = [len(a.tokens) for a in answers]
             yield judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
@@ -231,7 +231,11 @@ def prepare(
     process: Process,
 ) -> Evaluation:
     """The evaluation of a model with this tokenizer and context. UserError for what it cannot be evaluated on.
-    of: the model's name in messages."""
+
+    Args:
+        questions, tasks: name in the record → questions, items. examples: worked examples, at most so many are shown.
+        of: the model's name in messages. context: of the model, in tokens.
+    """
     new, notes = config.max_new_tokens or default_new_tokens(tokenizer), []
     for name, of_set in questions.items():
         _, long = fitting(of_set, tokenizer, context, new)
@@ -291,7 +295,7 @@ def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
     """
     stage, model, tokenizer, process = run.config, run.model, run.tokenizer, run.process
     if not stage.eval_every:
-        return dict
+        return dict  # a function that returns {}: no metrics
     config = Config(
         data=stage.data,
         questions=() if stage.eval_questions in ("", "none") else (stage.eval_questions,),
@@ -326,7 +330,7 @@ def metrics(record: dict) -> dict[str, float]:
     """What a stage logs of an evaluation: val_pass@k, val_process@k (the world's questions), val_floor@k, val_lenient@1,
     val_box, task_NAME, bpb_SOURCE."""
     values = {}
-    for of_set in record["questions"].values():
+    for of_set in record["questions"].values():  # k: "pass@1", "pass@8", ...; k[4:] is "@1", "@8"
         values |= {f"val_{k}": v["mean"] for k, v in of_set["strict"].items()}
         values |= {f"val_process{k[4:]}": v["mean"] for k, v in of_set.get("process", {}).items()}
         values |= {f"val_floor{k[4:]}": v for k, v in of_set.get("floor", {}).items()}
@@ -343,7 +347,7 @@ def metrics(record: dict) -> dict[str, float]:
 def print_records(records: list[dict]) -> None:
     """A table for each set of questions and one for tasks and text, with a line per checkpoint."""
     paths = [Path(record["checkpoint"]) for record in records]
-    same = len({path.stem for path in paths}) < len(paths)  # last.pt of several runs
+    same = len({path.stem for path in paths}) < len(paths)  # such as last.pt of several runs
     titles = [
         {"checkpoint": str(path.parent / path.stem) if same else path.stem, "M tokens": f"{record['tokens'] / 1e6:.2f}"}
         for path, record in zip(paths, records, strict=True)
@@ -363,7 +367,7 @@ def print_records(records: list[dict]) -> None:
 
 def question_cells(record: dict) -> dict[str, str]:
     """Column → cell, of one set of questions; process and floor at the least and at the largest k."""
-    ks = list(record["strict"])
+    ks = list(record["strict"])  # "pass@1", "pass@8", ...
     ends = dict.fromkeys((ks[0], ks[-1]))
     cells = {"shots": str(record["shots"])} | {k: percent(record["strict"][k]) for k in ks}
     cells |= {"majority": percent(record["majority"])}
@@ -461,16 +465,19 @@ def record_places(config: Config) -> list[tuple[Path, str]]:
 
 def prepare_all(config: Config, process: Process) -> list[Evaluation]:
     """Read all that the checkpoints are evaluated on, and check each of them against it."""
-    heads = []
+    # Of each checkpoint: tokenizer, context, number of worked examples
+    known = []
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)
         shots = shots_for(config, checkpoint)
-        heads.append((path, load_tokenizer(checkpoint["tokenizer"]), checkpoint["config"]["context"], shots))
-    examples = find_examples(config, max(shots for *_, shots in heads)) if config.questions else []
+        known.append((path, load_tokenizer(checkpoint["tokenizer"]), checkpoint["config"]["context"], shots))
+
+    # The files are read once, for all checkpoints
+    examples = find_examples(config, max(shots for *_, shots in known)) if config.questions else []
     questions, tasks = find_sets(config), find_tasks(config.data, config.tasks, config.limit)
     evaluations = [
         prepare(config, questions, tasks, examples[:shots], path, tokenizer, context, process)
-        for path, tokenizer, context, shots in heads
+        for path, tokenizer, context, shots in known
     ]
     say([note for e in evaluations for note in e.notes], process)
     return evaluations
@@ -491,7 +498,7 @@ def find_examples(config: Config, n: int) -> list[dict]:
 def ask(config: Config, process: Process) -> None:
     """Print what each checkpoint answers to one question: greedily and without worked examples, unless a flag or --preset
     says otherwise."""
-    chosen = given(config) | PRESETS.get(config.preset, {}).keys()
+    chosen = given(config) | PRESETS.get(config.preset, {}).keys()  # flags that the user set
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)
         tokenizer = load_tokenizer(checkpoint["tokenizer"])
@@ -506,6 +513,7 @@ def ask(config: Config, process: Process) -> None:
                 temperature=config.temperature if "temperature" in chosen else 0.0,
             )  # fmt: skip
         text = tokenizer.decode(answer.text_tokens)
+        # What a grader finds in the text; the right answer ("") is not known here
         said = GRADERS[config.grader if "grader" in chosen else "lenient"](text, "").answer
         title = f"{path}, {shots} worked examples:\n" if examples or len(config.checkpoint) > 1 else ""
         print(f"{title}{text}\n\nanswer: {said}" + ("" if answer.finished else " (cut at --max_new_tokens)"))

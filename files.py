@@ -26,10 +26,22 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# What reading a file that holds anything at all, or that is not there, may raise
+# The errors that reading a file may raise when it is missing, or holds something else than expected
 MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 TRAILER = b"\ncrc32="  # 8 hexadecimal digits and a newline follow
 DIGESTS = "digests"  # in a folder, JSON: {name: digest} of the files that `write_jsonl` wrote there
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError within gets the name of the file: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.strerror = error.strerror or str(error)  # numpy's has text alone
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -59,7 +71,7 @@ class _Checked:
     """A binary file to write that knows the digest of what went into it, and its last OSError."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.digest, self.error, self.flush = file, 0, None, file.flush
+        self.file, self.digest, self.error, self.flush = file, 0, None, file.flush  # torch.save calls write and flush
 
     def write(self, content) -> int:
         self.digest = zlib.crc32(content, self.digest)
@@ -98,10 +110,10 @@ def write_jsonl(path: Path, rows: Iterable[dict], digest: bool = False) -> None:
     digests = _read_digests(path.parent) if digest else {}
     if digests.pop(path.name, None):  # a kill between the two files leaves one without a digest, not with a wrong one
         write_text(path.parent / DIGESTS, json.dumps(digests, indent=1) + "\n")
-    packed = path.suffix == ".gz"  # a record, in ASCII; the others are for people too
-    lines = (json.dumps(row, ensure_ascii=packed).encode("utf-8") + b"\n" for row in rows)
+    compressed = path.suffix == ".gz"  # in ASCII: programs read it. What is not compressed is for people too
+    lines = (json.dumps(row, ensure_ascii=compressed).encode("utf-8") + b"\n" for row in rows)
     with replacing(path) as file:
-        if packed:  # without name and time in its header: the same rows are the same bytes
+        if compressed:  # without name and time in its header: the same rows are the same bytes
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as gz:
                 gz.writelines(lines)
         else:
@@ -155,18 +167,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """An OSError within gets the name of the file: that of a full disk has none."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.strerror = error.strerror or str(error)  # numpy's has text alone
-            error.filename = str(path)
-        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,10 +47,13 @@ def evaluate_task(
     log_p = np.array([log_prob for log_prob, _ in results])
     if "choices" in items[0]:
         characters = np.array([len(choice.strip()) for item in items for choice in item["choices"]])
-        first_of_next = np.cumsum([len(item["choices"]) for item in items])[:-1]
+        # The scores of all items stand one behind the other; they are split where the next item's choices begin
+        split_at = np.cumsum([len(item["choices"]) for item in items])[:-1]
 
-        def hits(score: np.ndarray) -> np.ndarray:  # (choices of all items,) → (items,)
-            best = [scores.argmax() for scores in np.split(score, first_of_next)]
+        def hits(
+            score: np.ndarray,
+        ) -> np.ndarray:  # (choices of all items,) → (items,): 1 where the best choice is gold
+            best = [scores.argmax() for scores in np.split(score, split_at)]
             return np.array([choice == item["gold"] for choice, item in zip(best, items, strict=True)], dtype=float)
 
         right = hits(log_p / characters)
@@ -73,7 +76,7 @@ def continuation_log_probs(
     """For each (context, continuation) in token ids: log p(continuation | context) in nats, and whether every token of
     it is the most probable one. A context that does not fit the model's is cut from the left. Ranks share the pairs.
 
-    UserError for a pair that has no likelihood (data.tasks.check_pairs). May stop the run.
+    UserError for a pair that has no likelihood (data.tasks.check_pairs). On a signal the run stops here.
     """
     window = model.config.context + 1  # the last token of a pair is predicted and no input
     check_pairs(pairs, model.config.context, label)
@@ -105,9 +108,9 @@ def _log_probs(
         column += range(len(both) - len(continuation), len(both))
     device = model.head.weight.device
     tokens, row, column = (torch.from_numpy(np.asarray(x)).to(device) for x in (tokens, row, column))
-    targets = tokens[row, column]  # (N,) tokens of the continuations
+    targets = tokens[row, column]  # (N,), here the N tokens of all continuations
     with process.autocast():
-        hidden = model(tokens[:, :-1])[row, column - 1]  # (N, C)
+        hidden = model(tokens[:, :-1])[row, column - 1]  # (N, C): a token is predicted at the place before it
         log_prob = _target_log_prob(model, hidden, targets)
         # 512 at a time: the logits of all of them would take more memory than the model
         greedy = torch.cat([model.logits(h).argmax(-1) for h in hidden.split(512)]) == targets
@@ -131,8 +134,8 @@ def bits_per_byte(
 ) -> dict:
     """Held-out text of a source, about `n_tokens` of it: {"bits_per_byte", "loss" (nats a token), "tokens"}. Ranks share the
     batches."""
-    nats = tokens = size = 0.0
-    token_bytes = torch.from_numpy(tokenizer.token_bytes)
+    nats = tokens = n_bytes = 0.0
+    token_bytes = torch.from_numpy(tokenizer.token_bytes)  # (V,) bytes of text that a token stands for
     rows = max(1, BATCH_TOKENS // loader.seq_len)
     for i, batch in process.unless_stopping(enumerate(loader.val_batches(source, rows, n_tokens))):
         if i % process.world != process.rank:
@@ -144,8 +147,8 @@ def bits_per_byte(
             log_prob = _target_log_prob(model, hidden, targets.to(process.device))
         nats -= log_prob.cpu().double().sum().item()  # there is no fp64 on an MPS device
         tokens += targets.numel()
-        size += token_bytes[targets].sum().item()
-    total = process.sum({"nats": nats, "tokens": tokens, "bytes": size})
+        n_bytes += token_bytes[targets].sum().item()
+    total = process.sum({"nats": nats, "tokens": tokens, "bytes": n_bytes})
     loss = total["nats"] / total["tokens"]
     bits = total["nats"] / math.log(2) / total["bytes"]
     return {"bits_per_byte": bits, "loss": loss, "tokens": int(total["tokens"])}
@@ -163,7 +166,7 @@ def held_out_text(
     """
     if not any(Path(data).glob("*/meta.json")):
         return None, []
-    loader = Loader(data, {}, 1, seq_len, seed=0)  # {}: no training text is wanted
+    loader = Loader(data, {}, 1, seq_len, seed=0)  # no training text is wanted: {} is an empty mix, 1 the batch
     if loader.tokenizer != tokenizer.name:
         raise UserError(
             f"{data} is tokenized with {loader.tokenizer!r}, {of} with {tokenizer.name!r}: "
@@ -172,6 +175,7 @@ def held_out_text(
     loader.verify(process, ("val",))
     short = [name for name, source in loader.sources.items() if not source.val.windows(seq_len)]
     loader.sources = {name: source for name, source in loader.sources.items() if name not in short}
+    # Read it now: what is damaged stops the evaluation before its first sample, not after hours
     for source in loader.sources:
         for _ in loader.val_batches(source, 64, n_tokens):
             pass

@@ -1,6 +1,7 @@
 """Measures of sampled answers: judged and counted per question, means over questions with their intervals.
 
-pass@k is the unbiased estimator of arXiv 2107.03374 §2.1.
+pass@k is the unbiased estimator of arXiv 2107.03374 §2.1. In shapes, Q is the number of questions; each has n answers, of
+which c are right.
 """
 
 from collections import Counter
@@ -34,7 +35,7 @@ def judge_answers(
     """
     grades = [judge(text, question["answer"], f, grader, truncated) for text, f in zip(texts, finished, strict=True)]
     said = [grade.answer for grade in grades]
-    values = [answer if answer is None else canonical(answer) for answer in said]
+    values = [answer if answer is None else canonical(answer) for answer in said]  # 1/2 and 0.5 are one value
     samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
     vote = majority_vote(said)
     counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
@@ -61,6 +62,7 @@ def summary(judged: list[Judged], questions: list[dict], ks: list[int], seed: in
          "entropy": {"answers", "paths"}, "majority": {"mean", "low", "high"}, "box", "finished", "tokens" (mean length of an
          answer), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]}
 
+    Of a question, c counts the right answers by the chosen grader, c_lenient and c_process by these; h are entropies.
     "process" (right, and every written equation true) and the entropy of solution paths (the equations, whatever the
     words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
     are two questions. Entropies are in nats over a question's n answers; to have no answer is one more answer.
@@ -135,7 +137,8 @@ def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray
         raise ValueError("a guess floor needs two questions")
     wanted, floor = Counter(gold), np.zeros(len(gold))
     for i, attempts in enumerate(answers):
-        counts = {a: c for a, c in Counter(attempts).items() if a in wanted}
+        counts = {a: c for a, c in Counter(attempts).items() if a in wanted}  # value → answers that have it
+        # Of each value: how many other questions it is right for
         others = np.array([wanted[a] - (a == gold[i]) for a in counts])
         if counts:
             floor[i] = others @ pass_at_k(len(attempts), np.array(list(counts.values())), k) / (len(gold) - 1)

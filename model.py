@@ -1,14 +1,14 @@
 """The GPT shared by all stages: OLMo2's architecture (arXiv 2501.00656 §2), in one file.
 
     x = embed(tokens)
-    for each block:  x = x + norm(attention(x));  x = x + norm(swiglu(x))       norms on the outputs ("reordered")
+    for each block:  x = x + norm(attention(x));  x = x + norm(swiglu(x))       norms on the outputs, not the inputs
     hidden = norm(x);  logits = hidden @ head.T
 
 Query and key are RMS-normed over their whole width before the split into heads and before the rotary embedding. No
 biases; embedding and head are separate tables.
 
-Letters for shapes, here and in every other file: B rows, T tokens of a row, S keys, H query heads, D head size,
-C model width (d_model), V vocabulary (padded), L layers, N = B*T.
+Letters for shapes, here and in every other file: B rows, T tokens of a row, S keys, H query heads, H_kv heads of keys and
+values, D head size, C model width (d_model), V vocabulary (padded), L layers, N = B*T tokens of all rows.
 
 `forward` returns hidden states, not logits: the losses take `kernels.linear_log_prob(hidden, model.head.weight, ...)`,
 which never holds the (N, V) logits. What a token may attend to is the `attend` argument: causal attention by default,
@@ -85,16 +85,16 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x_i, x_i+D/2) by an angle: (x_i cos - x_i+D/2 sin, x_i+D/2 cos + x_i sin), as OLMo2 and Llama do.
 
     Args:
-        x: (B, T, H, D). cos, sin: of rotary_tables, (T, 1, D) or (B, T, 1, D).
+        x: (B, T, H, D). cos, sin: rows of `rotary_tables`, which are (cos, cos) and (-sin, sin): (T, 1, D) or (B, T, 1, D).
     """
     if fused := kernels.decoding(x):
         return fused.rotary(x, cos, sin)
     half = x.shape[-1] // 2
-    if torch.compiler.is_compiling():  # which makes one pass of this, and a slower one of the other form
+    if torch.compiler.is_compiling():  # the compiler makes faster code of this form than of the one below
         first, second = x.chunk(2, -1)
         cos, sin = cos[..., :half], sin[..., half:]
         return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)  # roll swaps the halves of the head
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -122,6 +122,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(c.d_model, c.norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """(B, T, C) → (B, T, C). cos, sin: of the tokens' positions, see `rotary`."""
         heads, h = (*x.shape[:2], -1, self.head_dim), kernels.cast_once(x)
         # norm over the full width first, then heads, then rotation (arXiv 2501.00656 §2.2)
         q = rotary(self.q_norm(self.q(h)).view(heads), cos, sin)  # (B, T, H, D)
@@ -155,12 +156,12 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> "GPT":
-        """Truncated normal (± 3 std) for every matrix, ones for gains: the same on every device and rank."""
+        """Truncated normal (± 3 std) for every matrix, ones for gains (the weights of RMSNorm): the same on every device and rank."""
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():
             if p.dim() > 1:
-                cpu = torch.empty(p.shape)
-                p.copy_(nn.init.trunc_normal_(cpu, std=std, a=-3 * std, b=3 * std, generator=generator))
+                on_cpu = torch.empty(p.shape)
+                p.copy_(nn.init.trunc_normal_(on_cpu, std=std, a=-3 * std, b=3 * std, generator=generator))
         return self
 
     def forward(
@@ -180,13 +181,13 @@ class GPT(nn.Module):
         if positions is None:
             cos, sin = self.cos[: tokens.shape[1], None], self.sin[: tokens.shape[1], None]  # (T, 1, D)
         else:
-            cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+            cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)  # (T, 1, D) or (B, T, 1, D)
         if attend is None:
 
             def attend(_, q, k, v):
                 return kernels.attention(q, k, v, doc_start)
 
-        x = self.embed(tokens)
+        x = self.embed(tokens)  # (B, T, C)
         for block in self.blocks:
             x = block(x, cos, sin, attend)
         return self.norm(x)
@@ -207,13 +208,13 @@ def forward_flops(c: GPTConfig, keys: float) -> float:
     sequence of T tokens has (T + 1) / 2 keys a token on average. Backward costs twice as much again.
     """
     kv_width = c.n_kv_heads * c.head_dim
-    block = 2 * c.d_model * c.d_model + 2 * c.d_model * kv_width + 3 * c.d_model * c.d_ff
-    dense = c.n_layers * block + c.vocab_size * c.d_model
-    return 2.0 * dense + 4.0 * c.n_layers * c.d_model * keys
+    block = 2 * c.d_model * c.d_model + 2 * c.d_model * kv_width + 3 * c.d_model * c.d_ff  # q, o; k, v; gate, up, down
+    multiplying = c.n_layers * block + c.vocab_size * c.d_model  # M
+    return 2.0 * multiplying + 4.0 * c.n_layers * c.d_model * keys
 
 
 def train_flops(c: GPTConfig, seq_len: int) -> float:
-    """FLOPs per token of forward and backward over causal sequences of `seq_len` (6N + attention)."""
+    """FLOPs per token of forward and backward over causal sequences of `seq_len`: 6·M and attention."""
     return 3 * forward_flops(c, (seq_len + 1) / 2)
 
 

@@ -1,4 +1,4 @@
-"""Pretraining: next-token prediction on token shards; leaves the checkpoints M_t that every other stage starts from.
+"""Pretraining: next-token prediction on token shards; keeps checkpoints M_t, after t steps, from which all other stages start.
 
     torchrun pretrain.py                                             # the micro scale on the embedded world, minutes on a CPU
     torchrun pretrain.py --scale smoke --out out/smoke               # seconds
@@ -10,7 +10,7 @@ The paper's §"Pretraining": AdamW (0.9, 0.95), weight decay 0.1, clip 1.0, z-lo
 tokens a step at lr 4e-4; `--scale olmo2-1b` sets these. Departures: none at that scale; the small scales have batches,
 rates and token counts of their own (PRESETS).
 
-The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)².
+The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)²; the second term keeps the logits small.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ WORLD_MIX = "general=0.35,math=0.65"  # arithmetic is what micro learns last
 
 # What a scale trains with unless flags say otherwise. The paper's checkpoints are at 1k, 2k, ... steps of 2.1 M tokens.
 PAPER_STEPS = "1000,2000,3000,5000,6000,7000,10000,14000,22000"
-MICRO_AT = "3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # before, next to nothing is right
+MICRO_AT = "3M,3.5M,4M,4.5M,5M,5.5M,6M,7M,8M"  # earlier checkpoints answer next to no question right
 PRESETS = {
     "smoke": dict(batch=4, seq_len=256, tokens="100k", lr=4e-3, schedule="cosine:10", save_at="50k,100k"),
     "micro": dict(batch=4, seq_len=256, tokens="8M", lr=2e-3, schedule="cosine:100", save_at=MICRO_AT),
@@ -93,7 +93,7 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
         context = SCALES[self.scale]["context"]
         if self.seq_len > context:
             raise UserError(f"--seq_len {self.seq_len} exceeds the context of --scale {self.scale}, {context}")
-        self.kept(self.steps)
+        self.kept(self.steps)  # UserError for a --save_at that is none
         super().check()
 
     @property
@@ -117,11 +117,11 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
     Args:
         batch: (rows, T + 1) int64 on this rank's device.
     """
-    log_probs = []  # of micro-batches, summed in fp64 on the CPU: an MPS device has none
-    # (the split of no rows is one part without rows)
-    parts = batch.split(max(1, process.micro_tokens // config.seq_len)) if len(batch) else ()
-    for rows in process.unless_stopping(parts):
-        inputs, targets = rows[:, :-1], rows[:, 1:]
+    log_probs = []  # one sum for each micro-batch; added up as Python's floats, which are fp64: an MPS device has none
+    # A rank without rows has no micro-batch (`split` would make one of no rows)
+    micro_batches = batch.split(max(1, process.micro_tokens // config.seq_len)) if len(batch) else ()
+    for rows in process.unless_stopping(micro_batches):
+        inputs, targets = rows[:, :-1], rows[:, 1:]  # (B, T) each
         doc_start = document_starts(inputs, eos) if config.doc_mask else None
         with process.autocast():
             hidden = model(inputs, doc_start=doc_start).flatten(0, 1)  # (N, C)
@@ -135,9 +135,9 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
 def document_starts(tokens: torch.Tensor, eos: int) -> torch.Tensor:
     """(B, T): where the document of each token starts in its row; a document begins after an eos."""
     position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    begins = torch.zeros_like(position)
+    begins = torch.zeros_like(position)  # its position, where a document begins; else 0
     begins[:, 1:] = torch.where(tokens[:, :-1] == eos, position[:, 1:], 0)
-    return begins.cummax(1).values
+    return begins.cummax(1).values  # the latest beginning up to each token
 
 
 def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
@@ -150,6 +150,7 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
         return model
     if process.main:
         print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
+    # A trial pass of the shape that training will have: torch.compile compiles, and fails, at the first call
     fast = torch.compile(model)
     share = process.rows(config.batch)
     rows = min(max(1, process.micro_tokens // config.seq_len), share.stop - share.start)
@@ -170,7 +171,9 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
 
 
 def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: int, process: Process) -> str:
-    """A greedy answer to a validation question, or a continuation of nothing, for the terminal."""
+    """A greedy answer to a validation question, or text from nothing if there are no questions, for the terminal.
+
+    index: which question; "" if the model's context leaves no room for an answer."""
     prompt, answer = [tokenizer.eos], ""
     if questions:
         question = questions[index % len(questions)]
@@ -204,14 +207,17 @@ def evaluation(config: Config, run: Run, loader: Loader):
     """A function that measures run.model on held-out text, and prints that with a sampled answer."""
     validation = Path(config.data) / "questions" / "validation.jsonl"
     questions = load_questions(validation) if validation.exists() else []
+    # Sources whose held-out text fills a window of seq_len
     sources = [name for name, source in loader.sources.items() if source.val.windows(config.seq_len)]
     model, tokenizer, process, progress = run.model, run.tokenizer, run.process, run.progress
 
     def evaluate() -> dict:
-        text = {s: bits_per_byte(model, tokenizer, loader, s, config.val_tokens, process) for s in sources}
-        values = {f"bpb_{s}": round(r["bits_per_byte"], 5) for s, r in text.items()}
+        values = {}
+        for source in sources:
+            measured = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process)
+            values[f"bpb_{source}"] = round(measured["bits_per_byte"], 5)
         if process.main:
-            numbers = "  ".join(f"{k} {v:.3f}" for k, v in values.items())
+            numbers = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             shown = show_sample(model, tokenizer, questions, progress.step // max(1, config.eval_every), process)
             tqdm.write(f"step {progress.step}  {progress.tokens / 1e6:.2f} M tokens  {numbers}\n{shown}")
         return values
@@ -232,7 +238,7 @@ def main(config: Config) -> None:
     model = run.model
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, decay_gains=True)
     run.restore(optimizer=optimizer)
-    fast_model = compiled(model, config, process)  # with the same parameters
+    fast_model = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)
     if process.main:
         print(
@@ -244,18 +250,18 @@ def main(config: Config) -> None:
         for step in run.steps(config.steps, evaluation(config, run, loader), shown=("loss", "lr", "tokens_per_s")):
             # This rank's rows of the step, forward and backward
             start = time.perf_counter()
-            _, rows = next(batches)
+            _, rows = next(batches)  # (rows, T + 1)
             batch = to_device(rows, process.device)
             loss = loss_and_backward(fast_model, batch, tokenizer.eos, config, process, tokens_per_step)
 
             # The AdamW update, with the gradients of all ranks
             loss = process.sum({"loss": loss / tokens_per_step})["loss"]
-            norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            grad_norm = optimizer_step(model, optimizer, process, step.lr, config.clip)
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 run.skip("loss or gradient")
             progress.tokens += tokens_per_step
             rate = tokens_per_step / (time.perf_counter() - start)
-            step.log(tokens=progress.tokens, loss=loss, grad_norm=norm, tokens_per_s=rate, flops=flops_per_step)
+            step.log(tokens=progress.tokens, loss=loss, grad_norm=grad_norm, tokens_per_s=rate, flops=flops_per_step)
 
 
 if __name__ == "__main__":

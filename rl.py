@@ -12,10 +12,14 @@ One step, as the loop in main() has it:
     advantage  = (reward - mean) / std within the n answers of a question
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
-p_old is p itself where a step makes one update, else what a forward pass gives before the first of them (the sampler's
-log-probs are rounded differently). log ρ is held to ± 20, as in the authors' code; --dual_clip 3 is its bound for A < 0.
-The loss has weights w that sum to 1 over the whole minibatch of all ranks (--aggregation), so that neither micro-batches
-nor ranks change the gradient. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
+The sums Σ run over the tokens of all answers. A is the advantage of the token's answer; p and p_old are the probabilities of
+the token now and before the step's first update; k3 estimates the KL to the starting model (`k3` below); H is the entropy of
+the model's distribution at the token. w is the token's weight (--aggregation): the weights sum to 1 over the minibatch of all
+ranks, so that neither micro-batches nor ranks change the gradient.
+
+Where a step makes one update, p_old is p itself and ρ is 1. Where it makes several, a forward pass before the first of them
+gives p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the authors' code, and
+--dual_clip bounds the loss where A < 0. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
 Departures from the authors' code: --format_score has an effect; the token mean is over the minibatch, not the
 micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
@@ -53,8 +57,8 @@ from sampler import Continuation, SamplerConfig, sample
 from verifier import judge
 
 BETAS = (0.9, 0.999)  # of AdamW
-WRITTEN = 4  # groups of each step that go to rollouts.jsonl.gz
-SHOW_EVERY = 16  # steps between answers that are printed
+WRITTEN = 4  # groups (questions with their answers) of each step that go to rollouts.jsonl.gz
+SHOW_EVERY = 16  # steps from one answer that is printed to the next
 
 
 @dataclass
@@ -127,7 +131,8 @@ def advantages(rewards: Tensor, valid: Tensor, kind: str = "std") -> Tensor:
     """Group-relative advantages; 0 for invalid answers and for whole groups whose rewards are equal.
 
     Args:
-        rewards: (P, n). valid: (P, n) bool, answers that count.
+        rewards: (P, n), n answers to each of P questions. valid: (P, n) bool, False for answers that are left out
+            (--truncated mask).
         kind: "std": (r - mean) / std with the n - 1 denominator, so that two answers get ± 0.7071; "mean": r - mean.
     """
     rewards = rewards.double()
@@ -154,9 +159,9 @@ def policy_loss(
     clip_high: float,
     dual_clip: float = 0.0,
 ) -> PolicyLoss:
-    """The clipped surrogate, -Σ w min(ρ A, clip(ρ) A), over tokens. Tensors are (N,).
+    """The clipped objective, -Σ w min(ρ A, clip(ρ) A). Tensors are (ΣA,): one value for each token of all answers.
 
-    `weight` carries the aggregation and sums to 1 over the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
+    `weight` is w of `token_weights`; it sums to 1 over the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
     clipped, where A < 0 only ρ < 1 - low. That leaves ρ without an upper bound where A < 0: log ρ is held to ± 20 (the
     authors' code; a token beyond has no gradient), and with dual_clip = c > 1 the surrogate is held to c A there, so
     that ρ > c has no gradient (arXiv 1912.09729; the authors' code: c = 3).
@@ -168,22 +173,29 @@ def policy_loss(
         surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
-        active = surrogate != ratio * advantage
-        stats = {"clip_fraction": (weight * active).sum().item(), "ratio": (weight * ratio).sum().item()}
+        clipping = surrogate != ratio * advantage  # these tokens have no gradient
+        stats = {"clip_fraction": (weight * clipping).sum().item(), "ratio": (weight * ratio).sum().item()}
     return PolicyLoss(loss, stats)
 
 
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
-    """(N,) the estimator r - 1 - log r of KL(policy ‖ reference), r = p_ref / p (http://joschu.net/blog/kl-approx.html).
+    """(ΣA,) the estimator r - 1 - log r of KL(policy ‖ reference), r = p_ref / p (http://joschu.net/blog/kl-approx.html).
 
-    Never negative, 0 at equal weights. The log-ratio is held to ± 20, beyond which exp overflows what AdamW can take.
+    It is never negative, and 0 where both models are equal. log r is held to ± 20: AdamW squares gradients, and those of a
+    larger exp overflow.
     """
     log_ratio = (reference - log_prob).clamp(-20, 20)
     return torch.expm1(log_ratio) - log_ratio
 
 
 def token_weights(lengths: Tensor, valid: Tensor, kind: str, max_new_tokens: int) -> Tensor:
-    """(R,) weight of each token of each answer, from all answers of a minibatch, (R,) each."""
+    """(R,) for each of the R answers of a minibatch, the weight w that every one of its tokens has in the loss.
+
+    Args:
+        lengths: (R,) tokens of each answer. valid: (R,) bool, answers that count; the others get weight 0.
+        kind: "token": the loss is the mean over tokens; "sequence": the mean over answers of each answer's mean;
+            "constant": the sum over tokens divided by answers × max_new_tokens.
+    """
     counted = lengths * valid
     if kind == "token":
         weight = torch.ones(len(lengths)) / counted.sum().clamp(min=1)
@@ -208,7 +220,7 @@ class Answer:
     tokens: list[int]  # the stop token is the last one if it was sampled
     old_log_prob: np.ndarray  # (len(tokens),) log p_old, as the sampler has it until GRPO.recompute
     finished: bool  # ended by the stop token, not cut at max_new_tokens
-    valid: bool  # counts in advantages and loss (--truncated)
+    valid: bool  # counts in advantages and loss (False: cut, with --truncated mask)
     reward: float
     right: bool
     advantage: float = 0.0
@@ -232,7 +244,7 @@ def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tup
 class GRPO:
     """Questions, sampling and the gradient of the RL objective; average.py uses it as rl.py does.
 
-    `order.position` (an integer) is the only state.
+    Its only state, which --resume restores, is the integer `order.position`: how many questions have been drawn.
     """
 
     def __init__(
@@ -250,7 +262,7 @@ class GRPO:
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the CPU, moved to the device while it is used
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
-        self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # with their prompts
+        self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # (question, prompt) pairs
         if long and process.main:
             print(left_out(long, len(questions), context, self.max_new_tokens), file=sys.stderr)
         self.order = Cursor(len(self.questions), seed)
@@ -262,7 +274,7 @@ class GRPO:
         """
         c, start, groups = self.config, time.perf_counter(), []
         for _ in range(1 + c.resample):
-            first = self.order.position
+            first = self.order.position  # number of the first question drawn; no other in the run has it
             drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
 
             def judged(mine: list[int], first=first, drawn=drawn):  # this rank's share of the questions
@@ -271,7 +283,7 @@ class GRPO:
                     temperature=c.temperature, seed=self.seed, kv_gib=c.kv_gib, numbers=[first + i for i in mine],
                     stopping=self.process.stopping,
                 )  # fmt: skip
-                for i, answers in zip(mine, sampled, strict=False):
+                for i, answers in zip(mine, sampled, strict=False):  # on a signal `sampled` is empty
                     yield self.judge(*drawn[i], answers)
 
             groups += self.process.spread(len(drawn), judged)
@@ -290,7 +302,7 @@ class GRPO:
             reward, right = reward_of(text, question["answer"], s.finished, c)
             valid = s.finished or c.truncated != "mask"
             group.append(Answer(question, prompt, s.tokens, s.log_probs, s.finished, valid, reward, right))
-        rewards, valid = torch.tensor([[a.reward for a in group]]), torch.tensor([[a.valid for a in group]])
+        rewards, valid = torch.tensor([[a.reward for a in group]]), torch.tensor([[a.valid for a in group]])  # (1, n)
         for answer, advantage in zip(group, advantages(rewards, valid, c.advantage)[0].tolist(), strict=True):
             answer.advantage = advantage
         return group
@@ -301,32 +313,34 @@ class GRPO:
         return [groups[i : i + size] for i in range(0, len(groups), size)] * self.config.inner_epochs
 
     def batches(self, minibatch: list[Group]):
-        """This rank's part of a minibatch, as pairs of a Packed batch and its answers.
+        """This rank's part of a minibatch in micro-batches: pairs of a Packed batch and its answers.
 
-        Groups that add nothing to the gradient are left out: those without signal, unless a KL or entropy term acts.
-        The same groups always make the same batches, whose matrix products have the same shapes and roundings.
+        Groups without signal add nothing to the gradient and are left out, unless there is a KL or entropy term, which
+        needs no signal. The same groups always make the same batches: so `recompute` and `backward` round alike.
         """
-        every = self.config.kl > 0 or self.config.entropy != 0
-        used = [group for group in minibatch if every or has_signal(group)]
+        all_groups = self.config.kl > 0 or self.config.entropy != 0
+        used = [group for group in minibatch if all_groups or has_signal(group)]
         sizes = [len(group[0].prompt) + sum(len(a.tokens) for a in group) for group in used]
         mine = [used[i] for i in self.process.share(sizes)]
         items = [(group[0].prompt, [a.tokens for a in group]) for group in mine]
         batches = packed_batches(items, self.process.micro_tokens, self.process.device)
         for packed, parts in self.process.unless_stopping(batches):
+            # parts: which answers (rows) of which group (i) are in this batch, in its order
             yield packed, [mine[i][row] for i, rows in parts for row in rows]
 
     @torch.no_grad()
     def recompute(self, model: GPT, minibatches: list[list[Group]]) -> float:
-        """Set old_log_prob, of the answers that this rank trains on, to the log-probs of the training forward.
+        """Set old_log_prob, of the answers that this rank trains on, to log p of the training's forward pass.
 
-        Where a step makes several updates the later ones divide by p_old, and the sampler's differs from p with no
-        update made: in bf16, whose decoding rounds elsewhere, by up to 40%. Returns the FLOPs, over all ranks.
+        From the second update of a step on, ρ divides by p_old. The sampler's p_old would not do: decoding rounds at other
+        places than training, and in bf16 the two differ by up to 40% before any update. Returns the FLOPs, over all ranks.
         """
         flops = 0.0
-        for minibatch in minibatches[: len(minibatches) // self.config.inner_epochs]:
+        first_epoch = minibatches[: len(minibatches) // self.config.inner_epochs]  # has every group once
+        for minibatch in first_epoch:
             for packed, answers in self.batches(minibatch):
                 with self.process.autocast():
-                    log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()
+                    log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()  # (ΣA,)
                 ends = np.cumsum([len(a.tokens) for a in answers])[:-1]
                 for answer, values in zip(answers, np.split(log_prob, ends), strict=True):
                     answer.old_log_prob = values
@@ -345,16 +359,17 @@ class GRPO:
         all_answers = [answer for group in minibatch for answer in group]  # of all ranks
         if not (c.kl > 0 or c.entropy or any(a.advantage for a in all_answers)):
             return None
-        lengths, valid = (
-            torch.tensor([len(a.tokens) for a in all_answers]),
-            torch.tensor([a.valid for a in all_answers]),
-        )
+
+        # w of every token, from the answers of all ranks
+        lengths = torch.tensor([len(a.tokens) for a in all_answers])
+        valid = torch.tensor([a.valid for a in all_answers])
         weights = token_weights(lengths, valid, c.aggregation, self.max_new_tokens).tolist()
         for answer, weight in zip(all_answers, weights, strict=True):
             answer.weight = weight
         if self.reference is not None:
             self.reference.to(device)
 
+        # The loss and its gradient, one micro-batch after the other
         sums = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
         for packed, answers in self.batches(minibatch):
             with self.process.autocast():
@@ -362,7 +377,7 @@ class GRPO:
             old = new.log_prob.detach()
             if not on_policy:
                 old = torch.from_numpy(np.concatenate([a.old_log_prob for a in answers])).to(device)
-            advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all that follows
+            advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all tensors here
             weight = packed.per_token([a.weight for a in answers])
             loss, stats = policy_loss(new.log_prob, old, advantage, weight, c.clip_low, c.clip_high, c.dual_clip)
             if self.reference is not None:
@@ -375,12 +390,14 @@ class GRPO:
                 loss = loss - c.entropy * (weight * new.entropy).sum()
             (scale * loss).backward()
             stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": packed.tokens.numel()}
-            stats["flops"] = (3 if self.reference is None else 4) * packed.forward_flops(model)
+            passes = 3 if self.reference is None else 4  # forward, backward (counts twice); and the reference's forward
+            stats["flops"] = passes * packed.forward_flops(model)
             for key, value in stats.items():
                 sums[key] += value
 
         if self.reference is not None:
             self.reference.to("cpu")
+        # Means over the tokens that were trained on: `batches` leaves groups out, so their weights need not sum to 1
         total = self.process.sum(sums)
         weight = max(total.pop("weight"), 1e-12)
         return total | {key: total[key] / weight for key in ("clip_fraction", "ratio", "kl")}
@@ -416,7 +433,8 @@ def sampling_metrics(groups: list[Group], model: GPT, seconds: float) -> dict:
 
 
 def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops: float = 0.0) -> dict:
-    """The metrics of one step: those of its answers, and means (of tokens and FLOPs: sums) over its updates."""
+    """The metrics of one step: those of its answers (`sampling_metrics`), and means (of tokens and FLOPs: sums) over its
+    updates, which took `seconds`. extra_flops: of `GRPO.recompute`."""
     if not updates:
         return sampled | {"updates": 0}
     values = {key: float(np.mean([u[key] for u in updates])) for key in updates[0]}
@@ -435,7 +453,7 @@ class RolloutLog:
         self.opened = False
 
     def __call__(self, groups: list[Group], learned: bool) -> None:
-        """After the updates of a step; `learned`: there was one."""
+        """To be called after the updates of a step; learned: was there one?"""
         step = self.run.progress.step + 1
         self.steps_without_signal = 0 if learned else self.steps_without_signal + 1
         if not self.run.process.main:
@@ -468,8 +486,8 @@ class RolloutLog:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Forget the rollouts of later steps, which a resumed run makes again, and all that stands after a line that a kill
-    has cut."""
+    """Delete the rollouts of steps after `step`, which a resumed run makes again. Where a kill has cut a line short, that line
+    and what follows it go too."""
     kept = []
     broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
     with contextlib.suppress(*broken), gzip.open(path, "rb") as file:
@@ -530,6 +548,7 @@ def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: Rollo
 
 
 def main(config: Config) -> None:
+    # Open the run, with the model of --init or of last.pt; read the questions
     run = begin(config, "rl")
     model, process = run.model, run.process
     grpo, log = make_grpo(run), RolloutLog(run)
@@ -540,6 +559,8 @@ def main(config: Config) -> None:
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
+
+    # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "length", "val_pass@1")):
         step.log(**grpo_step(run, grpo, optimizer, log, step.lr))
 

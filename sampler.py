@@ -6,11 +6,12 @@
         decode     one token for every slot
         retire     rows that are done; rows from the end move into their slots
 
-- Prompts are taken in order of length, so that a batch of prefills is hardly padded.
+- Prompts are taken in order of length, the longest first, so that a batch of prefills is hardly padded.
 - The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend on the number of slots,
   on which rows decode side by side, or on when a row got its slot.
 
-Letters for shapes are those of model.py. P prompts stand in the cache.
+Letters for shapes are those of model.py. The cache has entries for prompts and slots for what rows generate. P prompts stand
+in the cache, G query heads read one key head, and S = prompt and own tokens that a row may see.
 """
 
 import math
@@ -29,7 +30,7 @@ from model import GPT, Attend, GPTConfig
 
 SLOTS = 512  # rows that decode together, if kv_gib has room for them
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
-BLOCK = 128  # words in a block of the two-level search for a token
+BLOCK = 128  # words of the vocabulary in a block of the two-level search for a token (_invert)
 NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts the vocabulary
 
 
@@ -126,9 +127,14 @@ def free_gib(device: torch.device, weights: int) -> float:
     return max(0.0, free / 2**30)
 
 
-# A row that decodes or waits: its number, where its prompt stands in the cache, the prompt's length, tokens generated so
-# far, and the last of them
-ROW = np.dtype([(name, np.int64) for name in ("row", "entry", "prompt", "new", "token")])
+# A row that decodes or waits
+ROW = np.dtype([
+    ("row", np.int64),  # its number r, of all rows of this call
+    ("entry", np.int64),  # where its prompt stands in the cache
+    ("prompt", np.int64),  # tokens of the prompt
+    ("new", np.int64),  # tokens generated so far
+    ("token", np.int64),  # the last of them
+])  # fmt: skip
 
 
 class Slots:
@@ -181,15 +187,17 @@ class Slots:
         entry = free[: min(self.prefill_batch, len(self.order))]
         if not len(entry):  # every entry holds the prompt of a live row
             return
-        taken = [self.order.pop() for _ in entry]  # the longest first: the last ones to wait for are short
+        # The longest first: what is left at the end, when few rows decode side by side, is short
+        taken = [self.order.pop() for _ in entry]
         length = np.array([len(self.prompts[i]) for i in taken])
         padded = np.zeros((len(taken), length.max()), dtype=np.int64)
         for i, index in enumerate(taken):
             padded[i, : length[i]] = self.prompts[index]
         target = torch.from_numpy(entry).to(self.device)
         hidden = self.model(torch.from_numpy(padded).to(self.device), attend=self.cache.prefill(target))
-        last = hidden[torch.arange(len(taken)), torch.from_numpy(length - 1)]
+        last = hidden[torch.arange(len(taken)), torch.from_numpy(length - 1)]  # (P, C) at each prompt's last token
         self.first_logits[target] = kernels.logits(last, self.head)
+        # The n rows of each of these prompts
         self.waiting = np.zeros((len(taken), self.n), ROW)
         self.waiting["row"] = np.array(taken)[:, None] * self.n + np.arange(self.n)
         self.waiting["entry"], self.waiting["prompt"] = entry[:, None], length[:, None]
@@ -205,9 +213,10 @@ class Slots:
     def decode(self, row_ids: np.ndarray, seed: int, temperature: float, top_p: float) -> None:
         """Draw a token for every live row: from its prompt's logits if it was just admitted, else by a decoding step."""
         live, device = self.live, self.device
-        old = np.count_nonzero(live["new"])  # rows that were just admitted stand behind the others
+        old = np.count_nonzero(live["new"])  # rows that have a token already: they stand before those just admitted
         logits = []
         if old:
+            # Their last token goes through the model, at its position
             rows = live[:old]
             token, position = (
                 torch.from_numpy(x[:, None]).to(device) for x in (rows["token"], rows["prompt"] + rows["new"] - 1)
@@ -216,6 +225,7 @@ class Slots:
             logits.append(kernels.logits(self.model(token, position, attend)[:, 0], self.head))
         if old < len(live):
             logits.append(self.first_logits[torch.from_numpy(live["entry"][old:]).to(device)])
+        # One token for each, stored by slot and step
         u = torch.from_numpy(uniform(seed, row_ids[live["row"]], live["new"])).to(device)
         token, log_prob = choose(torch.cat(logits) if len(logits) > 1 else logits[0], u, temperature, top_p)
         place = torch.arange(len(live), device=device), torch.from_numpy(live["new"]).to(device)
@@ -267,7 +277,8 @@ class KVCache:
         self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
         shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
         self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
-        self.zeroed = 0  # own tokens below this hold numbers: what is masked must be finite too, since 0 · nan is nan
+        # Own tokens below this number were set to 0: what is masked must be finite too, since 0 · nan is nan
+        self.zeroed = 0
         self.grouped = np.zeros(0, dtype=np.int64)  # entries of the rows for which `decode` last laid out groups
 
     def prefill(self, entries: Tensor) -> Attend:
@@ -291,11 +302,15 @@ class KVCache:
         _, _, h_kv, new_tokens, d = self.own_k.shape
         b, device = len(entry), self.own_k.device
 
-        # The rows of a prompt stand side by side, M places for each of P prompts, so that its keys are read once for all:
-        # members (P·M,) are the rows (padding reads the last one, and is not read back), place (B,) is where a row stands
+        # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M places
+        # for each of P entries, M being the largest number of rows that a prompt has:
+        #     place (B,)        where each row stands in this layout; rows of entries 1, 0, 1 with M = 2: 2, 0, 3
+        #     members (P·M,)    the row at each place; an empty place repeats the last row, and its result is not used
+        # The layout stays until rows come or go.
         if not np.array_equal(entry, self.grouped):
-            self.grouped, count = entry.copy(), np.bincount(entry)
-            self.groups = len(count), int(count.max())
+            self.grouped, count = entry.copy(), np.bincount(entry)  # count (P,): rows of each entry
+            self.groups = len(count), int(count.max())  # P, M
+            # The rows in the order of their entries; where in that order each entry's rows begin
             order, first = np.argsort(entry, kind="stable"), np.cumsum(count) - count
             place, members = np.empty_like(entry), np.full(math.prod(self.groups), b - 1)
             place[order] = entry[order] * self.groups[1] + np.arange(b) - np.repeat(first, count)
@@ -305,16 +320,17 @@ class KVCache:
 
         # What a row sees: its prompt, and its own tokens up to the new one
         own_len, prompt_len = int(own_length.max()) + 1, int(prompt_length.max())
-        if own_len > self.zeroed:  # 16 tokens at a time: memory for long answers is not touched before there is one
+        # Zero what is new of it, 16 tokens at a time: memory for long answers is not touched before there is one
+        if own_len > self.zeroed:
             end = min(own_len + 15, new_tokens)
             for cache in (self.own_k, self.own_v):
                 cache[:, :, :, self.zeroed : end] = 0
             self.zeroed = end
         own_length, prompt_length = (torch.from_numpy(x).to(device)[:, None] for x in (own_length, prompt_length))
-        hidden_prompt = torch.arange(prompt_len, device=device) >= prompt_length
-        hidden_own = torch.arange(own_len, device=device) > own_length
-        hidden = torch.cat([hidden_prompt, hidden_own], 1)[:, None, None]  # (B, 1, 1, S)
-        bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -math.inf)
+        masked_prompt = torch.arange(prompt_len, device=device) >= prompt_length  # (B, prompt_len)
+        masked_own = torch.arange(own_len, device=device) > own_length  # (B, own_len)
+        masked = torch.cat([masked_prompt, masked_own], 1)[:, None, None]  # (B, 1, 1, S)
+        bias = torch.zeros(masked.shape, device=device).masked_fill_(masked, -math.inf)
         # Where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
         write = (torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length).flatten()
 
@@ -366,16 +382,17 @@ def _nucleus(weight: Tensor, u: Tensor, goal: Tensor) -> Tensor:
     """(B, 1) a token per row, drawn at u from the fewest most probable ones whose `weight` (B, V) reaches goal (B, 1)
     (the nucleus, arXiv 1904.09751)."""
 
-    def draw(sorted_weight, index, u, goal):
+    def draw(sorted_weight, index, u, goal):  # index: the token of each weight
         before = sorted_weight.cumsum(-1) - sorted_weight
         return index.gather(1, _invert(sorted_weight * (before < goal), u)[0])
 
     # Nearly always the nucleus is among a row's first few, and to find those is a tenth of the work of sorting all
     index = weight.topk(min(NUCLEUS_FIRST, weight.shape[1]), sorted=False).indices.sort(-1).values
-    first, order = weight.gather(1, index).sort(dim=-1, descending=True, stable=True)  # of equal tokens the first first
+    # Equally probable tokens stand in the order of their ids
+    first, order = weight.gather(1, index).sort(dim=-1, descending=True, stable=True)
     index = index.gather(1, order)
     token = draw(first, index, u, goal)
-    larger = (first.cumsum(-1)[:, -1:] < goal).squeeze(1).nonzero().squeeze(1)
+    larger = (first.cumsum(-1)[:, -1:] < goal).squeeze(1).nonzero().squeeze(1)  # rows whose nucleus is larger: sort all
     if len(larger):
         token[larger] = draw(*weight[larger].sort(dim=-1, descending=True, stable=True), u[larger], goal[larger])
     return token

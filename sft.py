@@ -5,12 +5,12 @@
     torchrun --nproc_per_node=8 sft.py --init M.pt --data out/paper --preset paper       # the paper's settings
     python sft.py --resume --out out/sft                                                 # go on after a kill: the same bits
 
-A row is prompt, solution, one stop token; the loss is on the solution and its stop token alone. Rows are packed without
+A row is a prompt, a solution and a stop token; the loss is on the solution and its stop token alone. Rows are packed without
 padding, and no row attends to another (packing.Packed, which RL uses too; solutions of the same question in a batch share
 its prompt). A row that is too long for the model is left out, counted and reported; none is cut (but see --sft_cut).
 
 The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departures from the authors' code (--preset paper does
-as it does; docs/paper.md): the solution is drawn by the seed, rows are shuffled, and the loss is the mean over the tokens
+as it does; docs/paper.md): one solution is drawn with the seed, rows are shuffled, and the loss is the mean over the tokens
 of the whole batch, not their sum. Adam's step is nearly the same under either loss, but not the clipping: a summed
 gradient is thousands of times longer, so --clip 1 scales every step to length 1.
 """
@@ -71,12 +71,16 @@ PRESETS = {
 
 
 class Rows:
-    """(prompt, solution with its stop token) of every row, as lists of token ids. Held as arrays, a prompt once: Gold has
-    2 M rows of 150 tokens and more, which as Python lists take 36 bytes a token and as arrays 2 or 4."""
+    """A list of rows: row i is (prompt, solution with its stop token) in token ids.
+
+    The tokens are held in arrays, those of a prompt once for all its solutions: Gold has 2 M rows of 150 tokens and more,
+    which take 36 bytes a token in Python lists and 2 or 4 in arrays.
+    """
 
     def __init__(self, vocab_size: int):
-        kind = "H" if vocab_size <= 2**16 else "I"
-        self.prompts, self.solutions = array(kind), array(kind)  # end to end
+        kind = "H" if vocab_size <= 2**16 else "I"  # unsigned integers of 16 or of 32 bits
+        self.prompts, self.solutions = array(kind), array(kind)  # all tokens, one prompt (solution) behind the other
+        # Prompt i is prompts[prompt_ends[i] : prompt_ends[i + 1]]; so are solutions
         self.prompt_ends, self.solution_ends = array("q", [0]), array("q", [0])
         self.prompt_of = array("I")  # row → number of its prompt
 
@@ -93,9 +97,10 @@ class Rows:
     def add(self, prompt: list[int], solutions: list[list[int]]) -> None:
         """The rows of one question."""
         self.prompts.extend(prompt)
+        number = len(self.prompt_ends) - 1  # of this prompt
         self.prompt_ends.append(len(self.prompts))
         for solution in solutions:
-            self.prompt_of.append(len(self.prompt_ends) - 2)
+            self.prompt_of.append(number)
             self.solutions.extend(solution)
             self.solution_ends.append(len(self.solutions))
 
@@ -103,7 +108,7 @@ class Rows:
 class SFT:
     """Rows, their order, and the gradient of the SFT objective; average.py uses it as sft.py does.
 
-    `order.position` (an integer) is the only state.
+    Its only state, which --resume restores, is the integer `order.position`: how many rows have been drawn.
     """
 
     def __init__(
@@ -112,23 +117,25 @@ class SFT:
         self.config, self.process, self.seed = config, process, seed
         rng = np.random.default_rng(seed)
         self.data = Rows(tokenizer.vocab_size)
-        long, unsolved = [], []  # ids of their questions, once a row
+        long, unsolved = [], []  # ids of questions: for each row that is too long; for each question without a solution
         for question in questions:
             solutions = question["solutions"]
             unsolved += [] if solutions else [question["id"]]
-            choice = int(rng.integers(len(solutions) or 1))  # drawn always, so that one question changes no other's
+            # Drawn even if not used: so no question's draw depends on how many solutions the others have
+            choice = int(rng.integers(len(solutions) or 1))
             choice = 0 if config.solutions == "first" else choice
             chosen = solutions if config.solutions == "all" else solutions[choice : choice + 1]
             prompt = encode_prompt(question["question"], tokenizer)
             encoded = [encode_solution(solution, tokenizer, config.sft_cut) for solution in chosen]
+            # + 1: the last token of a row is predicted and is no input
             fitting = [tokens for tokens in encoded if len(prompt) + len(tokens) <= context + 1]
             long += [question["id"]] * (len(encoded) - len(fitting))
             if fitting:
                 self.data.add(prompt, fitting)
         if process.main and (long or unsolved):
-            of = (f" ({listed(list(dict.fromkeys(ids)))})" if ids else "" for ids in (long, unsolved))
-            print(f"left out: {len(long)} rows longer than the context of {context}{next(of)}, "
-                  f"{len(unsolved)} questions without a solution{next(of)}", file=sys.stderr)  # fmt: skip
+            of_long, of_unsolved = (f" ({listed(list(dict.fromkeys(ids)))})" if ids else "" for ids in (long, unsolved))
+            print(f"left out: {len(long)} rows longer than the context of {context}{of_long}, "
+                  f"{len(unsolved)} questions without a solution{of_unsolved}", file=sys.stderr)  # fmt: skip
         if not self.data:
             raise UserError(
                 f"no row to train on: {len(long)} of them too long for {context} tokens, {len(unsolved)} unsolved"
@@ -147,11 +154,15 @@ class SFT:
         """
         n_tokens = sum(len(solution) for _, solution in rows)
         denominator = n_tokens if self.config.loss == "token_mean" else 1
-        by_prompt: dict[tuple, list[list[int]]] = {}  # solutions of one question share its prompt
+
+        # Solutions of one question share its prompt: (prompt, solutions) items, and this rank's share of them
+        by_prompt: dict[tuple, list[list[int]]] = {}
         for prompt, solution in rows:
             by_prompt.setdefault(tuple(prompt), []).append(solution)
         items = [(list(prompt), solutions) for prompt, solutions in by_prompt.items()]
         mine = self.process.share([len(prompt) + sum(map(len, solutions)) for prompt, solutions in items])
+
+        # The loss and its gradient, one micro-batch after the other
         sums = {"sft_loss": 0.0, "sft_tokens": 0.0, "flops": 0.0}
         batches = packed_batches([items[i] for i in mine], self.process.micro_tokens, self.process.device)
         for packed, _ in self.process.unless_stopping(batches):
@@ -160,7 +171,7 @@ class SFT:
             (scale / denominator * nll).backward()
             sums["sft_loss"] += nll.item() / n_tokens
             sums["sft_tokens"] += packed.tokens.numel()
-            sums["flops"] += 3 * packed.forward_flops(model)
+            sums["flops"] += 3 * packed.forward_flops(model)  # backward costs two forward passes
         return self.process.sum(sums)
 
 
@@ -182,6 +193,7 @@ def sft_step(run: Run, sft: SFT, optimizer: torch.optim.Optimizer, lr: float) ->
 
 
 def main(config: Config) -> None:
+    # Open the run, with the model of --init or of last.pt; read the questions
     run = begin(config, "sft")
     model, process = run.model, run.process
     sft = make_sft(run)
@@ -192,6 +204,8 @@ def main(config: Config) -> None:
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "
               f"{config.rows} ({steps * config.rows / len(sft.data):.1f} epochs); writes {run.out}")  # fmt: skip
+
+    # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("sft_loss", "grad_norm", "val_pass@1")):
         step.log(**sft_step(run, sft, optimizer, step.lr))
 
