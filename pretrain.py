@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from likelihood import bits_per_byte
 from model import GPT, SCALES, config_of, train_flops
 from process import Process
-from runtime import Run, begin, make_optimizer, optimizer_step, to_device
+from runtime import Run, begin, make_optimizer, optimizer_step
 from sampler import sample
 
 BETAS = (0.9, 0.95)  # of AdamW
@@ -106,6 +107,12 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """An evaluation at the end in any case, and none of the untrained model."""
         return step == total or bool(step and self.eval_every and step % self.eval_every == 0)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A numpy array on `device`, without waiting for the copy on CUDA."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config, process: Process, n_tokens: int):

@@ -132,7 +132,7 @@ class Process:
         Args:
             make: make(indices) yields the things of a rank's share, under autocast; fewer once `stopping` says True.
         """
-        mine = [] if self.stopping() else self.share([1] * n)
+        mine = [] if self.stopping() else list(range(self.rank, n, self.world))
         with self.autocast():
             made = list(zip(mine, self.unless_stopping(make(mine)), strict=False))
         made = dict(pair for share in self.gather(made) for pair in share)

@@ -24,7 +24,7 @@ from typing import ClassVar, NoReturn
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
@@ -60,8 +60,8 @@ def make_optimizer(
 
 
 def first_state(optimizer: torch.optim.Optimizer) -> dict:
-    """What an optimizer, of any kind, keeps for a parameter after a step, by a step on a trial parameter: {"step": (), ...}.
-    No parameter may have a gradient."""
+    """Name → value of what an optimizer keeps for a parameter, found by a step on a small trial parameter. AdamW keeps "step",
+    "exp_avg", "exp_avg_sq"; a fork's optimizer something else. The model's parameters must not have gradients yet."""
     like = optimizer.param_groups[0]["params"][0].detach()
     trial = torch.zeros_like(like[:1]).requires_grad_()
     trial.grad = torch.zeros_like(trial)
@@ -128,6 +128,7 @@ def optimizer_step(
             for work in [dist.all_reduce(p.grad, async_op=True) for p in model.parameters()]:
                 work.wait()
 
+    # Clip and update. From here on a signal waits until the step is whole
     process.updated = True
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
     if math.isfinite(norm):
@@ -139,7 +140,7 @@ def optimizer_step(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints
+# Resuming, and how a run begins
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -207,20 +208,25 @@ def begin(config: RunConfig, stage: str) -> "Run":
 
     pretrain.py has no --init: a new run of it begins without a model and gets one by `Run.use`.
     """
-    last = flags_of_last(config, stage)
+    checkpoint = flags_of_last(config, stage)
     config.check()
     run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens))
-    if last:
-        run.progress = Progress(**last["train"]["progress"])
-        run.lineage = last["lineage"][:-1]  # without this stage, which every save adds as it then is
-        run.to_restore = last["train"]
+    if checkpoint:  # --resume
+        run.progress = Progress(**checkpoint["train"]["progress"])
+        run.lineage = checkpoint["lineage"][:-1]  # without this stage, which every save adds as it then is
+        run.to_restore = checkpoint["train"]
     elif init := getattr(config, "init", ""):
-        last = load_checkpoint(init)
-        run.progress = Progress(tokens=last["tokens"], flops=last["flops"])
-        run.lineage = last["lineage"]
-    if last:
-        run.use(load_model(last, run.process.device), load_tokenizer(last["tokenizer"]))
+        checkpoint = load_checkpoint(init)
+        run.progress = Progress(tokens=checkpoint["tokens"], flops=checkpoint["flops"])
+        run.lineage = checkpoint["lineage"]
+    if checkpoint:
+        run.use(load_model(checkpoint, run.process.device), load_tokenizer(checkpoint["tokenizer"]))
     return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -259,11 +265,11 @@ class Run:
         self.progress = Progress()
         self.lineage: list[dict] = []  # of the checkpoint behind this stage
         self.to_restore: dict = {}  # name → state, of what last.pt holds beside the model, until `restore`
-        self.last_good: Path | None = None
+        self.last_good: Path | None = None  # the checkpoint that was written last
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._metrics = self._wandb = self._tensorboard = None
-        self._saved_things: dict[str, torch.optim.Optimizer | Cursor] = {}  # what last.pt holds beside the model
-        self._whole_step: dict = {}  # their states after the last whole step, which a save writes
+        self._saved_things: dict[str, torch.optim.Optimizer | Cursor] = {}  # whose states last.pt holds
+        self._whole_step: dict = {}  # these states after the last whole step, which a save writes
         self._saved_at = time.monotonic()
         self._check_folder()
         self.save_steps, self.save_seconds = config.saves()
@@ -277,6 +283,7 @@ class Run:
         self.claim(make=False)
 
     def _check_folder(self) -> None:
+        """UserError for a folder that a new run would overwrite."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file: name a folder")
         if not self.config.resume and any(self.out.glob("*.pt")):  # without a checkpoint there is nothing to lose
@@ -326,7 +333,7 @@ class Run:
         }
 
     def open(self) -> None:
-        """Create the folder and open the logs. Lines after the step that a resumed run goes on from are dropped."""
+        """Create the folder, obey signals from here on, open the logs. A resumed run drops their lines of later steps."""
         resume_step = self.progress.step
         self.claim()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -335,15 +342,15 @@ class Run:
             return
         remove_stale(self.out)
         path = self.out / "metrics.jsonl"
-        kept = []
+        lines = []
         if path.exists() and self.config.resume:
             for line in path.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a kill, or no line of ours
                     values = json.loads(line)
                     if values["step"] <= resume_step:
-                        kept.append(line + "\n")
+                        lines.append(line + "\n")
                         self.evaluated = values["step"] == resume_step and "lr" not in values and "flops" not in values
-        write_text(path, "".join(kept))
+        write_text(path, "".join(lines))
         self._metrics = open(path, "a")
         if self._project:
             self._wandb = self._open_wandb()
@@ -441,23 +448,28 @@ class Run:
         )
         with bar:
             while progress.step < total:
+                # The stage makes the step
                 start = time.perf_counter()
                 step = Step(progress.step, learning_rate(config.lr, shape, warmup, progress.step, total))
                 yield step
                 values = {"lr": step.lr, **step.values, "seconds": time.perf_counter() - start}
+
+                # It is whole now: a signal from here on saves it
                 progress.step += 1
                 if progress.flops is not None:
                     progress.flops += values["flops"]
                 self._take_state()
                 process.updated = False
                 values |= {"flops": progress.flops, "skipped": progress.skipped}
-                # before saving: a killed run may lose a step, but never its line alone
+
+                # Log before saving: a killed run may lose a step, but never its line alone. Save before evaluating: a crash
+                # there loses nothing
                 self.log(progress.step, **values)
                 keep = progress.step in kept
                 # rank 0's clock alone counts: the other ranks write nothing
                 late = self.save_seconds and time.monotonic() - self._saved_at >= self.save_seconds
                 if keep or late or (self.save_steps and progress.step % self.save_steps == 0):
-                    self.save(keep)  # before evaluating: a crash there loses nothing
+                    self.save(keep)
                 if config.due(progress.step, total, kept):
                     evaluated = evaluate()
                     self.log(progress.step, **evaluated)
@@ -534,9 +546,3 @@ class Cursor:
             drawn.append(int(self._order[place]))
         self.position += count
         return drawn
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A numpy array on `device`, without waiting for the copy on CUDA."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
