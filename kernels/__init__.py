@@ -7,6 +7,10 @@ On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, tr
 
 Shapes are named as in model.py: B rows, T tokens, S keys, H heads, D head size, C model width, V vocabulary, N = B*T.
 
+To add a kernel: write its plain definition here, with a branch that asks on_triton(x); the Triton version in a file of its
+own; its block sizes in blocks.py; a launch of it in tools/kernel_report.py (`launches`). tests/test_kernels.py compares the
+plain definition with float64, tests/triton_numerics.py the Triton kernel.
+
 The plain paths are bounded in memory. `linear_log_prob` never holds the (N, V) matrix of logits, which at 8192 tokens
 and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python -m tools.bench
 log_prob` prints time and memory of both.
@@ -186,9 +190,10 @@ def linear_log_prob(
 
 
 class _LinearLogProb(torch.autograd.Function):
-    """With z = h Wᵀ / τ, L = logsumexp(z), p = exp(z - L), H = -Σ p log p:
+    """Of one row: h (C,) its hidden state, W (V, C) the output head, τ the temperature, y the target, 1{y} (V,) one at the
+    target and zero elsewhere. With z = h Wᵀ / τ, L = logsumexp(z), p = exp(z - L), H = -Σ p log p:
 
-    d log p(y) / dz = 1{y} - p,     dH / dz = -p (log p + H),     dL / dz = p.
+        d log p(y) / dz = 1{y} - p,     dH / dz = -p (log p + H),     dL / dz = p
     """
 
     @staticmethod
@@ -200,9 +205,9 @@ class _LinearLogProb(torch.autograd.Function):
         buffer = torch.empty(n if keep else min(n, CHUNK_ROWS), vocab, device=hidden.device)
         for start in range(0, n, CHUNK_ROWS):
             rows = slice(start, min(start + CHUNK_ROWS, n))
-            z = buffer[rows] if keep else buffer[: rows.stop - start]
+            z = buffer[rows] if keep else buffer[: rows.stop - start]  # (rows of the chunk, V)
             logits(hidden[rows], weight_cast, temperature, out=z)
-            target = targets[rows, None]
+            target = targets[rows, None]  # (rows of the chunk, 1)
             target_logit = z.gather(1, target)
             log_p = torch.log_softmax(z, -1, out=z)  # in z's place
             target_log_p = log_p.gather(1, target)
@@ -217,10 +222,13 @@ class _LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g_log_prob, g_entropy, g_logsumexp):
-        """dz = (1{y} g_lp + p f) / τ with f = g_L - g_lp - g_H (log p + H); then dh = dz W and dW = dzᵀ h.
+        """With u = h Wᵀ, so that z = u / τ, and the gradients g_lp, g_H, g_L (N,) that arrive at the three outputs:
 
-        Without g_H, f is one number a row. Then p stays as it is, the row's factor f / τ goes to the small dh and h, and
-        1{y} g_lp is divided by f: a pass less through the large matrix.
+            du = (1{y} g_lp + p f) / τ,     f = g_L - g_lp - g_H (log p + H),     dh = du W,     dW = duᵀ h
+
+        The code makes a matrix `part` (N, V) and a factor `scale` (N,) with du = scale · part, and multiplies the small
+        dh and h by `scale`. With g_H, f is (N, V) and scale = 1 / τ. Without g_H, f is one number a row, so scale = f / τ
+        and part = 1{y} g_lp / f + p: this spares a pass over the large matrix.
         """
         hidden, weight, targets, logsumexp, entropy, kept = ctx.saved_tensors
         n, vocab = len(hidden), len(weight)
@@ -233,7 +241,7 @@ class _LinearLogProb(torch.autograd.Function):
             f = f - g_entropy * entropy
             scale, at_target = torch.full_like(f, 1 / ctx.temperature), g_log_prob
         else:
-            f_is_zero = f == 0  # a masked row, for one: p has to go, and cannot by a factor that is divided by
+            f_is_zero = f == 0  # in a masked row, for example: nothing can be divided by f, so p is set to 0 below
             scale = torch.where(f_is_zero, 1.0, f) / ctx.temperature
             at_target = torch.where(f_is_zero, g_log_prob, g_log_prob / f)
         grad_hidden = torch.empty_like(hidden)
@@ -243,31 +251,33 @@ class _LinearLogProb(torch.autograd.Function):
             rows = slice(start, min(start + CHUNK_ROWS, n))
             p = buffer[: rows.stop - start]
             if kept is not None:
-                log_p = kept[rows]
+                scores = kept[rows]  # log p
             else:
-                log_p = logits(hidden[rows], weight_cast, ctx.temperature, out=p)
+                scores = logits(hidden[rows], weight_cast, ctx.temperature, out=p)
                 if use_entropy:
-                    log_p.sub_(logsumexp[rows, None])
-            if use_entropy:  # f is a second matrix, made before p takes the place of log p
-                f_matrix = torch.addcmul(f[rows, None], log_p, g_entropy[rows, None], value=-1)
-                torch.exp(log_p, out=p).mul_(f_matrix)
+                    scores.sub_(logsumexp[rows, None])  # now log p
+            if use_entropy:  # f is a second matrix, made before p overwrites log p in the buffer
+                f_matrix = torch.addcmul(f[rows, None], scores, g_entropy[rows, None], value=-1)
+                torch.exp(scores, out=p).mul_(f_matrix)
             else:
-                torch.softmax(log_p, -1, out=p)  # of logits as of log p, which differ by a number a row
+                torch.softmax(
+                    scores, -1, out=p
+                )  # logits and log p differ by a constant a row: softmax gives the same p
                 if f_is_zero[rows].any():
                     p.masked_fill_(f_is_zero[rows, None], 0.0)
-            dz = p.scatter_add_(1, targets[rows, None], at_target[rows, None]).to(hidden.dtype)
-            torch.mm(dz, weight_cast, out=grad_hidden[rows]).mul_(scale[rows, None])
+            part = p.scatter_add_(1, targets[rows, None], at_target[rows, None]).to(hidden.dtype)
+            torch.mm(part, weight_cast, out=grad_hidden[rows]).mul_(scale[rows, None])
             if hidden.dtype == torch.float32:
-                grad_weight.addmm_(dz.T, hidden[rows] * scale[rows, None])
+                grad_weight.addmm_(part.T, hidden[rows] * scale[rows, None])
             else:  # the sum over chunks stays in fp32
-                grad_weight += dz.T @ (hidden[rows] * scale[rows, None]).to(hidden.dtype)
+                grad_weight += part.T @ (hidden[rows] * scale[rows, None]).to(hidden.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
 def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
     """hidden (N, C) @ weight.T (C, V) / temperature: (N, V) in fp32, in `out` if given, without a gradient.
 
-    Under autocast the operands are rounded to bf16, the result is not: there a logit of 20 comes in steps of 1/8.
+    Under autocast the operands are rounded to bf16. The result is not: near 20, bf16 has steps of 1/8.
     """
     hidden = in_autocast_type(hidden)
     weight = weight.to(hidden.dtype)
@@ -278,7 +288,7 @@ def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor
             torch.mm(hidden, weight.T, out=out)
         elif hidden.is_cuda:  # bf16 operands, fp32 sum and result
             out.copy_(torch.mm(hidden, weight.T, out_dtype=torch.float32))
-        else:  # no such product on a CPU, but one of bf16 numbers is exact in fp32
+        else:  # a CPU has no such product; fp32 gives the same, since it holds every product of two bf16 numbers exactly
             torch.mm(hidden.float(), weight.float().T, out=out)
         return out.div_(temperature) if temperature != 1.0 else out
 

@@ -26,8 +26,8 @@ class Block(NamedTuple):
     stages: int = 2  # loads in flight: each costs shared memory
 
 
-# (architecture, head size, rounded up to a power of two) → blocks of the attention kernels; head size 0: of the log-prob
-# kernels. Architecture 86 stands for all GPUs with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
+# (architecture, head size) → the block of each kernel. The head size is rounded up to a power of two; 0 stands for the
+# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90). Architecture 86 stands for all GPUs with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
 # From `python -m tools.kernel_report report` (no spills); nobody has timed them yet: `python -m tools.kernel_report tune`.
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
@@ -74,14 +74,18 @@ class Launcher:
         self.architecture = architecture
 
     def block(self, kernel: str, like: Tensor, head: int = 0) -> Block:
-        """The block for inputs like this tensor. Numbers of 4 bytes get a tile of half the size, unpipelined."""
+        """The block of a kernel ("forward", ...) for inputs like this tensor. head: the second part of the keys of BLOCKS.
+
+        An fp32 number takes twice the shared memory of a bf16 one. So on a GPU fp32 gets half the columns and half the
+        depth, 64 rows at most, and two stages.
+        """
         block = BLOCKS[self.architecture, head][kernel]
         if like.dtype == torch.float32 and self.architecture:
             block = block._replace(rows=min(64, block.rows), cols=block.cols // 2, depth=block.depth // 2, stages=2)
         return block
 
     def __call__(self, kernel, grid: tuple[int, ...], args: tuple, block: Block, **constants) -> None:
-        """Run `grid` programs of a kernel."""
+        """Run a kernel: as many programs as `grid` has places. args: its tensors and sizes; constants: its constexprs."""
         kernel[grid](*args, **constants, num_warps=block.warps, num_stages=block.stages)
 
 

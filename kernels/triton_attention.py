@@ -12,8 +12,10 @@ With the keys of a tile of queries in order,
 
 tiles before `first` and after `end` are never visited, and only those at the edges pay for a mask.
 
-Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP query heads to one key head. blocks.py says
-what a Triton kernel is.
+Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start
+and doc_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP = H / H_kv, the query heads
+of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded now. The loop over `zone` takes
+the three parts of the line above in turn. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -28,7 +30,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _load(x, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(rows, BLOCK_D) of x, whose rows are STRIDE apart. Behind the last row it is repeated; columns from D on are 0."""
+    """(rows, BLOCK_D) of x, whose rows are STRIDE apart. Rows behind the last are copies of it; columns from D on are 0."""
     col = tl.arange(0, BLOCK_D)
     at = x + tl.minimum(row, T - 1)[:, None] * STRIDE + col[None, :]
     return tl.load(at) if D == BLOCK_D else tl.load(at, mask=(col < D)[None, :], other=0.0)
@@ -36,6 +38,7 @@ def _load(x, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _store(x, tile, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write a tile (rows, BLOCK_D) to x, but for rows behind the last and columns from D on."""
     col = tl.arange(0, BLOCK_D)
     at = x + row[:, None] * STRIDE + col[None, :]
     tl.store(at, tile.to(x.dtype.element_ty), mask=(row < T)[:, None] & (col < D)[None, :])
@@ -88,14 +91,14 @@ def attention_forward(
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_Q], tl.float32)
     o = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for stage in tl.static_range(3):  # edge, full, edge
-        begin = first if stage == 0 else (full_from if stage == 1 else full_to)
-        stop = full_from if stage == 0 else (full_to if stage == 1 else end)
+    for zone in tl.static_range(3):  # edge, full, edge
+        begin = first if zone == 0 else (full_from if zone == 1 else full_to)
+        stop = full_from if zone == 0 else (full_to if zone == 1 else end)
         for at in range(begin, stop, BLOCK_K):
             key = at + tl.arange(0, BLOCK_K)
             keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
-            if stage != 1:
+            if zone != 1:
                 visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
                 s = tl.where(visible, s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1))
@@ -107,7 +110,7 @@ def attention_forward(
             o = tl.dot(p.to(values.dtype), values, o * rescale[:, None], input_precision=PRECISION)
             m = new_m
     seen = l > 0
-    l = tl.where(l == 0, 1.0, l)  # not `seen`: a NaN stays one
+    l = tl.where(l == 0, 1.0, l)  # `l == 0` and not `~seen`, which would hide a NaN: NaN > 0 is false
     tl.store(lse + bh * T + row, tl.where(seen, m, 0.0) + tl.math.log2(l), mask=row < T)
     _store(out, o / l[:, None], row, T, H * D, D, BLOCK_D)
 
@@ -140,16 +143,16 @@ def attention_dq(
     row_lse = tl.load(lse + bh * T + tl.minimum(row, T - 1))
     query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for stage in tl.static_range(3):
-        begin = first if stage == 0 else (full_from if stage == 1 else full_to)
-        stop = full_from if stage == 0 else (full_to if stage == 1 else end)
+    for zone in tl.static_range(3):
+        begin = first if zone == 0 else (full_from if zone == 1 else full_to)
+        stop = full_from if zone == 0 else (full_to if zone == 1 else end)
         for at in range(begin, stop, BLOCK_K):
             key = at + tl.arange(0, BLOCK_K)
             keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
             values = _load(v, key, T, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
             p = tl.math.exp2(s - row_lse[:, None])
-            if stage != 1:
+            if zone != 1:
                 visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
                 p = tl.where(visible, p, 0.0)
             dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
@@ -195,9 +198,9 @@ def attention_dkv(
         h = h_kv * GROUP + g
         at_head = b.to(tl.int64) * T * H * D + h * D
         at_row = (b * H + h) * T
-        for stage in tl.static_range(3):
-            begin = first if stage == 0 else (full_from if stage == 1 else full_to)
-            stop = tl.minimum(full_from, end) if stage == 0 else (full_to if stage == 1 else end)
+        for zone in tl.static_range(3):
+            begin = first if zone == 0 else (full_from if zone == 1 else full_to)
+            stop = tl.minimum(full_from, end) if zone == 0 else (full_to if zone == 1 else end)
             for at in range(begin, stop, BLOCK_Q):
                 row = at + tl.arange(0, BLOCK_Q)
                 query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
@@ -206,7 +209,7 @@ def attention_dkv(
                 row_lse, row_delta = tl.load(lse + at_rows), tl.load(delta + at_rows)
                 s = tl.dot(keys, tl.trans(query), input_precision=PRECISION) * scale  # (keys, queries)
                 p = tl.math.exp2(s - row_lse[None, :])
-                if stage != 1:
+                if zone != 1:
                     visible = (row[None, :] >= key[:, None]) & (row[None, :] < doc_stop[:, None])
                     p = tl.where(visible, p, 0.0)
                 acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
@@ -234,6 +237,7 @@ class Attention(torch.autograd.Function):
         (B, T, H, D), doc_end = q.shape, None
         if doc_start is not None:
             doc_start = doc_start.to(torch.int32).contiguous()
+            # doc_start does not fall along a row, so a document ends at the first token with a larger one
             doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
         out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
         shape = (T, H, H // k.shape[2], LOG2_E.value / D**0.5)
@@ -260,6 +264,7 @@ class Attention(torch.autograd.Function):
 
 
 def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:
+    """The block of a kernel for q, and the constants that the kernel is compiled with."""
     D = q.shape[-1]
     head = max(32, triton.next_power_of_2(D))
     block = launch.block(kernel, q, head)

@@ -8,8 +8,9 @@ Logits z = h Wᵀ / τ exist one tile at a time, in registers. What is wanted of
 The vocabulary is worked through in chunks: of fp32 weights only the chunk is copied to bf16, and in backward only its part
 of dL/dz exists.
 
-Names: N rows of hidden states, V words of the vocabulary, C model width; `tile` a program's place; BLOCK_* the sides of a
-tile. blocks.py says what a Triton kernel is.
+Names: N rows of hidden states, V words, C model width; `tile` a program's place; BLOCK_* the sides of a tile; EVEN: C is a
+multiple of BLOCK_C, so that no load needs a mask. Inside a kernel `weight` is one chunk (V, C), V counts the words of that
+chunk alone, and `word` 0 is word `first_word` of the vocabulary. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -62,7 +63,7 @@ def log_prob_forward(
 ):  # fmt: skip
     """One program: the logits of BLOCK_N rows and BLOCK_V words. Of each row it stores, as the tile's part,
 
-        m = max z,    l = Σ e^(z - m),    s = Σ e^(z - m) (z - m)        to (tiles of words, N) each,
+        m = max z,    l = Σ e^(z - m),    s = Σ e^(z - m) (z - m)        to top, total and moment, (tiles of words, N) each,
 
     and the target's logit if the target is among these words. merge() puts the parts together.
     """
@@ -85,7 +86,8 @@ def log_prob_forward(
 
 
 def merge(top: Tensor, total: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """M, log l and H of each row from the parts of its tiles, (tiles, N) each, which are overwritten. With M = max m:
+    """M, log l and H of each row, (N,) each, from m (top), l (total) and s (moment) of its tiles, (tiles, N) each, which are
+    overwritten. With M = max m, and l and s on the left those of the whole row:
 
         l = Σ_tiles l e^(m - M),   s = Σ_tiles (s + l (m - M)) e^(m - M),   L = M + log l,   H = log l - s / l
 
@@ -105,8 +107,8 @@ def log_prob_backward(
     hidden, weight, targets, lse, g_log_prob, g_p, g_entropy, dz, N, V, C, first_word, inv_temperature,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of dLoss/d(h Wᵀ), from the same logits as in forward, computed again. With upstream gradients
-    g_lp, g_H, g_L of the three outputs:
+    """One program: a tile of dz = dLoss/d(h Wᵀ), from the same logits as in forward, computed again. With upstream gradients
+    g_lp, g_H, g_L of the three outputs (g_log_prob, g_entropy; g_L is part of g_p):
 
         dz_v = (1{v = y} g_lp + p_v (g_p - g_H log p_v)) / τ,    g_p = g_L - g_lp - g_H H,    log p = z - L
     """
@@ -140,7 +142,7 @@ class LinearLogProb(torch.autograd.Function):
         parts = torch.empty(3, triton.cdiv(V, block.cols), N, device=hidden.device)
         target_logit = torch.full((N,), torch.nan, device=hidden.device)
         for first, words in _chunks(weight, hidden.dtype):
-            here = parts[:, first // block.cols :]
+            here = parts[:, first // block.cols :]  # from this chunk's first tile on; VOCAB_CHUNK holds whole tiles
             tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
             args = (hidden, words, targets, *here, target_logit, N, *words.shape, first, 1 / temperature)
             launch(log_prob_forward, (tiles,), args, block, **constants)
