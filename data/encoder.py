@@ -25,7 +25,8 @@ from data.tokenizer import load_tokenizer
 
 
 class Encoder:
-    """Contents of records → for each a Document; or None: it holds a banned question; or a str: why it cannot be read."""
+    """Called with the contents of some records, it returns one thing for each: a Document; None if the record holds a banned
+    question; or a str that says why it cannot be read."""
 
     def __init__(self, tokenizer_name: str, banned: list[str], seed: int, text_field: str = "text"):
         self.tokenizer, self.banned, self.seed = load_tokenizer(tokenizer_name), BannedQuestions(banned), seed
@@ -42,7 +43,8 @@ class Encoder:
             return str(error)
 
     def _segments(self, record: dict) -> tuple[list[str], str]:
-        """The texts of a document and the key that `draw` is made of. A question is its prompt with each solution.
+        """The texts of a document, and the key whose hash is Document.draw. A question has one text per solution: its prompt
+        with that solution. Its key leaves the solutions out, so that all documents of one question are held out or none.
         ValueError for a record that holds no text."""
         if self.text_field in record:
             text = record[self.text_field]
@@ -59,6 +61,7 @@ class Encoder:
         return [prompt + solution for solution in row["solutions"]], normalise(row["question"])
 
     def document(self, segments: list[str], key: str = "") -> Document:
+        """The segments as one document: an eos after each, and 48 bits of the hash of seed and key as its draw."""
         tokens = [token for text in segments for token in (*self.tokenizer.encode(text), self.tokenizer.eos)]
         draw = int.from_bytes(hashlib.blake2b(f"{self.seed} {key}".encode(), digest_size=6).digest(), "big") / 2**48
         n_bytes = sum(len(text.encode("utf-8")) for text in segments)
@@ -67,6 +70,7 @@ class Encoder:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Workers
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def encode_records(
@@ -85,7 +89,8 @@ def encode_records(
     pool = ProcessPoolExecutor(workers, context, _start_worker, encoder_args)
     try:
         under_way = collections.deque()
-        for chunk in itertools.chain(chunks, itertools.repeat(None, 4 * workers)):  # at the end: only take out
+        # After the last chunk come Nones: nothing more is submitted, and what is under way is taken out
+        for chunk in itertools.chain(chunks, itertools.repeat(None, 4 * workers)):
             if chunk:
                 under_way.append((chunk, pool.submit(_encode_chunk, [record.content for record in chunk])))
             if under_way and (chunk is None or len(under_way) > 4 * workers - 1):
@@ -111,7 +116,7 @@ def _chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-_encoder: Encoder | None = None  # of a worker process
+_encoder: Encoder | None = None  # set in a worker process only, once, by _start_worker
 
 
 def _start_worker(*encoder_args) -> None:

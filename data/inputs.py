@@ -14,8 +14,9 @@ from data.loader import parse_mix
 from data.questions import HUB_QUESTIONS, question_records
 from data.readers import SUFFIXES, Record, hub_files, read_records, stream_hub
 
-# name → (repository, configurations). Each configuration becomes a source of its own. (DOLMino's `default` is all of them
-# one after the other, 89% DCLM.)
+# name → (repository, configurations). Each configuration becomes a source of its own; add a data set of text here, and one
+# of questions in HUB_QUESTIONS of data/questions.py. (DOLMino's `default` is all of its configurations one after the other,
+# 89% DCLM.)
 HUB_TEXT = {
     "dolmino": ("allenai/dolmino-mix-1124", tuple(parse_mix("dolmino50"))),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", ("sample-100BT",)),

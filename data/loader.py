@@ -77,16 +77,16 @@ def integer_weights(mix: dict[str, float]) -> dict[str, int]:
 def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
     """The source of a global row and the row's index within that source, both in closed form.
 
-    Of the first r rows, source 1 gets floor(r * w_1 / W): row r is its own where that count grows. The other rows,
-    renumbered r - floor(r * w_1 / W), are shared among the other sources in the same way. Every row has exactly one
-    source, and the indices of a source count 0, 1, 2, … without gaps."""
-    rest = sum(weights.values())
+    With weights w_1, w_2, … of sum W, source 1 gets floor(r * w_1 / W) of the first r rows: row r is its own where that
+    count grows from r to r + 1. The other rows, renumbered r - floor(r * w_1 / W), are shared among the other sources in the
+    same way. Every row has exactly one source, and the indices of a source count 0, 1, 2, … without gaps."""
+    weights_left = sum(weights.values())
     for name, weight in weights.items():
-        before, after = row * weight // rest, (row + 1) * weight // rest
-        if after > before:
+        before, after = row * weight // weights_left, (row + 1) * weight // weights_left
+        if after > before:  # this source's count grows at `row`
             return name, before
         row -= before
-        rest -= weight
+        weights_left -= weight
     raise AssertionError("the last source takes every row that is left")
 
 
@@ -194,18 +194,19 @@ class Loader:
         Yields (≤ batch_size, seq_len + 1) int64, about n_tokens targets in all (at least one window, at most all)."""
         if source not in self.sources:
             raise UserError(f"{self.folder}: no source {source!r}; it has {', '.join(self.sources)}")
-        val, there = self.sources[source].val, self.sources[source].val.windows(self.seq_len)
-        if not there:
+        val, available = self.sources[source].val, self.sources[source].val.windows(self.seq_len)
+        if not available:
             raise UserError(
                 f"{self.folder / source}: {val.size} held-out tokens do not fill one window of {self.seq_len + 1}; "
                 "prepare it with a larger --val_fraction or shorten --seq_len"
             )
-        count = min(there, max(1, n_tokens // self.seq_len))
-        windows = [i * there // count for i in range(count)]
+        count = min(available, max(1, n_tokens // self.seq_len))
+        windows = [i * available // count for i in range(count)]
         for i in range(0, count, batch_size):
             yield np.stack([self._window(source, val, window) for window in windows[i : i + batch_size]])
 
     def _row(self, row: int) -> np.ndarray:
+        """(T + 1,) the window at a global row."""
         name, index = locate(row, self.weights)
         epoch, position = divmod(index, self.sources[name].train.windows(self.seq_len))
         return self._window(name, self.sources[name].train, int(self._order(name, epoch)[position]))
@@ -223,6 +224,7 @@ class Loader:
         return order
 
     def _window(self, name: str, tokens: Tokens, window: int) -> np.ndarray:
+        """(T + 1,) tokens. UserError for an id beyond the vocabulary."""
         out = tokens.read(window * self.seq_len, self.seq_len + 1)
         if out.max() >= self.vocab_size:
             raise UserError(

@@ -61,7 +61,7 @@ from data.tokenizer import WORLD_RANKS, load_tokenizer
 from files import MALFORMED, replacing_path, take_lock, write_jsonl
 
 WORLD_TOKENS = 10_500_000
-WORLD_MATH_SHARE = 0.65  # of tokens
+WORLD_MATH_SHARE = 0.65  # of these tokens, the source math
 
 
 @dataclass
@@ -155,6 +155,7 @@ def main(config: Config) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions and text
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def split_questions(
@@ -249,6 +250,7 @@ def prepare_text(config: Config, source: Input, folder: Path, banned: list[str],
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The world
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, tokenizer_name: str = "world") -> None:

@@ -23,7 +23,8 @@ from data.readers import Record, Skipped, hub_files, parse_record, read_records,
 from files import MALFORMED
 from verifier import is_equal, last_box
 
-# name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None)
+# name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None: all).
+# To add a data set of questions, add a row; parse_question below must know the names of its fields.
 HUB_QUESTIONS = {
     "gsm8k": ("openai/gsm8k", ("main",), None),
     "math": (
@@ -52,6 +53,7 @@ EXAMPLES = Path(__file__).with_name("examples")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One row
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def parse_question(record: dict, source: str) -> dict:
@@ -100,6 +102,7 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
@@ -190,7 +193,7 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
                 if _text(content, "question", "problem", required=False) not in rows:
                     continue
             row = parse_question(content, source)
-            first = rows.setdefault(row["question"], row)
+            first = rows.setdefault(row["question"], row)  # `row` itself, or the earlier row of the same question
             if first is not row and not is_equal(row["answer"], first["answer"]):
                 raise ValueError(
                     f"answer {row['answer']!r}, but an earlier row of this question has {first['answer']!r}"
@@ -210,7 +213,8 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Of one difficulty
+# Questions of one difficulty
+# ---------------------------------------------------------------------------------------------------------------------
 
 # name → (lowest, highest) pass rate of the base model: the paper's bands, and "hardest" of its released code
 BANDS = {"easy": (0.25, 1.0), "hard": (0.0, 0.125), "hardest": (0.0, 0.031)}
@@ -252,6 +256,7 @@ def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Splits that share no question
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def normalise(text: str) -> str:
@@ -270,8 +275,8 @@ def split_validation(
 ) -> tuple[list[dict], list[dict]]:
     """(train, validation): the authors' split. UserError if no row would be left to train on.
 
-    The rows are shuffled with `seed`, as `datasets` shuffles; the first n are validation. Near duplicates of these are in
-    neither. A row holds all solutions of its question, so this splits the duplicated set too.
+    The rows are shuffled with `seed`, as `datasets` shuffles; the first n are validation. Rows whose question differs from
+    one of these in white space or case only are in neither. A row holds all solutions of its question, so this splits the duplicated set too.
 
     groups: of each group of `source` values, n rows are validation instead, in turn one of each group; train keeps its
     order (the authors' split of the whole of OpenMathInstruct-2)."""
@@ -286,8 +291,8 @@ def split_validation(
         order = np.random.default_rng(seed).permutation(len(members))
         shuffled.append([members[i] for i in order])
     held_out = [i for one_of_each in zip(*(order[:n] for order in shuffled), strict=True) for i in one_of_each]
-    validation, at = [rows[i] for i in held_out], set(held_out)
-    train = [rows[i] for i in (range(len(rows)) if groups else shuffled[0]) if i not in at]
+    validation, left_out = [rows[i] for i in held_out], set(held_out)
+    train = [rows[i] for i in (range(len(rows)) if groups else shuffled[0]) if i not in left_out]
     return remove(train, (row["question"] for row in validation)), validation
 
 

@@ -4,8 +4,11 @@
 
 General text tells of people, things, small events and of how many things a container holds; math text works through
 word problems. What the text says can be probed (`tasks`), and the problems are asked in the paper's prompt
-(`questions`). Everything is a pure function of the seed, and no problem that is asked appears in any text: a problem is
-its tracks, each a start and its operations, whatever the words and their order.
+(`questions`). Everything is a pure function of the seed.
+
+A problem tells of one or two people. What happens to the things of one of them is a *track*: a start ("Tom has 12 pears")
+and one or two operations ("He buys 5 more"). Problems of the same tracks are the same problem, whatever their words and
+their order, and no problem that is asked appears in any text.
 
 The parts that make the paper's effects possible, each with its reason:
 - The answer is a pair, one number for each of two tracks, so that almost none is right by luck: the answer to another
@@ -77,9 +80,9 @@ def _facts(seed: int) -> list[Fact]:
 
 
 def facts_of(seed: int, split: str) -> list[Fact]:
-    """The 96 facts that the questions of a split hinge on. There are three disjoint sets, to and fro through the order
-    of frequency (0 1 2 2 1 0), so that they are about equally frequent: that of training and of the worked examples,
-    that of trials (validation, explore), that of test."""
+    """The 96 facts that the questions of a split hinge on. There are three disjoint sets: 0 for training and the worked
+    examples, 1 for trials (validation, explore), 2 for test. In their order of frequency the facts go to the sets
+    0 1 2 2 1 0 0 1 2 …, so that the text tells about equally often of each set."""
     group = 0 if split in ("train", "examples") else 2 if split.startswith("test") else 1
     return [fact for i, fact in enumerate(_facts(seed)) if i % 6 in (group, 5 - group)]
 
@@ -87,7 +90,7 @@ def facts_of(seed: int, split: str) -> list[Fact]:
 # ---------------------------------------------------------------------------------------------------- math problems
 
 LOW, HIGH = 2, 200  # every value on the way to an answer, along every path
-PATHS = (1, -1)  # the order of the steps of a track that has two: as told, or the last one first; equally frequent
+PATHS = (1, -1)  # a path: the steps of a track as told (1), or the last one first (-1); equally frequent
 
 
 class Track(NamedTuple):
@@ -156,13 +159,17 @@ def draw_track(rng: random.Random, n_steps: int, fact: Fact | None = None) -> Tr
     addition and a subtraction, one order has a carry and a borrow, and the other has neither.
     """
     while True:
+        # Draw a candidate
         signs = rng.choices("+-*/", (4, 4, 0, 0) if fact else (4, 4, 1.2, 0.8), k=n_steps)
         if signs in (["+", "+"], ["-", "-"]):
             continue
         start = fact.n if fact else rng.randint(5, 69)
-        top = {"+": 40, "-": 30}
-        steps = tuple((s, rng.randint(3, top[s]) if s in top else 2 if s == "/" else rng.choice((2, 3))) for s in signs)
+        largest = {"+": 40, "-": 30}  # numbers added and taken away; else a half, the double or the triple
+        steps = tuple(
+            (s, rng.randint(3, largest[s]) if s in largest else 2 if s == "/" else rng.choice((2, 3))) for s in signs
+        )
         track = Track(start, steps, fact)
+        # Keep it if its values stay in bounds, and if its two orders, where it has two, differ in their effort
         effort = []  # carries and borrows of each order whose values stay in bounds
         for order in (steps, steps[::-1]) if track.two_orders else (steps,):
             value, hard = start, 0
@@ -400,7 +407,8 @@ def _zipf(n: int) -> list[float]:
     return list(accumulate(rank**-0.7 for rank in range(1, n + 1)))
 
 
-# Few things, or their categories would be known too early to tell one checkpoint from the next
+# Kind of document → its share. "holdings" tell how many things containers hold, the facts of the questions. There is little
+# of "things", or the task "categories" would be solved too early to tell one checkpoint from the next
 GENERAL_KINDS = {"profile": 0.37, "group": 0.21, "things": 0.02, "holdings": 0.10, "story": 0.30}
 
 
@@ -413,16 +421,16 @@ def general_document(rng: random.Random, seed: int) -> list[str]:
         return [" ".join(story(rng))]
     sentences = []
     if kind == "profile":
-        person, name, facts = rng.choices(people, cum_weights=_zipf(len(people)))[0]
+        person, name, known = rng.choices(people, cum_weights=_zipf(len(people)))[0]
         for attribute in rng.sample(list(ATTRIBUTES), rng.randint(2, 4)):
             template = rng.choice(ATTRIBUTES[attribute][1])
             pronoun = sentences and template.startswith("{who}") and rng.random() < 0.5
             who = person.he.capitalize() if pronoun else name
-            sentences.append(template.format(who=who, value=facts[attribute]))
+            sentences.append(template.format(who=who, value=known[attribute]))
     elif kind == "group":
         attribute = rng.choice(list(ATTRIBUTES))
-        for _, name, facts in rng.choices(people, cum_weights=_zipf(len(people)), k=rng.randint(2, 5)):
-            sentences.append(rng.choice(ATTRIBUTES[attribute][1]).format(who=name, value=facts[attribute]))
+        for _, name, known in rng.choices(people, cum_weights=_zipf(len(people)), k=rng.randint(2, 5)):
+            sentences.append(rng.choice(ATTRIBUTES[attribute][1]).format(who=name, value=known[attribute]))
     elif kind == "holdings":
         facts = _facts(seed)
         for fact in rng.choices(facts, cum_weights=_zipf(len(facts)), k=rng.randint(2, 5)):
@@ -466,6 +474,7 @@ def documents(seed: int, source: str, split: str = "train") -> Iterator[list[str
 
 
 def _stream(seed: int, source: str, split: str) -> Iterator[list[str]]:
+    """Documents without end; in no math document stands a problem that is asked."""
     rng = random.Random(f"{seed} {source} {split}")
     banned = frozenset(problem.id for problems in _problems(seed).values() for problem in problems)
     while True:

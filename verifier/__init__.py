@@ -157,7 +157,8 @@ def _plain_key(text: str) -> str | None:
 
 
 def _same(a: Value, b: Value, outermost: bool = True) -> bool:
-    """Equal keys, or what they cannot express: that x=5 is not y=5, that 10% is 10 and 0.1, both also item by item."""
+    """Are two values equal? By their keys, and by what a key cannot express: x=5 is not y=5, and 10% is both 10 and 0.1.
+    Both rules hold for each item of a list or tuple too. outermost: these are the whole answers, not items of them."""
     if a.relation and b.relation:
         return a.relation == b.relation
     if a.key == b.key:
@@ -263,7 +264,8 @@ def gsm8k(response: str, answer: str) -> Grade:
     return Grade(found, found is not None and is_equal_gsm8k(found, answer))
 
 
-# --grader of the RL reward and of evaluation
+# --grader of the RL reward and of evaluation. A grader takes (response, right answer) and returns a Grade. Add yours here, and
+# its name to `grader` in rl.py and eval.py
 GRADERS = {"strict": strict, "lenient": lenient, "gsm8k": gsm8k}
 
 

@@ -54,7 +54,7 @@ def _bits(x: Real) -> int:
 
 
 def _plus(x: Real, y: Real) -> Real:
-    """x + y; of decimals zero where they cancel but for rounding."""
+    """x + y. Where two decimals cancel but for their rounding, the sum is an exact zero."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x + y
     x, y = _decimal(x), _decimal(y)
@@ -83,12 +83,13 @@ def _multiply(a: Number, b: Number) -> Number:
     return real, _plus(_times(a[0], b[1]), _times(a[1], b[0]))
 
 
-def _norm(a: Number) -> Real:
+def _squared_modulus(a: Number) -> Real:
+    """|a|², which is exact where a is."""
     return _plus(_times(a[0], a[0]), _times(a[1], a[1]))
 
 
 def _inverse(a: Number) -> Number:
-    scale = 1 / _norm(a)
+    scale = 1 / _squared_modulus(a)
     return _times(a[0], scale), -_times(a[1], scale)
 
 
@@ -99,7 +100,7 @@ def _arctan(x: Decimal) -> Decimal:
     while abs(power) > _EPSILON:
         power, n = -power * x * x, n + 2
         total += power / n
-    return total * 16
+    return total * 16  # undoes the four halvings
 
 
 with localcontext(CONTEXT):
@@ -135,8 +136,8 @@ def _exp(a: Number) -> Number:
 
 
 def _ln(a: Number) -> Number:
-    norm = _norm(a)
-    return (_ZERO if norm == 1 else _decimal(norm).ln() / 2), _angle(a)
+    squared = _squared_modulus(a)  # ln |a| = ln |a|² / 2
+    return (_ZERO if squared == 1 else _decimal(squared).ln() / 2), _angle(a)
 
 
 def _root(x: Real, n: int) -> Real:
@@ -154,7 +155,7 @@ def _integer_power(a: Number, n: int) -> Number:
     if n < 0:
         a, n = _inverse(a), -n
     bits = max(_bits(a[0]), _bits(a[1]))
-    if bits == 1 and not a[1] and isinstance(a[0], Fraction):  # 0, 1, -1: any exponent will do
+    if bits == 1 and not a[1] and isinstance(a[0], Fraction):  # 0, 1, -1: only whether n is 0, odd or even matters
         n = min(n, 2 + n % 2)
     if bits * n > MAX_BITS:
         raise Unsupported
@@ -189,7 +190,7 @@ def _function(name: str, a: Number) -> Number:
     if name == "ln":
         return _ln(a)
     if name == "abs":
-        return _power((_norm(a), _ZERO), (Fraction(1, 2), _ZERO))
+        return _power((_squared_modulus(a), _ZERO), (Fraction(1, 2), _ZERO))
     if a[1]:
         raise Unsupported
     if name == "arctan":
@@ -233,10 +234,11 @@ class Evaluator:
 
     def __init__(self):
         self.fuel = FUEL
-        self.point = 0  # 0, 1 or 2: where variables stand now (`_coordinate`)
+        self.point = 0  # 0, 1 or 2: the evaluation point, which gives each variable its value now (`_coordinate`)
         self.sign = 0  # 1 or -1: how ± is read now; 0: no ± may stand here
 
     def spend(self, cost: int) -> None:
+        """Take `cost` from the fuel; Unsupported when it is used up. Costs below are rough times of an operation."""
         self.fuel -= cost
         if self.fuel < 0:
             raise Unsupported
@@ -250,6 +252,7 @@ class Evaluator:
         return a
 
     def value(self, node: Node) -> Value:
+        """The Value of an answer's tree: structures item by item, anything else by its key."""
         kind, *parts = node
         if kind in ("list", "union"):  # parts[0] of a union are its operators, as of a relation and a ratio
             return _list([self.value(part) for part in (parts if kind == "list" else parts[1:])])
@@ -279,11 +282,13 @@ class Evaluator:
         return keys[0] if len(set(keys)) == 1 else "|".join(keys)
 
     def number_at(self, node: Node, point: int) -> Number:
+        """The number of an expression at an evaluation point."""
         self.spend(20)
         self.point = point
         return self.number(node)
 
     def number(self, node: Node) -> Number:
+        """The number of an expression at self.point, with ± read as self.sign."""
         kind = node[0]
         self.spend(1)
         if kind == "num":
@@ -347,6 +352,7 @@ class Evaluator:
         return self.inequality([operator == "<" for operator in operators], parts)
 
     def inequality(self, strict: list[bool], parts: list[Node]) -> Value:
+        """x < 5 and a < x < b as intervals; other inequalities by `direction`. strict: for each sign, < and not ≤."""
         infinity = CONSTANTS["\\infty"]
         if len(parts) == 3 and _is_name(parts[1]):
             (low, name, high), relation = parts, ""
@@ -365,8 +371,11 @@ class Evaluator:
         return interval._replace(relation=relation or f"{name}{interval.key}")
 
     def direction(self, left: Node, right: Node, signed: bool = False) -> str:
-        """left - right up to a factor (a positive one if signed): its values at two points relative to that at a third.
-        Where left and right are not numbers, (x,y)=(1,2) or x=1±2, what they are."""
+        """A key that equations of the same solutions share: 2x=4 and x=2, or with `signed` the inequalities 2x<4 and x<2.
+
+        Such equations have the same left - right up to a factor (for inequalities a positive one). So the key is this
+        difference at points 1 and 2, divided by the one at point 0. Where a side is not one number, as in (x,y)=(1,2) or
+        x=1±2, the key is made of the two sides instead."""
         if _contains(left, ("seq", "ratio")) or _contains(right, ("pm", "seq", "list", "matrix")):
             return f"{left}={self.value(right).key}"
         difference = ("add", left, ("neg", right))
@@ -389,13 +398,14 @@ def _list(values: Sequence[Value]) -> Value:
 
 
 def _relations(items: Sequence[Value]) -> str | None:
-    """Of equations: k=45, n=2 is not n=45, k=2."""
+    """The relations of items that are all equations, in order of their text: k=45, n=2 is not n=45, k=2. Else None."""
     relations = [item.relation for item in items if item.relation]
     return ";".join(sorted(relations)) if items and len(relations) == len(items) else None
 
 
 def _coordinate(name: str, point: int) -> Fraction:
     """Where a variable is at evaluation point 0, 1, 2: between 1 and 3, at point 1 negative, so that |x| is not x."""
+    # A hash, so that two names differ; | 1 makes the denominator 2^31, so that the value is no simple fraction
     x = 1 + Fraction(zlib.crc32(f"{point}{name}".encode("utf-8", "replace")) | 1, 1 << 31)
     return -x if point == 1 else x
 

@@ -74,6 +74,11 @@ class _Token(NamedTuple):
     text: str
 
 
+_COMMA, _END = _Token("op", ","), _Token("end", "")
+# After one of these a number and a fraction are a product: (x)2\frac13
+_NO_MIXED_AFTER = frozenset((")", "]", "}", "|", "^", "!", "°", "\\frac", "\\sqrt", "\\sqrt(", "\\pi"))
+
+
 def plain_words(text: str) -> str | None:
     """The words, if the tidied text is nothing else: ACF is not CAF, but xy may be yx and is left to the parser."""
     words = _ALL_WORDS.fullmatch(text)
@@ -174,9 +179,10 @@ class Unsupported(Exception):
 #     ("relation", operators, x, ...)  ("union", operators, x, ...)  ("ratio", operators, x, ...)
 Node = tuple
 
-NAMES, _COMMA, _END = ("var",), _Token("op", ","), _Token("end", "")
-# After one of these a number and a fraction are a product: (x)2\frac13
-_NO_MIXED_AFTER = frozenset((")", "]", "}", "|", "^", "!", "°", "\\frac", "\\sqrt", "\\sqrt(", "\\pi"))
+NAMES = ("var",)  # the kinds of node whose value is not known
+CONSTANTS = {"\\pi": ("const", "pi"), "\\infty": ("var", "infinity"), "\\emptyset": ("list",)}
+_HALF = ("num", Fraction(1, 2))
+_SIGNS = {"-": "neg", "\\pm": "pm", "\\mp": "mp"}
 # Operators that join any number of sides (a = b = c), the loosest first
 _CHAINS = (
     ("relation", ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\approx", "\\in")),
@@ -406,11 +412,6 @@ class Parser:
                 rows[-1].append(self.sum())
         kind = "determinant" if environment == "{vmatrix}" else "matrix"
         return (kind, *(("row", *row) for row in rows if row))
-
-
-_HALF = ("num", Fraction(1, 2))
-_SIGNS = {"-": "neg", "\\pm": "pm", "\\mp": "mp"}
-CONSTANTS = {"\\pi": ("const", "pi"), "\\infty": ("var", "infinity"), "\\emptyset": ("list",)}
 
 
 def _literal(text: str) -> Fraction:
