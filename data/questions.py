@@ -276,7 +276,8 @@ def split_validation(
     """(train, validation): the authors' split. UserError if no row would be left to train on.
 
     The rows are shuffled with `seed`, as `datasets` shuffles; the first n are validation. Rows whose question differs from
-    one of these in white space or case only are in neither. A row holds all solutions of its question, so this splits the duplicated set too.
+    one of these in white space or case only are in neither. A row holds all solutions of its question, so this splits the
+    duplicated set too.
 
     groups: of each group of `source` values, n rows are validation instead, in turn one of each group; train keeps its
     order (the authors' split of the whole of OpenMathInstruct-2)."""

@@ -22,9 +22,9 @@ from model import config_of, train_flops
 
 ROOT = Path(__file__).parent.parent
 
-# Seconds on one idle core at micro
+# Seconds on one idle core at micro, measured. Estimates of a plan are made of these
 SECONDS = {
-    "answer": 2.05 / 512,  # in training: 2.05 s for a step of 16 x 32; up to 2.7 where most questions carry signal
+    "answer": 2.05 / 512,  # in RL: 2.05 s for a step of 16 x 32 answers; up to 2.7 s where most questions carry signal
     "judged": 45 / (512 * 32),  # an answer in an evaluation
     "row": 0.2 / 32,  # of SFT
     "token": 1e-4,  # of pretraining
@@ -44,7 +44,7 @@ class Base:
     source: int  # seed of its pretraining run
     primary: bool  # one of those that are worked on first
     scale: str
-    variant: dict  # what differs from the grid
+    variant: dict  # what its cells change of the grid's settings, {"rate": 3.0}; {}: nothing
 
 
 def vary(base: Base, **variant) -> Base:
@@ -72,7 +72,7 @@ def record_name(cell: Cell) -> str:
 
 
 def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
-    """Of an evaluation: the command that made the model, and its own."""
+    """Of an evaluation: "command", which trained the model (of an untrained one: its own again), and "evaluation", its own."""
     home = cell.name.rsplit("/", 1)[0]
     made = [c for c in cells if c.run and c.name == f"{home}/train"]
     both = {"command": (made or [cell])[0], "evaluation": cell}
@@ -94,8 +94,8 @@ def flags_of(flags: dict) -> list[str]:
 
 
 def grid_of(n: int, early: int) -> list[int]:
-    """Places of the five checkpoints of a grid among n: one before the early one, that, the next (main), one between main
-    and the last, the last."""
+    """Indices of the five checkpoints of a grid among n. early: the index of the early one. They are the one before it,
+    the early one, the next (the main one), one half-way from main to the last, and the last."""
     main = min(early + 1, n - 1)
     return sorted({max(0, early - 1), early, main, (main + n) // 2, n - 1})
 
@@ -108,7 +108,9 @@ def size_of(scale: str) -> float:
 
 
 class Builder:
-    """Collects the cells of a plan; a cell that is asked for twice is one.
+    """Collects the cells of a plan in `cells`; a cell that is asked for twice is one.
+
+    Plans call pretrain() and evaluate(), which calls train(). validate(), difficulty() and main() serve single plans.
 
     Args:
         factors: recipe → factor of its learning rates.
@@ -135,7 +137,10 @@ class Builder:
     # -----------------------------------------------------------------------------------------------------------------
 
     def counts(self, total: float) -> tuple[list[float], list[float], list[float]]:
-        """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from."""
+        """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from.
+
+        Without a choice (--checkpoints, or OUT/checkpoints.json) the counts grow by a constant factor up to `total`: five from
+        55% of it on; or, where pretraining keeps more for a choice (--kept), these from 30% on, and five of them."""
         c = self.config
         kept = [round(total * 0.3 ** (1 - i / (c.kept - 1)), -3) for i in range(c.kept)] if c.kept > 1 else []
         if c.checkpoints != "auto":
@@ -168,26 +173,27 @@ class Builder:
             where = f"--checkpoints {c.checkpoints} --primary {c.primary}"
             raise UserError(f"{where}: beyond the {tokens} tokens of pretraining (--tokens)")
 
-        def steps_of(counts: list[float]) -> set[int]:
+        def steps_at(counts: list[float]) -> set[int]:
             return {pretrain.parse_save_at(f"{count / 1e3:g}k", steps, per_step)[0] for count in counts}
 
-        at, first = sorted(steps_of(counts)), steps_of(primary)
-        if not first <= set(at):
+        all_steps, primary_steps = sorted(steps_at(counts)), steps_at(primary)
+        if not primary_steps <= set(all_steps):
             raise UserError(f"--primary {c.primary}: not all of them are among the checkpoints")
         # the run, which all seeds share that start from `source`
+        # its place below OUT, and the folder of what `seed` starts from it
         place, folder = ("/".join(filter(None, (f"seed{s}", variant_name(variant)))) for s in (source, seed))
         run = self.out / place / "pretrain/run"
         save_at = ",".join(dict.fromkeys(f"{count / 1e3:g}k" for count in sorted(counts + kept)))
         flags = dict(scale=scale, data=c.data, seed=source, tokens=tokens, save_at=save_at, eval_every=0)
         flags |= dict(mix=mix) if mix else {}
         flags |= dict(save_every=max(20, steps // 20), out=run)
-        paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_of(counts + kept), steps})}
+        paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_at(counts + kept), steps})}
         command = [script("pretrain"), *flags_of(flags)]
         seconds = self.seconds(scale, token=total)
         self.add(Cell(f"{place}/pretrain/train", f"pretrain {scale}", command, list(paths.values()), [], seconds, run))
         return [
-            Base(f"{folder}/{count_name(n * per_step)}", paths[n], n * per_step, seed, source, n in first, scale, variant)
-            for n in at
+            Base(f"{folder}/{count_name(n * per_step)}", paths[n], n * per_step, seed, source, n in primary_steps, scale, variant)
+            for n in all_steps
         ]  # fmt: skip
 
     def main(self, seed: int) -> Base:
@@ -200,13 +206,14 @@ class Builder:
     # -----------------------------------------------------------------------------------------------------------------
 
     def rates_of(self, recipe: str) -> dict[str, float]:
-        """Learning rates as flags. Those of a dose control are those of its side of the average."""
+        """A recipe's learning rates as flags. A dose control (rl_dose, sft_dose) has the rate of its side of averaging, times
+        its `dose`."""
         r, table = RECIPES[recipe], self.config.rates
         name = r.rates or r.run or recipe
         if name == "paper":  # both sides at the paper's ratio to RL's and SFT's rates
             return {"lr": self.rates_of("rl")["lr"], "sft_lr": self.rates_of("sft")["lr"] / PAPER_COOLING}
         rates = {key: rate * r.dose * self.factors.get(name, 1.0) for key, rate in table[name].items()}
-        if "sft_lr" in rates:  # the sweep of averaging is one of its SFT side
+        if "sft_lr" in rates:  # the sweep of averaging varies its SFT side alone; its RL side goes with RL's own rate
             rates["lr"] = table[name]["lr"] * r.dose * self.factors.get("rl", 1.0)
         if r.mode == "combined":
             return {"lr": rates["lr"]}  # one loss, one optimizer
@@ -257,7 +264,8 @@ class Builder:
         return best
 
     def training_flags(self, recipe: str, base: Base, init: Path, points: tuple[int, ...]) -> dict:
-        """Flags of a recipe's run: it ends at the last of `points`, and is saved and judged on validation at each."""
+        """Flags of a recipe's run: it ends at the last of `points`, and is saved and judged on validation at each. What is set
+        after r.flags is the same for all recipes, whatever r.flags says."""
         c, r = self.config, RECIPES[recipe]
         flags = dict(init=init, data=c.data, seed=base.seed, limit=c.pool, steps=points[-1])
         flags |= r.flags | self.rates_of(recipe)
@@ -323,17 +331,19 @@ class Builder:
                 self.judge(home, recipe, model, meta | dict(step=step, temperature=temperature), base)
 
     def judge(self, home: str, recipe: str, model: Path, meta: dict, base: Base) -> None:
-        """The cell of one evaluation on test questions. At temperature 1 these alone: the rest would be the same again."""
-        c, r, warm = self.config, RECIPES[recipe], meta["temperature"] == 1
-        kind, place = "eval_t1" if warm else "eval", f"{home}/{r.run or recipe}"
+        """The cell of one evaluation on test questions. At temperature 1 it asks these alone: tasks and text are not sampled, so
+        their results would be the same again."""
+        c, r, hot = self.config, RECIPES[recipe], meta["temperature"] == 1
+        kind, place = "eval_t1" if hot else "eval", f"{home}/{r.run or recipe}"
         asked = len(c.questions) * (c.limit if c.limit > 0 else 256)
-        read = 0 if warm else 2 * c.val_tokens + 3 * (c.limit if c.limit > 0 else 1000) * 60
+        # an estimate of the tokens read: of two sources of text, and three tasks of 60 tokens an item
+        read = 0 if hot else 2 * c.val_tokens + 3 * (c.limit if c.limit > 0 else 1000) * 60
         seconds = self.seconds(base.scale, judged=asked * c.samples, read=read)
         flags = dict(questions=c.questions, limit=max(0, c.limit))
-        flags |= dict(temperature=1.0, tasks="none") if warm else dict(val_tokens=c.val_tokens)
+        flags |= dict(temperature=1.0, tasks="none") if hot else dict(val_tokens=c.val_tokens)
         name, folder, shots = f"{place}/{kind}_{model.stem}", self.out / place / kind, r.flags.get("shots", 0)
         cell = self.ask(name, model, folder, seconds, flags, shots, meta)
-        cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # that this evaluation stands for
+        cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # the seeds that this evaluation stands for
 
     def validate(self, recipe: str, base: Base) -> None:
         """The cell that asks a base model validation questions."""

@@ -24,7 +24,9 @@ from excursion.recipes import RECIPES
 from excursion.runner import Cell, read_state
 from files import MALFORMED, read_json, replacing_path, write_text
 
-EARLY = 0.03  # validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md)
+# Validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md). (EARLY in findings.py
+# is another: of the base without examples, by which finding 1 chooses among the checkpoints of a grid)
+EARLY = 0.03
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Claim:
     """A contrast with a stated direction."""
 
     text: str
-    x: Estimate | None  # of the contrast; None: records are missing
+    x: Estimate | None  # the contrast's mean with its standard error; None: records are missing
     wanted: str  # "above" or "below" the margin, or "alike": within ± margin
     margin: float = 0.0
     at: int | None = None  # one checkpoint; None: the mean over all
@@ -35,11 +35,13 @@ class Claim:
     unit: str = "points"  # of 100; or bits (per byte), log (of a factor)
     needs: str = ""  # which records are missing
     boot: tuple[float, float] | None = None  # the interval of the bootstrap
-    small: float = 0.0  # an effect that is certainly smaller than this contradicts "above"
+    small: float = (
+        0.0  # "above" is contradicted by an effect that is significantly smaller than margin + small; 0: no such rule
+    )
     settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
     shown_as: str = ""  # in place of mean and interval
     visible_as: str = ""  # in place of the smallest visible effect
-    wish: str = ""  # in place of what is expected
+    wish: str = ""  # in place of `expected`
     p_shown: float = 1.0  # after Holm, which Finding applies
     p_against: float = 1.0
 

@@ -17,7 +17,7 @@ from files import write_text
 
 CURVE = ("reward", "length", "entropy", "val_pass@1", "val_pass@8", "val_process@1", "sft_loss", "flops")
 SHOWN = 3  # questions of each test set whose samples go into the record, 4 samples each
-# Of each question: what pass@k, process, entropies and their intervals are computed from. The rest has its means
+# What is kept of each question: pass@k, process, entropies and their intervals are computed from these. All else is kept as means
 PER_QUESTION = ("id", "facts", "n", "c", "c_lenient", "c_process", "h_answers", "h_paths")
 
 

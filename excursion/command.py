@@ -56,8 +56,8 @@ def main(config: Config) -> None:
     cells = make_plan(config)
     if config.command == "plan":
         return print_plan(config, cells)
-    do = {"sweep": sweep, "checkpoints": checkpoints}.get(config.plan, study)
-    if not do(config, cells):
+    execute = {"sweep": sweep, "checkpoints": checkpoints}.get(config.plan, study)
+    if not execute(config, cells):
         sys.exit(1)
 
 

@@ -107,6 +107,7 @@ class Config:
     solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
 
     def idle(self) -> dict[str, str]:
+        """flag → why this plan or verb does not read it; giving such a flag is an error (cli.refuse_idle)."""
         others = {flag: name for flag, name in ONLY.items() if name not in (self.plan, self.command)}
         idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
         if self.plan == "mixture":

@@ -1,7 +1,8 @@
 """Records beside each other: what differs between recipes, question by question.
 
 A measure gives one value a question of a record (records.py). A *contrast* is a weighted sum of a measure over models, paired
-by seed and question: (S, Q) values, of which stats.py makes a mean with its interval.
+by seed and question: values (S, Q), S replicates (seeds) by Q questions, of which stats.py makes a mean with its interval.
+A *measure* is a function Entry → Row or None; *terms* are (weight, replicate → model) pairs; g is a Grid.
 """
 
 from collections import Counter
@@ -55,6 +56,8 @@ class Grid:
         places: dict[tuple[str, int], list[Entry]] = {}
         for e in entries:
             places.setdefault((e.recipe, e.tokens), []).append(e)
+        # (recipe, tokens) → replicate → step → model. end and at have one model in place of the steps: the last one, and the
+        # one where the run is stopped
         self.paths = {place: paths_of(here) for place, here in places.items()}
         self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
         self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
@@ -83,7 +86,8 @@ class Grid:
 
 @dataclass
 class Contrast:
-    """(S, Q) of a weighted sum of a measure, what clusters its columns, and the replicates of its rows."""
+    """values: (S, Q), a weighted sum of a measure. clusters: (Q,) the fact of each question, or None. keys: (S,) the replicate of
+    each row."""
 
     values: np.ndarray
     clusters: tuple[str, ...] | None
@@ -97,12 +101,12 @@ class Contrast:
 
 
 def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
-    """Σ weight · values for each replicate, at the questions that all rows have. None if a row is missing or they share
-    nothing."""
+    """rows: replicate → its terms (weight, values). The sum of weight · values for each replicate, at the questions that all
+    have. None if values are missing or no question is shared."""
     flat = [row for terms in rows.values() for _, row in terms]
     if not flat or any(row is None for row in flat):
         return None
-    if flat[0].ids is None:
+    if flat[0].ids is None:  # items of tasks, or one number a run: nothing to match, but as many in every row
         if len({len(row.values) for row in flat}) > 1:
             return None
         clusters = None
@@ -124,13 +128,17 @@ def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast |
 
 
 def mean_of(found: list[Contrast | None]) -> Contrast | None:
-    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out. (At
-    some checkpoints each seed has a pretraining run of its own, at others all share one.)"""
+    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out.
+
+    A replicate is (pretraining seed, seed). At some checkpoints each seed has a pretraining run of its own, at others all
+    share one. So rows are matched by the second seed, unless it does not tell a contrast's rows apart."""
     found = [c for c in found if c is not None]
     if not found or len({c.values.shape[1] for c in found}) > 1:
         return None
     by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
-    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
+    names = [
+        [key[1] if by_seed else key for key in c.keys] for c in found
+    ]  # for each contrast: what its rows are matched by
     shared = sorted(set.intersection(*(set(n) for n in names)))
     if not shared:
         return None
@@ -161,11 +169,11 @@ def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:
 
 
 def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
-    """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, between two judged steps on a straight line.
+    """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, on a straight line between two judged steps.
 
-    What a question adds to the crossing of pass@1 belongs to its share of the result: with slope b of pass@k over pass@1
-    there, a question counts pass@k - b (pass@1 - level). The mean is that of the line; the variance now holds that of the
-    crossing (the delta method).
+    Where on the line this is depends on the same questions, so its uncertainty belongs into the result. With b the slope of
+    mean pass@k over mean pass@1 on that line, the value of a question is pass@k - b (pass@1 - level). This leaves the mean as
+    it is, since mean pass@1 is `level` there, and gives the values the variance of pass@k at the crossing (delta method).
     """
     ones, ks = [[measure(e) for e in points] for measure in (m.at(1), m)]
     if any(row is None for row in ones + ks) or len({row.ids for row in ones}) > 1:
@@ -173,7 +181,7 @@ def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
     means = [row.values.mean() for row in ones]
     for i in range(len(points) - 1):
         if means[i] <= level <= means[i + 1] and means[i] < means[i + 1]:
-            w = (level - means[i]) / (means[i + 1] - means[i])
+            w = (level - means[i]) / (means[i + 1] - means[i])  # 0 at step i, 1 at the next
             one, top = ((1 - w) * rows[i].values + w * rows[i + 1].values for rows in (ones, ks))
             slope = (ks[i + 1].values.mean() - ks[i].values.mean()) / (means[i + 1] - means[i])
             return Row(top - slope * (one - level), ks[i].ids, ks[i].clusters)

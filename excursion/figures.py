@@ -34,6 +34,7 @@ ALONG = ("rl", "sft_rl", "parallel", "sft_converged_rl", "gold_rl")  # recipes w
 
 
 def panel(title: str, xlabel: str, size=SIZE):
+    """A new figure of one panel, and its axes."""
     figure, ax = plt.subplots(figsize=size)
     ax.set(title=title, xlabel=xlabel)
     return figure, ax
@@ -60,6 +61,7 @@ def named(figure, ax, ends: list[tuple[str, str, float]]):
 
 
 def unit_of(values: list[float]) -> tuple[float, str]:
+    """(tokens of a unit, its letter) for an axis: billions or millions."""
     return (1e9, "B") if max(values) >= 1e9 else (1e6, "M")
 
 
@@ -114,6 +116,7 @@ def token_axis(ax, tokens: list[int], scale: float) -> None:
 
 
 def own_range(ax, points: list[Estimate], from_zero: bool) -> None:
+    """The y axis in %, just large enough for the points and their intervals; from 0 on if `from_zero`."""
     low = min(100 * (p.low if np.isfinite(p.low) else p.mean) for p in points)
     high = max(100 * (p.high if np.isfinite(p.high) else p.mean) for p in points)
     pad = 0.06 * max(high - low, 2.0)
@@ -420,6 +423,7 @@ def describe_lines(g: Grid, recipes: list[str], measure: Questions) -> str:
 
 
 def describe_path(g: Grid, tokens: int, measure: Questions) -> str:
+    """Alt text of figure_trajectory."""
     parts = []
     for recipe in ALONG:
         points = path_points(g, recipe, tokens, measure)

@@ -23,12 +23,12 @@ ADVANTAGE = 0.02
 UNCHANGED = 0.01  # accuracy on general tasks: the paper's RL moves it "by well under one point"
 BITS = 0.01  # bits per byte of general text, about 3%: half of what SFT to its end costs at micro scale
 # Finding 1 is judged at the first checkpoint whose 0-shot validation pass@1 is this (the paper's base: 2%)
-EARLY = 0.02
+EARLY = 0.02  # (EARLY in choose.py is another: the base with worked examples, by which checkpoints are chosen)
 TIMES = 4.0  # finding 1: RL's pass@1 over the base's with examples (the paper: 8 at 6 to 10 B tokens, 3.7 at 44 B)
 # Finding 3a: expansion is judged at the step where validation pass@1 has grown by this factor (the paper at 44 B: its least)
 PAPER_GAIN = 3.65
 PAPER_DOSE = 320  # sampled answers per training question: 32 in each of 10 epochs
-BELOW = " Below that dose this finding can be shown, not contradicted."
+BELOW = " Below that dose this finding can be shown, not contradicted."  # follows the notes of dose_note
 
 # The findings in the summary of a report
 NAMES = {
@@ -48,7 +48,10 @@ OF_GRID = ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5")
 
 
 class Contrasts:
-    """The claims about a grid, and the findings that they make: one() to five()."""
+    """The claims about a grid, and the findings that they make: one() to five().
+
+    minus() makes the claim about recipe a − recipe b; beside(), each() and by_fact() make such claims that do not count for the
+    verdict. A contrast with a recipe of your own is one more self.minus(...) or self.beside(...) in a finding's list."""
 
     def __init__(self, g: Grid, entries: list[Entry]):
         self.g, self.entries = g, entries

@@ -1,6 +1,7 @@
 """The cells of each plan, in the order of their worth: which recipes, from which checkpoints, with which seeds.
 
-A plan calls b.evaluate(recipe, base) for every model that it wants; what that takes is added by itself (cells.py), once.
+A plan calls b.evaluate(recipe, base) for every model that it wants (b: the Builder of cells.py); the cells that this needs are
+added by themselves, once. A further plan is a function here, its row in PLANS, and its name in Config.plan (config.py).
 What is finished when a run is stopped is a smaller study. Plans share OUT, and so the cells that they have in common.
 """
 
@@ -71,6 +72,7 @@ def plan_sharpening(b: Builder) -> None:
     The paper's own pair is marked: direct RL at its rate, and RL after SFT at a far higher one (forty times; here the
     highest factor, for the paper's breaks a model of this size)."""
     c = b.config
+    # recipe → the recipe whose model it starts from; "": the base
     starts = {recipe: RECIPES[recipe].after for recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")}
     for seed in c.seeds:
         b.part = f"sharpening, seed {seed}"

@@ -18,7 +18,7 @@ from excursion.stats import log_spread_ratio
 # 6: mixture against scale
 # ---------------------------------------------------------------------------------------------------------------------
 
-Terms = list[tuple[float, dict[Key, Entry]]]
+Terms = list[tuple[float, dict[Key, Entry]]]  # (weight, replicate → model) each: what contrasts.contrast adds up
 
 
 def at_the_end(entries: list[Entry], key: str) -> dict:
@@ -28,7 +28,8 @@ def at_the_end(entries: list[Entry], key: str) -> dict:
 
 
 def gain(groups: dict, rank: Callable) -> tuple[str, Terms]:
-    """(low → high, the models of the value that ranks highest minus those of the lowest); without two values nothing."""
+    """("LOW → HIGH", the terms of the models at the highest value minus those at the lowest). rank: what a value is ordered by.
+    ("", []) without two values."""
     if len(groups) < 2:
         return "", []
     low, high = min(groups, key=rank), max(groups, key=rank)
@@ -36,6 +37,7 @@ def gain(groups: dict, rank: Callable) -> tuple[str, Terms]:
 
 
 def hard_finding(entries: list[Entry]) -> Finding:
+    """Finding 6, on hard questions: what a larger math share gains, minus what a larger model gains."""
     shares, sizes = (at_the_end(entries, key) for key in ("math", "size"))
     mixture = gain(shares, lambda share: share)
     scale = gain(sizes, lambda size: -sizes[size][0].tokens)  # at equal FLOPs the larger model has seen fewer tokens
@@ -58,6 +60,7 @@ def hard_finding(entries: list[Entry]) -> Finding:
 
 
 def seeds_finding(entries: list[Entry]) -> Finding:
+    """Finding 7: the spread of pass@1 over seeds of RL at the first checkpoint, relative to that at the last."""
     at: dict[int, list[Entry]] = {}  # checkpoint → the end of RL of every seed
     for group in by_variant(entries, "rlseed").values():
         for e in {e.tokens: e for e in sorted(group, key=lambda e: e.step)}.values():
@@ -127,6 +130,7 @@ def log_ratio(few: Entry, many: Entry, against: str) -> float:
 
 
 def rollouts_finding(entries: list[Entry]) -> Finding:
+    """Finding 8: for each band of difficulty, the fewest answers a question against the most."""
     groups, claims = by_variant(entries, "band", "n"), []
     needs = "plan rollouts: RL from base with few and with many answers a question, same seeds"
     for band in dict.fromkeys(band for band, _ in groups) or ["easy"]:
@@ -150,6 +154,7 @@ def rollouts_finding(entries: list[Entry]) -> Finding:
 
 
 def demonstrations(entries: list[Entry]) -> Finding:
+    """RL on the most questions of the plan − SFT on each number of them with a solution; beside it both on the same number."""
     sides = {
         count: {recipe: models([e for e in group if e.recipe == recipe]) for recipe in ("rl", "sft")}
         for (count,), group in by_variant(entries, "solved").items()

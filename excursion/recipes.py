@@ -4,8 +4,14 @@ The comparison is controlled: same questions, prompts x rollouts a step, respons
 rate, also after SFT. Parallel averaging has twice RL's rate on its RL side. Halved by the average it is direct RL, which
 therefore is its control of the RL dose; `sft_dose` is that of its SFT side (as many steps and rows, half the rate).
 
-A further recipe is a row of RECIPES: `--recipes NAME` runs it, and the report has it in its tables. A contrast with it belongs
-into findings.py, its line in a figure into HERO (report.py).
+A further recipe is a row of RECIPES: `--recipes NAME` runs it, and the report has it in its tables. For example, RL whose
+advantages are not divided by their standard deviation, at RL's own learning rate:
+
+    "rl_mean": Recipe("RL without std", ("#56B4E9", "s", "--", True), "rl", rates="rl", flags=dict(advantage="mean")),
+
+`flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: prompts, rollouts, kl
+and rows, the answer length, the evaluations and saves (Builder.training_flags in cells.py). Without `rates`, the recipe needs a
+row of its own in RATES (config.py). A contrast with it belongs into findings.py, its line in a figure into HERO (report.py).
 """
 
 from dataclasses import dataclass, field
@@ -16,12 +22,12 @@ class Recipe:
     """One row of RECIPES."""
 
     name: str  # in the report
-    look: tuple[str, str, str, bool]  # of a line in a figure: colour, marker, line style, are markers filled?
-    stage: str = ""  # whose command trains it; empty: the base model itself
+    look: tuple[str, str, str, bool]  # of its line in a figure: colour, marker, line style, are markers filled?
+    stage: str = ""  # the stage that trains it: sft, rl or average; empty: the base model itself
     after: str = ""  # training starts from this recipe's model; empty: from the base
-    flags: dict = field(default_factory=dict)
+    flags: dict = field(default_factory=dict)  # of the stage's command; of a base model: `shots` of its evaluation
     rates: str = ""  # whose learning rates it has (RATES in config.py); empty: its own; "paper": at the paper's ratio
-    dose: float = 1.0  # times this
+    dose: float = 1.0  # these rates are multiplied by it
     judged: str = "points"  # at every named step; "best": at the best of them on validation; "last": at the end
     run: str = ""  # no training of its own: it judges the run of this recipe
     averaged: bool = False  # has the rows of averaging and, if it is SFT, the steps
@@ -41,6 +47,7 @@ class Recipe:
 
 
 def averaging(mode: str) -> dict[str, str]:
+    """Flags of average.py in one of its modes, with one solution a question on its SFT side."""
     return dict(mode=mode, solutions="one")
 
 

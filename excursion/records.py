@@ -25,7 +25,7 @@ class Entry:
 
     record: dict
     meta: dict
-    read: dict = field(default_factory=dict, repr=False)  # measures that were read before
+    read: dict = field(default_factory=dict, repr=False)  # measure → its Row, of the measures that were read before
 
     @property
     def recipe(self) -> str:
@@ -165,7 +165,8 @@ class Row:
 class Questions:
     """A measure with one value a question: pass@k by a count of right samples, or an entropy.
 
-    key: "c" (right), "c_process" (right with every written equation true), "c_lenient", "h_answers" or "h_paths" (nats).
+    key: a count of a question's samples: "c" (right), "c_process" (right with every written equation true), "c_lenient"; or an
+    entropy of them in nats: "h_answers" (how they differ in the answer), "h_paths" (in the equations of the way to it).
     only: "fact" for the questions that hinge on a fact, "plain" for the others.
     """
 

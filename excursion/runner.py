@@ -55,11 +55,10 @@ class Runner:
 
     def __init__(self, cells: list[Cell], out: str | Path, jobs: int = 1, threads: int = 1, retry: bool = False):
         self.cells, self.out, self.jobs, self.threads = cells, Path(out), jobs, threads
-        # file → the cell that makes it; name → a running cell with its process and start; name → what is noted of a cell
-        self.maker = {path: cell for cell in cells for path in cell.results}
-        self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}
-        self.stop_signal = 0
-        self.state: dict[str, dict] = {}
+        self.maker = {path: cell for cell in cells for path in cell.results}  # file → the cell that makes it
+        self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}  # name → cell, process, when it began
+        self.stop_signal = 0  # the signal that was received; 0: none
+        self.state: dict[str, dict] = {}  # name → what is noted of a cell that has ended (read_state); {}: nothing
         for cell in cells:
             state = read_state(self.out / f"{cell.name}.json")
             if state and state["command"] != cell.command:

@@ -19,15 +19,15 @@ from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, main_t
 from excursion.recipes import STARTS, label
 from excursion.records import Entry, Key, Questions
 
-RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
-Terms = list[tuple[float, dict[Key, Entry]]]
+RL_RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")  # RL from each start, in the order of panels and claims
+Terms = list[tuple[float, dict[Key, Entry]]]  # (weight, replicate → model) each: what contrasts.contrast adds up
 
 
 class Sharpening:
     """Rates are factors of the grid's rate of RL, whose runs are those of the grid."""
 
     def __init__(self, entries: list[Entry]):
-        rl = [e for e in entries if e.recipe in RECIPES]
+        rl = [e for e in entries if e.recipe in RL_RECIPES]
         varied = [e for e in rl if set(e.variant) == {"rate"}]
         seldom = [e for e in rl if set(e.variant) == {"band"}]
         self.tokens = max((e.tokens for e in varied), default=0)
@@ -35,18 +35,18 @@ class Sharpening:
         here = [e for e in entries if not e.variant and e.tokens == self.tokens]
         starts = [e for e in here if e.recipe in {"base", *STARTS.values()}]
         temperature = main_temperature(varied)
-        self.grids: dict[float, Grid] = {}  # 0: seldom solved questions alone
+        self.grids: dict[float, Grid] = {}  # rate → its models; 0 stands for RL on seldom solved questions alone
         for rate in (*self.rates, 0.0):
             of_rate = seldom if rate == 0 else [e for e in varied if float(e.variant["rate"]) == rate]
             if rate == 1:
-                of_rate += [e for e in here if e.recipe in RECIPES]
+                of_rate += [e for e in here if e.recipe in RL_RECIPES]
             self.grids[rate] = Grid([e for e in of_rate if e.tokens == self.tokens] + starts, temperature)
         everything = [e for g in self.grids.values() for e in g.entries]
         self.k = min((e.largest_k for e in everything), default=32)
         self.measure = Questions(self.k, "c_process")
         if any(self.measure(e) is None for e in everything):
             self.measure = Questions(self.k)
-        self.recipes = [r for r in RECIPES if any(g.has(r) for g in self.grids.values())]
+        self.recipes = [r for r in RL_RECIPES if any(g.has(r) for g in self.grids.values())]
 
     def steps(self, *runs: tuple[str, float]) -> list[int]:
         """Steps at which all of these (recipe, rate) were judged."""
@@ -124,7 +124,7 @@ class Sharpening:
 
     def each(self, recipe: str) -> list[Claim]:
         """RL from one start at every rate: its gain, its dose, its rate; and on seldom solved questions alone."""
-        m, one, claims = self.measure, self.measure.at(1), []
+        m, pass1, claims = self.measure, self.measure.at(1), []
 
         def add(c: Contrast | None, text: str, wanted: str) -> None:
             claims.append(claim(c, text, wanted, counts=False))
@@ -132,13 +132,13 @@ class Sharpening:
         for rate in self.rates:
             last = max(self.steps((recipe, rate)), default=None)
             what = f"{label(recipe)}, rate ×{rate:.2g}"
-            for measure, wanted in ((m, "below"), (one, "above")):
+            for measure, wanted in ((m, "below"), (pass1, "above")):
                 c = contrast(self.gain(recipe, rate, last), measure)
                 add(c, f"{measure.name}: {what}, step {last} − its start", wanted)
             add(self.dose((recipe,), rate, m), f"{m.name}: {what}, last step − best on validation", "below")
             if rate != 1:
                 add(self.rate(recipe, rate, m), f"{m.name}: {what} − ×1", "below")
-        for measure in (m, one):
+        for measure in (m, pass1):
             text = f"{measure.name}: {label(recipe)}, on seldom solved questions alone − on all, last common step"
             add(self.rate(recipe, 0.0, measure), text, "above")
         return claims

@@ -102,7 +102,7 @@ def estimate(values: np.ndarray, clusters=None) -> Estimate:
     va = float(by_seed.var(ddof=1)) / n_seeds if n_seeds > 1 else 0.0
     vb = ve = 0.0
     if n_clusters > 1:
-        more = n_clusters / (n_clusters - 1)
+        more = n_clusters / (n_clusters - 1)  # as ddof=1 does for a variance
         vb = squares((by_question - mean)[None]) / n_questions**2 * more
         if n_seeds > 1:
             rest = y - by_seed[:, None] - by_question + mean
@@ -166,6 +166,8 @@ def log_spread_ratio(a: np.ndarray, b: np.ndarray) -> Estimate:
     if min(spreads) <= 0:
         return Estimate(float("nan"), float("inf"), 1.0, len(a) + len(b), 1, 1)
     da, db = len(a) - 1, len(b) - 1
+    # The two logs add up to the width of the interval of log F, the log ratio of variances. That of standard deviations is
+    # half as wide, and half of it lies on each side
     width = 0.25 * float(np.log(fdtri(da, db, 1 - ALPHA / 2)) + np.log(fdtri(db, da, 1 - ALPHA / 2)))
     df = da + db
     return Estimate(float(np.log(spreads[0] / spreads[1])), width / float(stdtrit(df, 1 - ALPHA / 2)), df, df + 2, 1, 1)

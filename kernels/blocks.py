@@ -27,7 +27,8 @@ class Block(NamedTuple):
 
 
 # (architecture, head size) → the block of each kernel. The head size is rounded up to a power of two; 0 stands for the
-# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90). Architecture 86 stands for all GPUs with 99 KB of shared memory (sm_86, 89, 120), 0 for the interpreter.
+# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90); 86 stands for all GPUs with 99 KB
+# of shared memory (sm_86, 89, 120), 0 for the interpreter.
 # From `python -m tools.kernel_report report` (no spills); nobody has timed them yet: `python -m tools.kernel_report tune`.
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},

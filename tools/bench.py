@@ -11,8 +11,11 @@ are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA
 Peers run in a process of their own, as their users run them: without our allocator settings (process._keep_pages), which
 on a CPU would make them faster too.
 
-    of bound   train, sample: the share of the matrix-product rate, from the FLOPs in model.py
-    ratio      how many times as long the peer takes
+    ours       what this project's code reaches: tokens per second, MiB or seconds
+    of bound   train, sample, kernels: the share of the matrix-product rate, from the FLOPs in model.py
+    peer       the same of the code that it is compared with
+    ratio      how many times as long the peer takes, or how many times the memory
+    aim        what "of bound" and "ratio" are meant to reach; nothing fails below it
 """
 
 import contextlib
@@ -54,7 +57,7 @@ from tools.peers import generate_step, transformers_step, trl_step
 PROMPT, NEW = 48, 64  # tokens of a prompt and of its answer
 LOG_PROB_SHAPE = (8192, 256, 50304)  # tokens, width, vocabulary
 
-Run = Callable[[], object]  # a piece of work; if it returns a float, those are the seconds that count
+Run = Callable[[], object]  # a piece of work; a float that it returns is its time in seconds, by its own clock
 
 
 @dataclass
@@ -129,7 +132,7 @@ def measure(runs: dict[str, Run], process: Process, repeats: int, warm_up: bool 
     times, peak = {name: [] for name in runs}, []
     for i in range(repeats):
         peak.append(matmul_peak(process))
-        for name in list(runs)[:: 1 - 2 * (i % 2)]:
+        for name in list(runs)[:: -1 if i % 2 else 1]:
             time.sleep(0.02)  # threads of the one before spin for some milliseconds
             times[name].append(seconds(runs[name], process))
     return Rounds({name: np.array(t) for name, t in times.items()}, np.array(peak))
@@ -160,9 +163,8 @@ def resident(field: str) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-SPAWN = multiprocessing.get_context(
-    "spawn"
-)  # a process that imports the modules again and shares no memory with this one
+# A spawned process imports the modules again and shares no memory with this one
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def in_new_process(function: Callable, *args):
@@ -189,6 +191,7 @@ def _step() -> float:
 
 
 def have(package: str) -> bool:
+    """Is it installed?"""
     return importlib.util.find_spec(package) is not None
 
 
@@ -212,7 +215,8 @@ def training_step(model: GPT, rows: int, length: int, process: Process) -> Run:
 
 
 def bench_train(process: Process, repeats: int) -> None:
-    """Forward, backward and optimizer; N in 6N counts the matrices that multiply every token."""
+    """Forward, backward and optimizer. FLOPs as train_flops counts them: 6 a token for each parameter of a matrix product
+    (embeddings are looked up, not multiplied), and attention."""
     vocab = load_tokenizer("world").padded_vocab_size
     wide = config_of("small", vocab, n_layers=2)
     cases = [
@@ -234,6 +238,7 @@ def bench_train(process: Process, repeats: int) -> None:
 
 
 def random_prompts(config: GPTConfig, n_prompts: int) -> list[list[int]]:
+    """Prompts of PROMPT token ids each; 0 to 2 are special ids of the peers' tokenizers, and left out."""
     return np.random.default_rng(0).integers(3, config.vocab_size, (n_prompts, PROMPT)).tolist()
 
 
@@ -248,6 +253,7 @@ def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process
 
 
 def bench_sample(process: Process, repeats: int) -> None:
+    """Sampling of 16 answers to each of 32 prompts, against transformers' generate."""
     config = config_of("micro", load_tokenizer("world").padded_vocab_size)
     model = GPT(config).init_weights(0).to(process.device)
     n_prompts, n = 32, 16
@@ -473,14 +479,14 @@ def bench_kernels(process: Process, repeats: int) -> None:
         row("kernels", case, f"{rate['ours']:,.0f} TFLOP/s", rounds.of_peak("ours", flops), others, ratio, aim)
 
     q, k, v = (torch.randn(4, 4096, 16, 128, **new).requires_grad_() for _ in range(3))
-    flops = 2 * 4 * 16 * 4096**2 * 128  # of two products over half of T x T
+    flops = 2 * 4 * 16 * 4096**2 * 128  # q kᵀ and p v, 2 FLOPs a product of numbers, each over half of T x T
     attends = attention_runs(process)
     forward = {name: lambda f=f: f(q.detach(), k.detach(), v.detach()) for name, f in attends.items()}
     show("attention 4x4096x16x128, forward", forward, flops, "≥ 65%")
     outs = {name: attend(q, k, v) for name, attend in attends.items()}
-    up = torch.randn_like(outs["ours"])
-    backward = {n: lambda o=o: torch.autograd.grad(o, (q, k, v), up, retain_graph=True) for n, o in outs.items()}
-    show("the same, backward", backward, 2.5 * flops, "≥ 45%")
+    grad = torch.randn_like(outs["ours"])
+    backward = {n: lambda o=o: torch.autograd.grad(o, (q, k, v), grad, retain_graph=True) for n, o in outs.items()}
+    show("the same, backward", backward, 2.5 * flops, "≥ 45%")  # five products, where forward has two
     del outs, backward
     n, width, vocab = 16384, 2048, 100352
     hidden = torch.randn(n, width, **new).requires_grad_()
@@ -490,7 +496,8 @@ def bench_kernels(process: Process, repeats: int) -> None:
     steps = {
         m: lambda f=f: torch.autograd.grad(f(hidden, weight, targets), (hidden, weight)) for m, f in losses.items()
     }
-    show(f"log-prob {n}x{width}x{vocab}", steps, 4 * 2.0 * n * width * vocab, "≥ 75%")  # with the logits twice
+    # Four matrix products: the logits, the logits again in backward, the gradients of hidden and of weight
+    show(f"log-prob {n}x{width}x{vocab}", steps, 4 * 2.0 * n * width * vocab, "≥ 75%")
     memory = {}
     for name, step in steps.items():
         torch.cuda.reset_peak_memory_stats()

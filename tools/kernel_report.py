@@ -3,8 +3,8 @@
     python -m tools.kernel_report report      for sm_80, sm_90, sm_100: registers, spills, memory; needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates, print the fastest as lines of kernels/blocks.py
 
-Both call the kernels' autograd Functions at OLMo2-1B's shapes with a Launcher of their own, which keeps or times what is
-launched.
+Both call the kernels' autograd Functions at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own: in `report` it
+only keeps what would be launched, in `tune` it launches and times. A new kernel is called in `launches` and in `tune`.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_KB = {80: 163, 86: 99, 90: 227, 100: 227}  # that a program may have
+SHARED_KB = {80: 163, 86: 99, 90: 227, 100: 227}  # shared memory that one program may have
 # The matrix units of sm_80, 90 and 100, and loads that run beside them
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
 
@@ -43,6 +43,7 @@ def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, g
     """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args, block,
     constants), each kernel once.
 
+    arch: as in BLOCKS (80: sm_80). documents: with doc_start. head: the head size. group: query heads to one key head.
     On the meta device: all shapes, no data.
     """
     from kernels import triton_decode
@@ -185,7 +186,7 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
             hidden, weight = new(16384, 2048), new(VOCAB_CHUNK, 2048)
             targets = torch.randint(VOCAB_CHUNK, (16384,), device=device)
             candidates = dict.fromkeys(("forward", "backward"), [Block(*c) for c in LOG_PROB_CANDIDATES])
-        best = {}
+        best = {}  # kernel → its fastest block
         for name, blocks in candidates.items():
             times = {}
             for block in blocks:
