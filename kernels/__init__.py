@@ -1,4 +1,4 @@
-"""The hot operations, each by its plain PyTorch definition: attention and linear log-prob.
+"""The hot operations, each by its plain PyTorch definition: attention, attention of a decoding step, linear log-prob.
 
 On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, triton_decode.py); use() chooses.
 

@@ -4,6 +4,9 @@ Most of a step's time goes into reading keys, and into starting some thousand sm
 pages of each row up to its own length and no padding, stores the new key and value itself, and takes q, k and v in
 whatever type they come; norm, rotation and SwiGLU are one launch each. kernels/__init__.py and model.py have the plain
 definitions, blocks.py says what a Triton kernel is.
+
+Names: b row, h key head, g query head within its group of GROUP, col column of a head; PAGE tokens of a page; MAX_PAGES pages
+of a row (X in kernels/__init__.py); scale = log2(e) / √D, for the hardware's exponential is 2^x; `at` offsets into a tensor.
 """
 
 import torch
@@ -43,9 +46,9 @@ def decode_attention(
     at = (b * H_KV + h) * D + col
     new_k = tl.load(k + at, mask=col < D, other=0.0).to(kind)
     new_v = tl.load(v + at, mask=col < D, other=0.0).to(kind)
-    token = tl.load(pages + here // PAGE).to(tl.int64) * PAGE + here % PAGE
-    tl.store(pool_k + (token * H_KV + h) * D + col, new_k, mask=col < D)
-    tl.store(pool_v + (token * H_KV + h) * D + col, new_v, mask=col < D)
+    in_pool = tl.load(pages + here // PAGE).to(tl.int64) * PAGE + here % PAGE  # counted in tokens
+    tl.store(pool_k + (in_pool * H_KV + h) * D + col, new_k, mask=col < D)
+    tl.store(pool_v + (in_pool * H_KV + h) * D + col, new_v, mask=col < D)
     at_q = ((b * H_KV + h) * GROUP + g[:, None]) * D + col[None, :]
     heads = (g < GROUP)[:, None] & (col < D)[None, :]
     query = tl.load(q + at_q, mask=heads, other=0.0).to(kind)  # (BLOCK_G, BLOCK_D): rows from GROUP on are 0
@@ -74,7 +77,7 @@ def decode_attention(
 
 @triton.jit
 def rms_norm_rows(x, gain, out, WIDTH, eps, BLOCK: tl.constexpr):
-    """One program: one row, in fp32 whatever its type."""
+    """One program: one row x of WIDTH numbers, to gain · x / √(mean x² + eps); in fp32 whatever the type of x."""
     col = tl.arange(0, BLOCK)
     row = tl.program_id(0).to(tl.int64) * WIDTH
     tile = tl.load(x + row + col, mask=col < WIDTH, other=0.0).to(tl.float32)
@@ -85,7 +88,9 @@ def rms_norm_rows(x, gain, out, WIDTH, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def rotary_rows(x, cos, sin, out, H, HALF, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One program: all heads of one token, (H, 2·HALF). cos is (cos, cos), sin is (-sin, sin)."""
+    """One program: all heads of one token, (H, 2·HALF), from halves (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin). A row of
+    `cos` holds the HALF cosines twice, a row of `sin` the sines negated and then as they are: the second half is read.
+    """
     h, col = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)[None, :]
     n = tl.program_id(0).to(tl.int64)
     inside = (h < H) & (col < HALF)
@@ -100,7 +105,7 @@ def rotary_rows(x, cos, sin, out, H, HALF, BLOCK_H: tl.constexpr, BLOCK_D: tl.co
 
 @triton.jit
 def swiglu_rows(gate, up, out, N, BLOCK: tl.constexpr):
-    """One program: BLOCK numbers."""
+    """One program: BLOCK numbers of silu(gate) · up, where silu(x) = x sigmoid(x)."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(gate + i, mask=i < N, other=0.0).to(tl.float32)
     y = tl.load(up + i, mask=i < N, other=0.0).to(tl.float32)
@@ -111,7 +116,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, pool_k: Tensor, pool_v: Tensor, pages: Tensor, prompt: Tensor, own: Tensor,
     launch: Launcher | None = None,
 ) -> Tensor:  # fmt: skip
-    """kernels.decode_attention."""
+    """kernels.decode_attention: q (B, H, D), k and v (B, H_kv, D), pools (pages, PAGE, H_kv, D), pages (B, X) -> (B, H, D)."""
     launch = launch or Launcher(architecture(q.device))
     q, k, v, pages, prompt, own = (x.contiguous() for x in (q, k, v, pages, prompt, own))
     (B, H, D), (_, page, H_KV, _) = q.shape, pool_k.shape
