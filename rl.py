@@ -372,13 +372,14 @@ class GRPO:
         # The loss and its gradient, one micro-batch after the other
         sums = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
         for packed, answers in self.batches(minibatch):
+            advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all that follows
+            weight = packed.per_token([a.weight for a in answers])
+            flops = packed.forward_flops(model)
             with self.process.autocast():
                 new = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
             old = new.log_prob.detach()
             if not on_policy:
                 old = torch.from_numpy(np.concatenate([a.old_log_prob for a in answers])).to(device)
-            advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all tensors here
-            weight = packed.per_token([a.weight for a in answers])
             loss, stats = policy_loss(new.log_prob, old, advantage, weight, c.clip_low, c.clip_high, c.dual_clip)
             if self.reference is not None:
                 with torch.no_grad(), self.process.autocast():
@@ -391,7 +392,7 @@ class GRPO:
             (scale * loss).backward()
             stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": packed.tokens.numel()}
             passes = 3 if self.reference is None else 4  # forward, backward (counts twice); and the reference's forward
-            stats["flops"] = passes * packed.forward_flops(model)
+            stats["flops"] = passes * flops
             for key, value in stats.items():
                 sums[key] += value
 

@@ -24,7 +24,7 @@ import kernels
 import pretrain
 import rl
 import runtime
-from model import GPTConfig, RMSNorm, rotary, rotary_tables, swiglu
+from model import GPTConfig, RMSNorm, rotary_tables
 from packing import Packed
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
@@ -455,7 +455,11 @@ def test_decode_rows():
     cos, sin = (t[[8, 0, 3, 1, 2], None, None] for t in (cos, sin))  # (5, 1, 1, 20)
     for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3)):
         a, b = x.to(dtype), y.to(dtype)
-        for function, *args in ((norm, a.flatten(2)), (rotary, a, cos, sin), (swiglu, a.flatten(2), b.flatten(2))):
+        for function, *args in (
+            (norm, a.flatten(2)),
+            (kernels.rotary, a, cos, sin),
+            (kernels.swiglu, a.flatten(2), b.flatten(2)),
+        ):
             kernels.use("torch", DEVICE)
             norm.to("cpu", torch.float64)
             want = function(*(t.double() for t in args))
