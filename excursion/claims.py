@@ -35,9 +35,8 @@ class Claim:
     unit: str = "points"  # of 100; or bits (per byte), log (of a factor)
     needs: str = ""  # which records are missing
     boot: tuple[float, float] | None = None  # the interval of the bootstrap
-    small: float = (
-        0.0  # "above" is contradicted by an effect that is significantly smaller than margin + small; 0: no such rule
-    )
+    # "above" is contradicted by an effect that is significantly smaller than margin + small; 0: no such rule
+    small: float = 0.0
     settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
     shown_as: str = ""  # in place of mean and interval
     visible_as: str = ""  # in place of the smallest visible effect

@@ -136,9 +136,8 @@ def mean_of(found: list[Contrast | None]) -> Contrast | None:
     if not found or len({c.values.shape[1] for c in found}) > 1:
         return None
     by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
-    names = [
-        [key[1] if by_seed else key for key in c.keys] for c in found
-    ]  # for each contrast: what its rows are matched by
+    # for each contrast: what its rows are matched by
+    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
     shared = sorted(set.intersection(*(set(n) for n in names)))
     if not shared:
         return None

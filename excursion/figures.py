@@ -371,6 +371,7 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
 
 def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: str):
     """Pass@k over one quantity of a plan (questions with solutions, the math share, the size). None below two."""
+    # value → its models at the last checkpoint
     groups = {value: [e for e in group if e.tokens == max(o.tokens for o in group)]
               for (value,), group in by_variant(entries, key).items()}  # fmt: skip
     if len(groups) < 2:

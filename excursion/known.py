@@ -86,7 +86,7 @@ def has_record(cell: Cell, cells: list[Cell], records: Path) -> bool:
 def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
     """The wanted cells and all that they need, in the order of the plan."""
     maker = {path: cell for cell in cells for path in cell.results}
-    names, waiting = set(), list(wanted)
+    names, waiting = set(), list(wanted)  # names of what is needed; cells whose own needs are not looked at yet
     while waiting:
         cell = waiting.pop()
         if cell.name not in names:

@@ -26,7 +26,8 @@ from excursion.sharpening import Sharpening
 from files import write_text
 from likelihood import main_accuracy
 
-HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]  # at most six lines
+# Recipes of the first figure and of those of each test set; at most six lines
+HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
 # ---------------------------------------------------------------------------------------------------------------------
 # A document that is markdown and HTML at once
@@ -216,25 +217,25 @@ def file_name(tokens: int) -> str:
 
 
 def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
-    """Pass@k over pretraining. Returns whether process-right differs from plain pass@k by 2 points anywhere in it: then both
-    are drawn, here and in the trajectories."""
-    recipes, far = [r for r in HERO if g.has(r)], 0.0
+    """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain pass@k by 2
+    points anywhere in it: then both are drawn, here and in the trajectories."""
+    recipes, gap = [r for r in HERO if g.has(r)], 0.0  # gap: the largest such difference
     if c.judged:
         levels = [[g.level(r, t, m) for m in (c.right, c.process)] for r in recipes for t in g.tokens if g.models(r, t)]
-        far = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
+        gap = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
     more = ""
-    if far >= 0.02:
+    if gap >= 0.02:
         more = " Dotted: process-right, every written equation true as well."
     elif c.judged:
-        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * far:.1f} points of every point."
+        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * gap:.1f} points of every point."
     panels = []
     for m in [Questions(k) for k in dict.fromkeys((1, g.k))]:
-        figure = draw.figure_lines(g, recipes, m, f"All test questions: {m.name}, %", process=far >= 0.02)
+        figure = draw.figure_lines(g, recipes, m, f"All test questions: {m.name}, %", process=gap >= 0.02)
         panels.append((f"pass{m.k}", figure, draw.describe_lines(g, recipes, m)))
     doc.heading("Pass@k over pretraining")
     doc.panels(panels, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what "
                        f"answers to other questions score.{more}")  # fmt: skip
-    return far >= 0.02
+    return gap >= 0.02
 
 
 def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, both: bool) -> None:

@@ -260,9 +260,8 @@ class _LinearLogProb(torch.autograd.Function):
                 f_matrix = torch.addcmul(f[rows, None], scores, g_entropy[rows, None], value=-1)
                 torch.exp(scores, out=p).mul_(f_matrix)
             else:
-                torch.softmax(
-                    scores, -1, out=p
-                )  # logits and log p differ by a constant a row: softmax gives the same p
+                # Logits and log p differ by a constant in each row: softmax gives the same p
+                torch.softmax(scores, -1, out=p)
                 if f_is_zero[rows].any():
                     p.masked_fill_(f_is_zero[rows, None], 0.0)
             part = p.scatter_add_(1, targets[rows, None], at_target[rows, None]).to(hidden.dtype)

@@ -148,7 +148,7 @@ def _plain_key(text: str) -> str | None:
     elif _PLAIN_TUPLE.fullmatch(text):
         numbers = text[1:-1].split(",")
     elif (plain := _PLAIN_FRACTION.fullmatch(text)) and (bottom := int(plain[3] or plain[5] or plain[7])):
-        top = int(plain[2] or plain[4] or plain[6])
+        top = int(plain[2] or plain[4] or plain[6])  # of \frac{1}{2}, \frac12 or 1/2
         return str(Fraction(-top if plain[1] == "-" else top, bottom))
     else:
         return None
