@@ -218,6 +218,7 @@ class Answer:
     question: dict
     prompt: list[int]
     tokens: list[int]  # the stop token is the last one if it was sampled
+    text: str  # without it
     old_log_prob: np.ndarray  # (len(tokens),) log p_old, as the sampler has it until GRPO.recompute
     finished: bool  # ended by the stop token, not cut at max_new_tokens
     valid: bool  # counts in advantages and loss (False: cut, with --truncated mask)
@@ -301,7 +302,7 @@ class GRPO:
             text = self.tokenizer.decode(s.text_tokens)
             reward, right = reward_of(text, question["answer"], s.finished, c)
             valid = s.finished or c.truncated != "mask"
-            group.append(Answer(question, prompt, s.tokens, s.log_probs, s.finished, valid, reward, right))
+            group.append(Answer(question, prompt, s.tokens, text, s.log_probs, s.finished, valid, reward, right))
         rewards, valid = torch.tensor([[a.reward for a in group]]), torch.tensor([[a.valid for a in group]])  # (1, n)
         for answer, advantage in zip(group, advantages(rewards, valid, c.advantage)[0].tolist(), strict=True):
             answer.advantage = advantage
@@ -466,7 +467,6 @@ class RolloutLog:
         if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
             tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
                        f"learned; {n} such steps in a row")  # fmt: skip
-        decode = self.run.tokenizer.decode
         with named(self.path), gzip.open(self.path, "at") as file:
             for group in groups[:WRITTEN]:
                 question = group[0].question
@@ -477,11 +477,11 @@ class RolloutLog:
                     "answer": question["answer"],
                 }
                 row |= {"rewards": [a.reward for a in group], "finished": [a.finished for a in group]}
-                row["samples"] = [decode(a.tokens[: len(a.tokens) - a.finished]) for a in group]
+                row["samples"] = [a.text for a in group]
                 file.write(json.dumps(row) + "\n")
         if step % SHOW_EVERY == 1:
             a = groups[0][0]
-            text = decode(a.prompt) + decode(a.tokens[: len(a.tokens) - a.finished])
+            text = self.run.tokenizer.decode(a.prompt) + a.text
             tqdm.write(f"step {step}  reward {a.reward:g}  (right: {a.question['answer']})\n"
                        "  | " + text.replace("\n", "\n  | "))  # fmt: skip
 

@@ -118,7 +118,7 @@ def stages(process: Process) -> None:
     grpo.config = rl.GRPOConfig(prompts=2, rollouts=2, kl=0.1, entropy=0.01, temperature=0.9)
     grpo.process, grpo.reference, grpo.max_new_tokens = process, reference, 8
     groups = [
-        [rl.Answer({}, prompt, a, np.zeros(len(a), np.float32), True, True, 0.0, False, x)
+        [rl.Answer({}, prompt, a, "", np.zeros(len(a), np.float32), True, True, 0.0, False, x)
          for a, x in zip(answers, (-0.7, 0.7), strict=True)]
         for prompt, answers in (([1, 2, 3], [[4, 5, 0], [6, 0]]), ([7, 8], [[9, 0], [10, 11, 12, 0]]))
     ]  # fmt: skip

@@ -2,10 +2,11 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 
 # From the ground up. Within a folder files may import each other, but never in a circle.
 FLOORS = (
@@ -66,3 +67,22 @@ def test_imports_run_down(graph):
 def test_no_circles(graph):
     """No two files import each other, directly or through others."""
     list(graphlib.TopologicalSorter({m: i - {m} for m, i in graph.items()}).static_order())
+
+
+# Command of a small run → the most functions and changes of file that its third step may pass through. The aim is 50 and 16
+# for GRPO, 20 and 6 for pretraining; these are what is reached, so that a step becomes no longer
+STEPS = {
+    "rl.py --steps 3 --prompts 2 --rollouts 4 --max_new_tokens 8 --kl 0.1": (64, 28),
+    "pretrain.py --scale smoke --batch 2 --seq_len 64 --steps 3": (24, 9),
+}
+
+
+@pytest.mark.parametrize("command", STEPS)
+def test_a_step_passes_through_few_functions(command, base, world, tmp_path):
+    """Counted by count_step.py, which users have too."""
+    stage, *flags = [*command.split(), "--data", str(world), "--out", str(tmp_path / "run"), "--eval_every", "0"]
+    flags += ["--init", str(base / "last.pt")] if stage == "rl.py" else []
+    code, out, err = run("tests/count_step.py", stage, *flags)
+    assert code == 0, err
+    functions, files, changes, _ = (int(x) for x in re.findall(r"\d+", out.splitlines()[-1]))
+    assert functions <= STEPS[command][0] and changes <= STEPS[command][1], out

@@ -64,7 +64,7 @@ def make_groups(rewards, seed=0, length=None, invalid=()):
         scores = rl.advantages(torch.tensor([row]), torch.tensor([valid]))[0].tolist()
         groups.append(
             [
-                rl.Answer({"id": i}, prompt, a, np.zeros(len(a), np.float32), v, v, r, r > 0, score)
+                rl.Answer({"id": i}, prompt, a, "", np.zeros(len(a), np.float32), v, v, r, r > 0, score)
                 for a, v, r, score in zip(answers, valid, row, scores, strict=True)
             ]
         )
@@ -288,7 +288,7 @@ def test_19_answers_stay_with_their_question(monkeypatch):
         for a in itertools.chain(*groups):
             assert g.tokenizer.decode(a.prompt).startswith(a.question["question"])
             text = g.tokenizer.decode(a.tokens[: len(a.tokens) - a.finished])
-            assert (text, a.question["answer"]) in seen
+            assert a.text == text and (text, a.question["answer"]) in seen
             assert a.reward == float(len(text) + int(a.question["answer"])) % 3
             want = full_log_probs(policy, a.prompt, a.tokens, 1.0)
             torch.testing.assert_close(torch.from_numpy(a.old_log_prob).double(), want, atol=1e-4, rtol=0)

@@ -71,7 +71,7 @@ def test_a_rank_without_rows_contributes_nothing(world):
     answers, scores = [[9, 8, 7], [6, 5]], [0.7, -0.7]
     groups = [
         [
-            rl.Answer({}, prompt, a, np.zeros(len(a)), True, True, 0.0, False, x)
+            rl.Answer({}, prompt, a, "", np.zeros(len(a)), True, True, 0.0, False, x)
             for a, x in zip(answers, scores, strict=True)
         ]
         for prompt in ([1, 2, 3], [4, 5])
