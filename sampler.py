@@ -3,7 +3,7 @@
     while rows are left:                     a row is one continuation
         prefill    the next prompts: once each, their n rows share its keys and values
         admit      rows that wait into the free slots
-        decode     one token for every slot
+        decode     one token for every slot; with pages (paged.py) sixteen
         retire     rows that are done; rows from the end move into their slots
 
 - Prompts are taken in order of length, the longest first, so that a batch of prefills is hardly padded.
@@ -27,7 +27,9 @@ from torch import Tensor
 import kernels
 from cli import UserError
 from model import GPT, Attend, GPTConfig
+from paged import PAGE, PagedCache, upload
 
+PAGED = {"cuda"}  # kinds of devices with a kernel that reads keys and values in pages
 SLOTS = 512  # rows that decode together, if kv_gib has room for them
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 BLOCK = 128  # words of the vocabulary in a block of the two-level search for a token (_invert)
@@ -80,7 +82,7 @@ def sample(
         numbers: (P,) number of each prompt, on which its random numbers depend; default 0, 1, ... A batch that is
             sampled in parts, or after another, numbers its prompts throughout.
         progress: called with the number of rows that finished.
-        stopping: asked before every token; once it says True, sampling ends without a result.
+        stopping: asked every few tokens; once it says True, sampling ends without a result.
 
     Returns:
         The n continuations of each prompt; [] if `stopping` said True.
@@ -153,24 +155,29 @@ class Slots:
         kv_gib = kv_gib or free_gib(self.device, model.n_params * dtype.itemsize)
 
         # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
-        # have only a straggler left
+        # have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for each will do
+        self.paged = self.device.type in PAGED and kernels.on_triton(self.head) and c.head_dim <= 128
         slots = np.arange(1, min(SLOTS, len(prompts) * n) + 1)
         entries = 2 * np.ceil(slots / n).astype(int) + 8
+        own, prompt = slots * max_new_tokens, longest
+        if self.paged:
+            own, prompt = np.maximum(slots // 4, 1) * (max_new_tokens + 2 * PAGE), longest + PAGE
         per_token = 2 * c.n_layers * c.n_kv_heads * c.head_dim * dtype.itemsize  # bytes
-        gib = per_token * (slots * max_new_tokens + entries * longest) / 2**30
+        gib = per_token * (own + entries * prompt) / 2**30
         if gib[0] > kv_gib:
             raise UserError(
                 f"--kv_gib {kv_gib:g}: one row of {longest} + {max_new_tokens} tokens needs {gib[0]:.2f} GiB; raise it"
             )
         fit = np.flatnonzero(gib <= kv_gib)[-1]
         self.slots, self.entries = int(slots[fit]), int(entries[fit])
-        self.cache = KVCache(c, self.entries, longest, self.slots, max_new_tokens, self.head)
+        sizes = (c, self.entries, longest, self.slots, max_new_tokens, self.head)
+        self.cache = PagedCache(*sizes, int(kv_gib * 2**30 / per_token) // PAGE) if self.paged else KVCache(*sizes)
+        self.look = self.cache.look if self.paged else 1  # tokens drawn before the host looks which rows are done
 
         self.prefill_batch = max(1, PREFILL_TOKENS // longest)
         self.first_logits = torch.empty(self.entries, c.vocab_size, device=self.device)  # after each prompt
-        # Tokens are kept on the device, by slot and step, and copied out when a row is done
-        self.tokens = torch.zeros(self.slots, max_new_tokens, dtype=torch.long, device=self.device)
-        self.log_probs = torch.zeros(self.slots, max_new_tokens, device=self.device)
+        self.tokens = np.zeros((self.slots, max_new_tokens), np.int64)  # of the live rows, by slot
+        self.log_probs = np.zeros((self.slots, max_new_tokens), np.float32)
 
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts to prefill, the last first
         self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a slot
@@ -209,58 +216,83 @@ class Slots:
         if free and len(self.waiting):
             self.live = np.concatenate([self.live, self.waiting[:free]])
             self.waiting = self.waiting[free:]
+        if self.paged:
+            # The last rows wait if pages run out, and begin again later: their random numbers, and so their tokens, are the
+            # same then
+            left = self.cache.reserve(self.live)
+            again, self.live = self.live[left:].copy(), self.live[:left]
+            again["new"] = 0
+            self.waiting = np.concatenate([again, self.waiting])
 
     def decode(self, row_ids: np.ndarray, seed: int, temperature: float, top_p: float) -> None:
-        """Draw a token for every live row: from its prompt's logits if it was just admitted, else by a decoding step."""
-        live, device = self.live, self.device
+        """Draw the next tokens of every live row: from its prompt's logits if it was just admitted, else by a decoding step.
+
+        `look` tokens are drawn before the host sees them. What a row draws behind its end is left out.
+        """
+        live, look, context = self.live, self.look, self.model.config.context
         old = np.count_nonzero(live["new"])  # rows that have a token already: they stand before those just admitted
-        logits = []
-        if old:
-            # Their last token goes through the model, at its position
-            rows = live[:old]
-            token, position = (
-                torch.from_numpy(x[:, None]).to(device) for x in (rows["token"], rows["prompt"] + rows["new"] - 1)
-            )
-            attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1)
-            logits.append(kernels.logits(self.model(token, position, attend)[:, 0], self.head))
-        if old < len(live):
-            logits.append(self.first_logits[torch.from_numpy(live["entry"][old:]).to(device)])
-        # One token for each, stored by slot and step
-        u = torch.from_numpy(uniform(seed, row_ids[live["row"]], live["new"])).to(device)
-        token, log_prob = choose(torch.cat(logits) if len(logits) > 1 else logits[0], u, temperature, top_p)
-        place = torch.arange(len(live), device=device), torch.from_numpy(live["new"]).to(device)
-        self.tokens[place], self.log_probs[place] = token, log_prob
-        live["token"] = token.cpu().numpy()
-        live["new"] += 1
+        # What all steps need goes to the device at once
+        ahead = np.arange(look)[:, None]
+        position = np.minimum(live["prompt"] + live["new"] - 1 + ahead, context - 1)  # (look, B), of the token before
+        u = uniform(seed, row_ids[live["row"]], live["new"] + ahead)  # (look, B)
+        arrays = (position, u, live["token"], live["entry"])
+        position, u, token, entry = (
+            upload(x, self.device) if self.paged else torch.from_numpy(x).to(self.device) for x in arrays
+        )
+        drawn = []
+        for step in range(look):
+            # The last token of rows that have one goes through the model, at its position
+            b, logits = len(live) if step else old, []
+            if b:
+                rows = live[:b]
+                attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1 + step)
+                hidden = self.model(token[:b, None], position[step, :b, None], attend)
+                logits.append(kernels.logits(hidden[:, 0], self.head))
+            if b < len(live):
+                logits.append(self.first_logits[entry[b:]])
+            # One token for each
+            token, log_prob = choose(torch.cat(logits) if len(logits) > 1 else logits[0], u[step], temperature, top_p)
+            drawn.append((token, log_prob))
+        tokens, log_probs = (torch.stack(x).cpu().numpy() for x in zip(*drawn, strict=True))  # here the host waits
+
+        # Tokens up to a row's end, (B,) of them, are stored by slot
+        stopped = tokens == self.stop
+        count = np.where(stopped.any(0), stopped.argmax(0) + 1, look)
+        count = np.minimum(count, self.max_new_tokens - live["new"])
+        step, slot = np.nonzero(ahead < count)
+        place = slot, live["new"][slot] + step
+        self.tokens[place], self.log_probs[place] = tokens[step, slot], log_probs[step, slot]
+        live["token"] = tokens[count - 1, np.arange(len(live))]
+        live["new"] += count
 
     def retire(self) -> int:
-        """Copy out the rows that are done and move rows from the end into their slots, so that decoding reads no gaps.
+        """Take the answers of rows that are done and move rows from the end into their slots, so that decoding reads no gaps.
         Returns how many rows were done."""
         live = self.live
         done = (live["token"] == self.stop) | (live["new"] == self.max_new_tokens)
         if not done.any():
             return 0
-        slot, longest = torch.from_numpy(np.flatnonzero(done)).to(self.device), live["new"][done].max()
-        tokens, log_probs = (x[slot, :longest].cpu().numpy() for x in (self.tokens, self.log_probs))
-        for row, token, log_prob in zip(live[done], tokens, log_probs, strict=True):
-            length, finished = int(row["new"]), bool(row["token"] == self.stop)
-            answer = Continuation(token[:length].tolist(), log_prob[:length].copy(), finished)
-            if not np.isfinite(answer.log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
+        for slot in np.flatnonzero(done):
+            row, length = live[slot], live["new"][slot]
+            tokens, log_probs = self.tokens[slot, :length].tolist(), self.log_probs[slot, :length].copy()
+            if not np.isfinite(log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
                 raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
-            self.answers[row["row"]] = answer
+            self.answers[row["row"]] = Continuation(tokens, log_probs, bool(row["token"] == self.stop))
         # The first `left` slots stay; rows that live behind them move into the gaps
-        left = len(live) - len(tokens)
+        left = len(live) - np.count_nonzero(done)
         holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])
-        if len(holes):
+        if self.paged:
+            self.cache.move(movers, holes, left)
+        elif len(holes):
             source, target = torch.from_numpy(movers).to(self.device), torch.from_numpy(holes).to(self.device)
             length = int(live["new"][movers].max())
             for x in (self.cache.own_k, self.cache.own_v):
                 x[:, target, :, :length] = x[:, source, :, :length]
-            self.tokens[target], self.log_probs[target] = self.tokens[source], self.log_probs[source]
-            live[holes] = live[movers]
+        for x in (live, self.tokens, self.log_probs):
+            x[holes] = x[movers]
         self.live = live[:left]
-        self.unfinished -= len(tokens)
-        return len(tokens)
+        self.unfinished -= len(done) - left
+        return len(done) - left
 
 
 class KVCache:

@@ -5,7 +5,7 @@
 
 Not part of `make test`: it needs a CUDA build of torch (several GB), but no GPU and no driver. Tensors are
 FakeTensorMode's, which know everything but their values; kernel launches check where their arguments lie. bf16 as on a
-GPU, with the Triton kernels and without. Sampling depends on the values, so only its model calls are here.
+GPU, with the Triton kernels and without. Sampling runs whole, on tokens that are all 0, and its launches are counted.
 """
 
 import contextlib
@@ -22,14 +22,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import average
 import kernels
+import paged
 import pretrain
 import rl
 import runtime
+import sampler
 import sft
 from kernels import blocks, triton_attention, triton_decode, triton_log_prob
 from model import GPT, config_of
 from process import Process
-from sampler import KVCache
 
 CUDA = torch.device("cuda:0")
 
@@ -80,12 +81,12 @@ def backward(loss: torch.Tensor) -> None:
                 ready.append(to)
 
 
-launched = set()
+launched = []  # names of kernels
 
 
 def launch(launcher, kernel, grid, args, block, **constants):
     """In place of Launcher.__call__."""
-    launched.add(kernel.__name__)
+    launched.append(kernel.__name__)
     for x in args:
         assert not isinstance(x, torch.Tensor) or (x.device == CUDA and x.is_contiguous()), (kernel.__name__, x)
 
@@ -94,7 +95,6 @@ def stages(process: Process) -> None:
     with torch.device(CUDA):
         model, reference = (GPT(config_of("smoke", 1024)) for _ in range(2))
     optimizer, second = (runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2))
-    config = model.config
 
     def done(stage: str) -> None:
         for p in model.parameters():
@@ -138,15 +138,59 @@ def stages(process: Process) -> None:
     average.average_updates(model, snapshot, delta, 0.5)
     done("average")
 
-    with torch.no_grad(), process.autocast():
-        like = torch.empty(0, device=CUDA, dtype=process.dtype)
-        cache = KVCache(config, 2, 8, 4, 4, like)
-        model(torch.zeros(2, 8, dtype=torch.long, device=CUDA), attend=cache.prefill(torch.arange(2, device=CUDA)))
-        one = torch.ones(4, dtype=torch.long, device=CUDA)
-        attend = cache.decode(np.array([0, 1, 0, 1]), np.full(4, 8), np.ones(4, dtype=np.int64))
-        hidden = model(one[:, None], one[:, None], attend)
-        model.logits(hidden[:, 0])
-    done("prefill and decode")
+
+class Counter(TorchDispatchMode):
+    """Counts what is launched on the device, Triton's kernels apart, and where the host waits for it."""
+
+    VIEWS = (
+        "view _unsafe_view slice select transpose permute unsqueeze squeeze expand split t alias detach device "
+        "empty new_empty empty_like empty_strided new_empty_strided lift_fresh as_strided"
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.launches = self.waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        if name in ("nonzero", "_local_scalar_dense") or (name == "_to_copy" and out.device != args[0].device):
+            self.waits += 1
+        elif name not in self.VIEWS.split():
+            self.launches += 1
+        return out
+
+
+def sampling(process: Process) -> tuple[float, float]:
+    """sample() with the layers of OLMo2-1B: launches and waits of the host per token, of a decoding phase."""
+    counts = []
+
+    class Counted(sampler.Slots):
+        def decode(self, *args):
+            seen, before = Counter(), len(launched)
+            with seen:
+                super().decode(*args)
+            counts.append([(seen.launches + len(launched) - before) / self.look, seen.waits / self.look])
+
+    with torch.device(CUDA):
+        model = GPT(config_of("smoke", 1024, n_layers=16))
+    patches = (
+        mock.patch.object(sampler, "Slots", Counted),
+        mock.patch.object(sampler, "upload", upload),
+        mock.patch.object(paged, "upload", upload),
+        mock.patch.object(torch.Tensor, "numpy", lambda x: np.zeros(tuple(x.shape), str(x.dtype).split(".")[1])),
+    )
+    with contextlib.ExitStack() as stack:
+        for context in (*patches, process.autocast()):
+            stack.enter_context(context)
+        rows = sampler.sample(model, [[1, 2, 3], [4] * 20], 4, stop=-1, max_new_tokens=40)
+    assert [len(answer.tokens) for answers in rows for answer in answers] == [40] * 8
+    return counts[1]
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """In place of paged.upload, whose pinned memory there is not."""
+    return torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
 
 
 def main() -> None:
@@ -170,8 +214,10 @@ def main() -> None:
                     stack.enter_context(context)
                 kernels.use(choice, CUDA)
                 stages(Process(0, 1, CUDA, dtype))
-            training = 5  # kernels, and four of a decoding step, of which this one lacks attention
-            assert len(launched) == (training + 3 if choice == "triton" else 0), launched
+                launches, waits = sampling(Process(0, 1, CUDA, dtype))
+            print(f"  sampling: {launches:.0f} launches a step, {waits:.2f} waits of the host")
+            assert len(set(launched)) == (9 if choice == "triton" else 0), set(launched)
+            assert choice == "torch" or (launches <= 350 and waits <= 1 / 8)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ FLOORS = (
     ("kernels", "verifier"),
     ("data",),
     ("model",),
-    ("checkpoint",),
+    ("checkpoint", "paged"),
     ("measures", "packing", "sampler", "process"),
     ("likelihood", "runtime"),
     ("eval",),

@@ -18,7 +18,8 @@ from model import (
     train_flops,
 )
 from packing import Packed, packed_batches
-from sampler import KVCache
+from paged import PagedCache
+from sampler import ROW, KVCache
 from tools.olmo2 import to_olmo2
 
 CPU = torch.device("cpu")
@@ -145,40 +146,68 @@ def test_flops_against_pytorchs_counter():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def rows_of(entry, prompt, new) -> np.ndarray:
+    """Live rows: the entry and length of each one's prompt, and how many tokens it has generated."""
+    rows = np.zeros(len(entry), ROW)
+    rows["entry"], rows["prompt"], rows["new"] = entry, prompt, new
+    return rows
+
+
 @pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("kind", [KVCache, PagedCache])
 @torch.no_grad()
-def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kv_heads):
-    """Rows that continue shared prompts of different lengths, and joined at different times, have the hidden states of a
-    full forward; also after a row was moved to another slot."""
+def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kind, kv_heads):
+    """Rows that continue shared prompts of different lengths (one fills its page), and joined at different times, have the
+    hidden states of a full forward, also after a row was moved to another slot, whatever the cache's memory held. Pages: no
+    page is lost, and the last rows have to wait where there are none."""
     model, rng = tiny(n_kv_heads=kv_heads), np.random.default_rng(0)
-    prompts = random_ids(rng, (7, 1, 30))
+    prompts = random_ids(rng, (7, 1, 32))
     owner, joins = np.array([2, 0, 1, 0, 2]), np.array([0, 0, 1, 3, 3])
-    answers = random_ids(rng, [12] * 5)
-    cache = KVCache(model.config, entries=4, prompt_len=30, slots=5, new_tokens=12, like=torch.empty(0))
-    padded = torch.tensor([p + [0] * (30 - len(p)) for p in prompts])
+    answers = random_ids(rng, [22] * 5)
+    sizes = dict(entries=4, prompt_len=32, slots=5, new_tokens=22, like=torch.empty(0))
+    paged = kind is PagedCache
+    cache = kind(model.config, **sizes, pages=4 * 2 + 12) if paged else kind(model.config, **sizes)
+    for x in (cache.k, cache.v) if paged else (cache.own_k, cache.own_v):
+        x.fill_(math.nan)
+    length = np.array([len(p) for p in prompts])
+    padded = torch.tensor([p + [0] * (32 - len(p)) for p in prompts])
     entries = np.array([2, 0, 3])  # where each prompt is kept: in another order and with a hole
     hidden = model(padded, attend=cache.prefill(torch.from_numpy(entries)))
     for i, prompt in enumerate(prompts):
         torch.testing.assert_close(hidden[i, : len(prompt)], model(torch.tensor([prompt]))[0], atol=1e-5, rtol=0)
 
-    def step(rows, own):
-        """Feed token number own[i] of rows[i]; its hidden state must be that of the full forward."""
-        length = np.array([len(prompts[owner[r]]) for r in rows])
-        tokens = torch.tensor([[answers[r][i]] for r, i in zip(rows, own, strict=True)])
-        own = np.array(own)
-        attend = cache.decode(entries[owner[rows]], length, own)
-        got = model(tokens, torch.from_numpy(length + own)[:, None], attend)[:, 0]
-        for i, r in enumerate(rows):
+    def step(numbers, own):
+        """Feed token number own[i] of row numbers[i]; its hidden state must be that of the full forward."""
+        prompt, own = length[owner[numbers]], np.array(own)
+        tokens = torch.tensor([[answers[r][i]] for r, i in zip(numbers, own, strict=True)])
+        entry = entries[owner[numbers]]
+        assert not paged or cache.reserve(rows_of(entry, prompt, own + 1)) == len(numbers)
+        attend = cache.decode(entry, prompt, own)
+        got = model(tokens, torch.from_numpy(prompt + own)[:, None], attend)[:, 0]
+        for i, r in enumerate(numbers):
             want = model(torch.tensor([prompts[owner[r]] + answers[r][: own[i] + 1]]))[0, -1]
             torch.testing.assert_close(got[i], want, atol=1e-5, rtol=0)
 
-    for t in range(8):
+    for t in range(18):
         live = [r for r in range(5) if joins[r] <= t]
+        if paged:  # a row's first token comes from its prompt: it has none to feed when it joins
+            cache.reserve(rows_of(entries[owner[live]], length[owner[live]], [t - joins[r] for r in live]))
         step(live, [t - joins[r] for r in live])
     # row 1 is done: the last row takes its slot
-    for x in (cache.own_k, cache.own_v):
-        x[:, 1] = x[:, 4]
-    step([0, 4, 2, 3], [8, 5, 7, 5])
+    if paged:
+        assert len(cache.free()) == 12 - (3 + 3 + 2 + 2 + 2)  # of 16 tokens to come, too
+        cache.move(np.array([4]), np.array([1]), 4)
+        assert len(cache.free()) == 3
+    else:
+        for x in (cache.own_k, cache.own_v):
+            x[:, 1] = x[:, 4]
+    left = np.array([0, 4, 2, 3])
+    step(left, [18, 15, 17, 15])
+    if paged:
+        rows = rows_of(entries[owner[left]], length[owner[left]], 22)
+        assert cache.reserve(rows) == 4 and not len(cache.free())
+        cache.reserve(rows[:2])
+        assert cache.reserve(np.tile(rows, 2)[:5]) == 4 and not len(cache.free())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import rl
 import sampler
 from cli import UserError
 from model import GPT, config_of
+from paged import PagedCache
 from process import Process
 from sampler import Continuation, KVCache, choose, sample, uniform
 
@@ -370,8 +371,8 @@ def test_6_what_earlier_rows_left_in_a_slot_is_not_read(model, prompts, monkeypa
 
     def filled(self, *args):
         plain(self, *args)
-        self.tokens.fill_(STOP)
-        self.log_probs.fill_(math.nan)
+        self.tokens.fill(STOP)
+        self.log_probs.fill(math.nan)
 
     monkeypatch.setattr(sampler.Slots, "__init__", filled)
     got = draw(model, prompts, slots=5)
@@ -505,6 +506,50 @@ def test_stragglers_do_not_starve_others(monkeypatch, model, prompts):
     assert s.lengths.min() <= 3 and s.lengths.max() >= 40
     work = int(s.lengths.sum())
     assert seen["steps"] <= work / 3 + int(s.lengths.max())
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("slots", [3, 41, 100])
+def test_pages_give_the_same_rows(monkeypatch, model, prompts, slots, small):
+    """Keys and values in pages: the rows that slots give, whatever the pool's memory held, and though a row's end is seen
+    late. With a pool for hardly more than one answer, rows give their pages back and begin again, and none is lost."""
+    flags = dict(n=8, max_new_tokens=60, slots=slots)
+    want, waited, caches = draw(model, prompts, **flags), [], []
+
+    class Poisoned(PagedCache):
+        def __init__(self, *args):
+            *sizes, pages = args
+            super().__init__(*sizes, sizes[1] * 2 + 6 if small else pages)
+            self.k.fill_(math.nan)
+            self.v.fill_(math.nan)
+            caches.append(self)
+
+        def reserve(self, live):
+            left = super().reserve(live)
+            waited.append(len(live) - left)
+            return left
+
+    class Slots(sampler.Slots):
+        def __init__(self, *args):
+            with mock.patch.object(kernels, "on_triton", lambda x: True):
+                super().__init__(*args)
+
+    monkeypatch.setattr(sampler, "PAGED", {"cpu"})
+    monkeypatch.setattr(sampler, "PagedCache", Poisoned)
+    monkeypatch.setattr(sampler, "Slots", Slots)
+    got = draw(model, prompts, **flags)
+    assert answers(got) == answers(want) and torch.equal(got.finished, want.finished)
+    torch.testing.assert_close(got.log_probs * got.mask, want.log_probs * want.mask, atol=1e-5, rtol=0)
+    (cache,) = caches
+    assert any(waited) == small
+    assert len(cache.free()) == cache.k.shape[1] - cache.first_own and not cache.table.any()
+    # The pool takes at most kv_gib, and nearly all of it
+    limit = 0.3 * (cache.k.nbytes + cache.v.nbytes)
+    if slots == 100 and not small:
+        assert answers(draw(model, prompts, **flags, kv_gib=limit / 2**30)) == answers(want)
+        assert caches[1].k.nbytes + caches[1].v.nbytes <= limit
+        with pytest.raises(UserError, match="--kv_gib 1e-09: one row of 30 \\+ 60 tokens needs .* GiB; raise it"):
+            draw(model, prompts, **flags, kv_gib=1e-9)
 
 
 def test_what_cannot_be_sampled_is_a_user_error(model):

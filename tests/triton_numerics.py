@@ -24,6 +24,7 @@ import kernels
 import pretrain
 import rl
 import runtime
+import sampler
 from model import GPTConfig, RMSNorm, rotary_tables
 from packing import Packed
 
@@ -329,7 +330,7 @@ def gradients(path) -> list[Tensor]:
 
 ALL_KERNELS = {
     "attention_forward", "attention_dq", "attention_dkv", "log_prob_forward", "log_prob_backward",
-    "rms_norm_rows", "rotary_rows", "swiglu_rows",
+    "decode_attention", "rms_norm_rows", "rotary_rows", "swiglu_rows",
 }  # fmt: skip
 
 
@@ -361,6 +362,7 @@ def assert_same_step(stage, tmp_path, **flags):
 def test_whole_steps(world, tmp_path, monkeypatch):
     """A pretraining step with documents kept apart, and from its checkpoint a GRPO step with KL and entropy, whole
     commands with KERNELS=triton: the gradients of the plain path. Rewards vary, since a new model gets none right."""
+    monkeypatch.setattr(sampler, "PAGED", {DEVICE.type})  # keys and values lie in pages in the interpreter, too
     flags = dict(scale="smoke", data=str(world), batch=2, seq_len=40, steps=1, val_tokens=40, doc_mask=True)
     base = assert_same_step(pretrain, tmp_path / "pretrain", **flags)
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
