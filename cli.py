@@ -61,13 +61,26 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
     """
     spec = sys.modules["__main__"].__spec__  # of `python -m data.prepare`; None for `python rl.py`
     prog = f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+    arguments = joined(sys.argv[1:], config_class)
     groups = tyro.cli(
-        grouped(config_class), prog=prog, description=sys.modules[main.__module__].__doc__, use_underscores=True,
+        grouped(config_class), args=arguments, prog=prog, description=sys.modules[main.__module__].__doc__, use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes,),
     )  # fmt: skip
     config = config_class(**{name: value for group in vars(groups).values() for name, value in vars(group).items()})
-    config.given = given_on(sys.argv[1:], config)
+    config.given = given_on(arguments, config)
     start(main, config, presets or {})
+
+
+def joined(arguments: list[str], config_class: type) -> list[str]:
+    """["--sbatch", "--gres=gpu:8"] → ["--sbatch=--gres=gpu:8"], for the flags that config_class.DASHED names: the parser would
+    take such a value for a flag."""
+    dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())}, []
+    for word in arguments:
+        if words and words[-1] in dashed:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def grouped(config_class: type) -> type:

@@ -1,7 +1,7 @@
 """The whole experiment: every recipe from every kept checkpoint, evaluated, compared, drawn.
 
     python -m excursion --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
-    python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm)
+    python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm: docs/launch.md)
     python -m excursion run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
     python -m excursion run --plan sweep --budget study          # checkpoints, at which rates (both on validation
     python -m excursion run --budget study                       # questions), then the grid and order x rate x dose
@@ -102,9 +102,28 @@ def study(config: Config, cells: list[Cell]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# Head of the sbatch script. A job whose needs have failed never starts, and leaves the queue. PATH: of this interpreter and its torchrun
+SUBMIT = """\
+set -e
+cd {here}
+export PATH={bin}:"$PATH"
+
+submit() {{  # NAME NEEDS COMMAND: submits a cell, whose log is OUT/NAME.log; $job is its number, NEEDS are :NUMBER:NUMBER ...
+    mkdir -p "$(dirname {out}/"$1")"
+    job=$(sbatch --parsable --requeue --kill-on-invalid-dep=yes --job-name="$1" --output={out}/"$1".log \\
+        --open-mode=append ${{2:+--dependency=afterok$2}} {sbatch} --wrap "$3")
+}}
+"""
+
+
+def launched(cell: Cell, config: Config) -> str:
+    """The cell's command behind --launch; what is no stage (`choose`) has one process anyway."""
+    return f"{'python' if cell.kind == 'choose' else config.launch} {shlex.join(cell.command)}"
+
+
 def shell(cell: Cell, config: Config) -> str:
     """The cell as one line of shell that goes on with a run that was killed."""
-    command = shlex.join(["python", *cell.command])
+    command = launched(cell, config)
     if cell.run:
         run = shlex.quote(str(cell.run))
         command = f"if [ -e {run}/last.pt ]; then {command} --resume; else rm -rf {run}; {command}; fi"
@@ -132,20 +151,23 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     if config.format == "slurm":
-        print("#!/bin/sh\nset -e")
+        print("#!/bin/sh")
     print(*(f"# {line}" for line in estimate(config, cells)), sep="\n")
     if config.format == "list":
         for cell in cells:
-            print(shlex.join(["python", *cell.command]))
+            print(launched(cell, config))
     elif config.format == "make":
         print("all:", *(cell.result for cell in cells))
         for cell in cells:
             print(f"\n{' '.join(map(str, cell.results))}{' &' * (len(cell.results) > 1)}:", *cell.needs)
             print("\t" + shell(cell, config).replace("$", "$$"))
     else:
+        here, out, interpreter = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, Path(sys.executable).parent))
+        print(SUBMIT.format(here=here, out=out, bin=interpreter, sbatch=config.sbatch))
         maker = {path: i for i, cell in enumerate(cells) for path in cell.results}
         for i, cell in enumerate(cells):
-            after = "".join(f":$j{maker[path]}" for path in cell.needs)
-            depends = f"--dependency=afterok{after} " if after else ""
-            name = f"--job-name={cell.name} --parsable --requeue"
-            print(f"j{i}=$(sbatch {name} {depends}--wrap {shlex.quote(shell(cell, config))})")
+            after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs))
+            command = shell(cell, config)
+            if not cell.run:  # a run decides by itself whether anything is left to do
+                command = f"[ -e {shlex.quote(str(cell.result))} ] || {{ {command}; }}"
+            print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.quote(command)}; j{i}=$job')

@@ -6,6 +6,7 @@ The paper's own settings are not here: they are PRESETS["paper"] of each stage, 
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class Config:
     """Excursion: zero or empty is the budget's own value (BUDGETS in excursion/config.py)"""
 
     RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]", "rollout_counts": cli.RANGES["rollouts"]}
+    DASHED: ClassVar[tuple] = ("sbatch",)  # flags whose value may begin with a dash (cli.joined)
 
     # plan: print the commands; run: execute what is missing, then report; report: tables and figures of what is there;
     # choose: (a cell of a plan) link the kept checkpoint of OUT/run that is best on validation to OUT/best.pt;
@@ -56,6 +58,8 @@ class Config:
     # of `report`: this folder of records instead of OUT/records; of `run`: what has a record there is not made again
     records: str = ""
     format: Literal["list", "make", "slurm"] = "list"  # of `plan`: commands, a makefile, a script of sbatch commands
+    launch: str = "python"  # of `plan`: what starts a stage, as the shell reads it: "torchrun --nproc_per_node=8" (docs/launch.md)
+    sbatch: str = ""  # of `plan --format slurm`: options of every sbatch command: "--gres=gpu:8 --time=24:00:00"
     retry: bool = False  # of `run`: failed cells again
     jobs: int = 0  # cells side by side; 0: as many as there are cores, divided by --threads
     threads: int = 1  # of each cell (OMP_NUM_THREADS); with another number the results differ in their last bits
@@ -110,6 +114,8 @@ class Config:
         """flag → why this plan or verb does not read it; giving such a flag is an error (cli.refuse_idle)."""
         others = {flag: name for flag, name in ONLY.items() if name not in (self.plan, self.command)}
         idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
+        if self.format != "slurm":
+            idle["sbatch"] = "outside of `plan --format slurm`"
         if self.plan == "mixture":
             idle["mix"] = "beside --shares"
         if self.plan == "scale":
@@ -178,7 +184,7 @@ PAPER_COOLING = round(PAPER["sft"]["lr"] / PAPER["average"]["sft_lr"])
 
 # Flags that only one plan or one verb reads
 ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_counts": "rollouts", "bands": "rollouts",
-        "solved": "demonstrations", "rl_seeds": "seeds", "retry": "run", "format": "plan"}  # fmt: skip
+        "solved": "demonstrations", "rl_seeds": "seeds", "retry": "run", "format": "plan", "launch": "plan"}  # fmt: skip
 
 
 def resolve(config: Config) -> Config:
@@ -206,6 +212,9 @@ def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "records", not c.records or Path(c.records).is_dir(), "no such folder"
     for name in ("recipes", "control_recipes"):
         yield name, set(getattr(c, name)) <= set(RECIPES), f"recipes are {', '.join(RECIPES)}"
+    for name in ("launch", "sbatch"):
+        yield name, is_shell_words(getattr(c, name)), "a quote in it is not closed"
+    yield "launch", bool(c.launch.strip()), "name a command, such as python"
     for name in "jobs threads pool prompts rollouts rows average_rows val_limit samples side_steps".split():
         yield name, getattr(c, name) >= 1, "at least 1"
     for name in ("points", "sft_points", "gold_points"):
@@ -230,6 +239,15 @@ def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     if names:  # else the first cell says that the data are missing
         known = all(name in names or name in HUB_QUESTIONS or Path(name).exists() for name in c.questions)
         yield "questions", known, f"neither files nor among {', '.join([*names, *HUB_QUESTIONS])}"
+
+
+def is_shell_words(text: str) -> bool:
+    """Can a shell split it into words?"""
+    try:
+        shlex.split(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(values) -> str:

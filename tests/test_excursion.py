@@ -199,7 +199,7 @@ def test_plans(tmp_path, capsys, plan):
             lines = [line for line in text.splitlines() if not line.startswith("# ")]
             assert len(lines) == len(cells) and all(line.startswith("python ") for line in lines)
         if form == "slurm":
-            assert text.startswith("#!/bin/sh\n") and text.count("sbatch ") == len(cells)
+            assert text.startswith("#!/bin/sh\n") and text.count("\nsubmit ") == len(cells)
             assert subprocess.run(["sh", "-n"], input=text, text=True).returncode == 0
         if form == "make" and shutil.which("make"):
             done = subprocess.run(["make", "-n", "-f", "-"], input=text, text=True, capture_output=True, cwd=tmp_path)
@@ -528,6 +528,9 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(plan="mixture", mix="math=1"), "--mix has no effect beside --shares"),
         (dict(plan="scale", checkpoints="2M"), "--checkpoints has no effect where each size is judged at its end"),
         (dict(plan="sweep", recipes=("base",)), "--recipes base: none of them has a rate to sweep"),
+        (dict(launch="torchrun 'x"), "--launch torchrun 'x: a quote in it is not closed"),
+        (dict(launch=" "), "--launch.*: name a command"),
+        (dict(sbatch="--time=1"), "--sbatch has no effect outside of `plan --format slurm`"),
         (dict(records="results/nowhere"), "--records results/nowhere: no such folder"),
     ]:
         with pytest.raises(UserError, match=match) as error:

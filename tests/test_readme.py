@@ -20,7 +20,7 @@ from data import inputs as data_inputs
 from data import prepare
 from data import questions as data_questions
 
-PAGES = ("README.md", "docs/data.md", "docs/paper.md", "docs/kernels.md", "docs/files.md")
+PAGES = ("README.md", "docs/data.md", "docs/paper.md", "docs/kernels.md", "docs/files.md", "docs/launch.md")
 NOT_RUN = {
     "make excursion": "half an hour; test_excursion.py runs the same program at the smoke scale",
     "make smoke": "installs, then runs commands that are run here",
@@ -55,7 +55,11 @@ def commands(markdown: str) -> list[str]:
 
 def parse(command: str) -> tuple[str, list[str]]:
     """(module, arguments) of a `python` or `torchrun` command, made small."""
-    words = [word for word in shlex.split(command)[1:] if not word.startswith("--nproc_per_node")]
+    words = shlex.split(command)[1:]
+    if ">" in words:
+        words = words[: words.index(">")]
+    while words[0].startswith("--"):  # torchrun's own
+        words.pop(0)
     module = words.pop(0)
     module = words.pop(0) if module == "-m" else module.removesuffix(".py")
     small = SMALL[module]
@@ -132,7 +136,8 @@ def test_parser_of_the_readme():
     """Commands are those of indented and fenced blocks, without comments and repetitions; prose and listings are none."""
     page = "Run `python no.py`.\n\n    .venv/bin/python a.py --x 'b c'  # why\n    OUT/file   what\n\n```bash\ntorchrun b.py\npython a.py --x 'b c'\n```\n"
     assert commands(page) == ["python a.py --x 'b c'", "torchrun b.py"]
-    assert parse("torchrun --nproc_per_node=8 rl.py --lr 1")[:1] == ("rl",)
+    assert parse("torchrun --nnodes=2 --nproc_per_node=8 rl.py --lr 1")[:1] == ("rl",)
+    assert parse("python -m excursion plan --format list > a.txt") == ("excursion", ["plan", "--format", "list"])
     assert parse("python -m data.prepare --input x")[1][:2] == ["--input", "x"]
 
 

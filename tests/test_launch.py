@@ -1,0 +1,132 @@
+"""A plan as jobs of SLURM: the script is run with a stub in the place of sbatch, which runs each job at once."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import run
+
+from cli import joined
+from excursion import command
+from excursion.collect import collect
+from excursion.config import Config, resolve
+from excursion.plan import make_plan
+from excursion.runner import Cell
+
+# Knows the options that the script uses, and refuses others, as sbatch does. Of job N, folder/N has the exit code
+STUB = """#!{python}
+import argparse, pathlib, subprocess, sys
+parser = argparse.ArgumentParser(allow_abbrev=False)
+for flag in ("--parsable", "--requeue"):
+    parser.add_argument(flag, action="store_true", required=True)
+for flag in ("--job-name", "--output", "--wrap", "--dependency", "--open-mode", "--kill-on-invalid-dep", "--gres", "--time"):
+    parser.add_argument(flag, required=flag in ("--job-name", "--output", "--gres", "--time"))
+parser.add_argument("script", nargs="?")
+job = parser.parse_args()
+assert (job.wrap is None) != (job.script is None) and job.gres == "gpu:8" and job.time == "1:00:00"
+folder = pathlib.Path({folder!r})
+number = str(len(list(folder.iterdir())) + 100)
+kind, *needs = (job.dependency or "afterok").split(":")
+assert kind == "afterok" and all((folder / need).exists() for need in needs), job.dependency
+if any((folder / need).read_text() != "0" for need in needs):
+    rc = "never started"
+else:
+    with open(job.output, "a" if job.open_mode == "append" else "w") as log:  # sbatch makes no folder for it
+        shell = ["sh", "-c", job.wrap] if job.wrap else ["sh", job.script]
+        rc = subprocess.run(shell, stdout=log, stderr=log).returncode
+(folder / number).write_text(str(rc))
+print(number)
+"""
+SBATCH = "--gres=gpu:8 --time=1:00:00"
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """submit(script) runs the text of a script where sbatch is the stub, from another folder; the jobs' ends, in order."""
+    (tmp_path / "bin").mkdir()
+    stub, jobs, elsewhere = (tmp_path / name for name in ("bin/sbatch", "jobs", "elsewhere"))
+    stub.write_text(STUB.format(python=sys.executable, folder=str(jobs)))
+    stub.chmod(0o755)
+    elsewhere.mkdir()
+
+    def run_script(script: str) -> list[str]:
+        subprocess.run(["rm", "-rf", jobs], check=True)
+        jobs.mkdir()
+        for shell in ("bash", "sh"):
+            assert subprocess.run([shell, "-n"], input=script, text=True).returncode == 0
+        env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        subprocess.run(["sh"], input=script, text=True, check=True, env=env, cwd=elsewhere, timeout=300)
+        return [path.read_text() for path in sorted(jobs.iterdir())]
+
+    return run_script
+
+
+def test_a_plan_as_jobs(world, tmp_path, submit):
+    """The script of `plan` makes the files of the cells through torchrun, though OUT has a blank in it, each log beside its
+    cell; run again it makes nothing again; the report's records are collected from what the jobs left."""
+    out = tmp_path / "an out"
+    flags = ["--scale", "smoke", "--tokens", "20k", "--checkpoints", "20k", "--recipes", "base", "--limit", "2"]
+    flags += ["--data", world, "--out", out, "--format", "slurm", "--launch", "torchrun --nproc_per_node=1"]
+    code, script, err = run("-m", "excursion", "plan", *flags, "--sbatch", SBATCH)
+    assert code == 0 and script.count("\nsubmit ") == 2, err
+    assert run("-m", "excursion", "plan", *flags, f"--sbatch={SBATCH}") == (0, script, "")
+    assert submit(script) == ["0", "0"]
+    record = next(out.glob("seed0/*/base/eval/*.json"))
+    logs = [out / "seed0/pretrain/train.log", *out.glob("seed0/*/base/eval_step_*.log")]
+    assert len(logs) == 2 and all(log.read_text() for log in logs) and (out / "seed0/pretrain/run/last.pt").exists()
+    made = record.stat().st_mtime_ns
+    assert submit(script) == ["0", "0"] and record.stat().st_mtime_ns == made
+    config = Config(command="report", scale="smoke", tokens="20k", checkpoints="20k", recipes=("base",), out=str(out))
+    config = resolve(replace(config, data=str(world), limit=2))
+    assert list(collect(config, make_plan(config)).glob("*-base.json"))
+
+
+def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys):
+    """What needs a failed cell never starts, the rest runs; the log says why; mended, the same script does what is left."""
+
+    def cell(name, code, needs=()):
+        path = tmp_path / f"{name}.txt"
+        needs = [tmp_path / f"{n}.txt" for n in needs]
+        return Cell(f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0)
+
+    write = "open(PATH, 'a').write('x')"
+    bad = f"import os, sys; os.path.exists({str(tmp_path / 'mended')!r}) or sys.exit('no disk'); {write}"
+    cells = [
+        cell("bad", bad),
+        cell("good", write),
+        cell("after", write, ["bad", "good"]),
+        cell("last", write, ["after"]),
+    ]
+    config = resolve(Config(command="plan", scale="smoke", format="slurm", out=str(tmp_path / "out"), sbatch=SBATCH))
+    command.print_plan(config, cells)
+    script = capsys.readouterr().out
+    assert submit(script) == ["1", "0", "never started", "never started"]
+    assert (tmp_path / "out/cells/bad.log").read_text() == "no disk\n" and (tmp_path / "good.txt").exists()
+    assert not (tmp_path / "after.txt").exists() and not (tmp_path / "out/cells/after.log").exists()
+    (tmp_path / "mended").touch()
+    assert submit(script) == ["0"] * 4
+    assert [(tmp_path / f"{c.name[6:]}.txt").read_text() for c in cells] == ["x"] * 4
+
+
+def test_launch_goes_before_every_stage(tmp_path, capsys):
+    """--launch is the shell's to read, in each format; `choose`, which is no stage, is one process."""
+    host = "$(hostname)"
+    stage = Cell("a", "sft", ["sft.py"], [Path("a")], [], 1.0)
+    chooser = Cell("b", "choose", ["-m", "excursion", "choose"], [Path("b")], [Path("a")], 1.0)
+    for form, shown in (("list", host), ("make", f"${host}"), ("slurm", host)):
+        config = resolve(Config(command="plan", scale="smoke", format=form, launch=f"srun torchrun --x={host}"))
+        command.print_plan(config, [stage, chooser])
+        text = capsys.readouterr().out
+        assert f"srun torchrun --x={shown} sft.py" in text and "python -m excursion choose" in text, form
+
+
+def test_values_that_begin_with_a_dash():
+    """Only the flags that a config names take the next word whatever it is."""
+    words = ["plan", "--sbatch", "--gres=gpu:8", "--out", "x", "--sbatch"]
+    assert joined(words, Config) == ["plan", "--sbatch=--gres=gpu:8", "--out", "x", "--sbatch"]
+    assert joined(words, int) == words
+    code, _, err = run("-m", "excursion", "run", "--launch", "torchrun")
+    assert (code, err) == (2, "error: --launch has no effect outside of `plan`: leave it out\n")
