@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import kernels
 
@@ -63,13 +64,33 @@ def config_of(scale: str, vocab_size: int, **changes) -> GPTConfig:
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension (arXiv 1910.07467)."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # one fused kernel
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        # On a CPU this takes fewer passes than F.rms_norm, which makes a training step at micro 7% longer
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+        return x * (mean_square + self.eps).rsqrt() * self.weight
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_i+D/2) by an angle: (x_i cos - x_i+D/2 sin, x_i+D/2 cos + x_i sin), as OLMo2 and Llama do.
+
+    Args:
+        x: (B, T, H, D). cos, sin: rows of `rotary_tables`, which are (cos, cos) and (-sin, sin): (T, 1, D) or (B, T, 1, D).
+    """
+    half = x.shape[-1] // 2
+    if torch.compiler.is_compiling():  # the compiler makes faster code of this form than of the one below
+        first, second = x.chunk(2, -1)
+        cos, sin = cos[..., :half], sin[..., half:]
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)  # roll swaps the halves of the head
 
 
 class Block(nn.Module):
@@ -90,15 +111,14 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(c.d_model, c.norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """(B, T, C) → (B, T, C). cos, sin: of the tokens' positions, see kernels.rotary."""
-        heads, h = (*x.shape[:2], -1, self.head_dim), kernels.cast_once(x)
+        """(B, T, C) → (B, T, C). cos, sin: of the tokens' positions, see `rotary`."""
+        heads = (*x.shape[:2], -1, self.head_dim)
         # norm over the full width first, then heads, then rotation (arXiv 2501.00656 §2.2)
-        q = kernels.rotary(self.q_norm(self.q(h)).view(heads), cos, sin)  # (B, T, H, D)
-        k = kernels.rotary(self.k_norm(self.k(h)).view(heads), cos, sin)  # (B, T, H_kv, D)
-        v = self.v(h).view(heads)  # (B, T, H_kv, D)
+        q = rotary(self.q_norm(self.q(x)).view(heads), cos, sin)  # (B, T, H, D)
+        k = rotary(self.k_norm(self.k(x)).view(heads), cos, sin)  # (B, T, H_kv, D)
+        v = self.v(x).view(heads)  # (B, T, H_kv, D)
         x = x + self.attention_norm(self.o(attend(self.layer, q, k, v).flatten(2)))
-        h = kernels.cast_once(x)
-        return x + self.mlp_norm(self.down(kernels.swiglu(self.gate(h), self.up(h))))
+        return x + self.mlp_norm(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
 def rotary_tables(c: GPTConfig) -> tuple[Tensor, Tensor]:

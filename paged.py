@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from model import Attend, GPTConfig
+from model import GPT, Attend, GPTConfig
 
 PAGE = 16  # tokens of a page
 LOOK = 16  # so many tokens are drawn before the host looks which rows are done
@@ -113,3 +113,25 @@ class PagedCache:
         """Rows of slots `source` move to `target`; slots from `left` on are empty then."""
         self.table[target] = self.table[source]
         self.table[left:] = 0
+
+
+def decode_step(model: GPT, token: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    """GPT.forward of one token per row, (B, 1) → (B, 1, C), without gradients: norm, rotation and SwiGLU are one launch each,
+    and x is cast once for the products that share it. model.py has the plain definitions."""
+    from kernels import triton_decode as fused
+
+    def norm(module, x):
+        return fused.rms_norm(x, module.weight, module.eps)
+
+    cos, sin = model.cos[positions].unsqueeze(-2), model.sin[positions].unsqueeze(-2)  # (B, 1, 1, D)
+    x = model.embed(token)
+    heads = (len(x), 1, -1, model.config.head_dim)
+    for layer, block in enumerate(model.blocks):
+        h = kernels.in_autocast_type(x)
+        q = fused.rotary(norm(block.q_norm, block.q(h)).view(heads), cos, sin)
+        k = fused.rotary(norm(block.k_norm, block.k(h)).view(heads), cos, sin)
+        attended = attend(layer, q, k, block.v(h).view(heads)).flatten(2)
+        x = x + norm(block.attention_norm, block.o(attended))
+        h = kernels.in_autocast_type(x)
+        x = x + norm(block.mlp_norm, block.down(fused.swiglu(block.gate(h), block.up(h))))
+    return norm(model.norm, x)

@@ -27,7 +27,7 @@ from torch import Tensor
 import kernels
 from cli import UserError
 from model import GPT, Attend, GPTConfig
-from paged import PAGE, PagedCache, upload
+from paged import PAGE, PagedCache, decode_step, upload
 
 PAGED = {"cuda"}  # kinds of devices with a kernel that reads keys and values in pages
 SLOTS = 512  # rows that decode together, if kv_gib has room for them
@@ -246,7 +246,9 @@ class Slots:
             if b:
                 rows = live[:b]
                 attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1 + step)
-                hidden = self.model(token[:b, None], position[step, :b, None], attend)
+                arguments = token[:b, None], position[step, :b, None], attend
+                fused = self.paged and kernels.on_triton(self.head)
+                hidden = decode_step(self.model, *arguments) if fused else self.model(*arguments)
                 logits.append(kernels.logits(hidden[:, 0], self.head))
             if b < len(live):
                 logits.append(self.first_logits[entry[b:]])

@@ -1,4 +1,4 @@
-"""The hot operations by their plain PyTorch definitions: attention, log-prob, and the elementwise ones of a block.
+"""The hot operations by their plain PyTorch definitions: attention, attention of a decoding step, log-prob.
 
 On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, triton_decode.py); use() chooses.
 
@@ -19,7 +19,6 @@ log_prob` prints time and memory of both.
 import functools
 import importlib.util
 import os
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -65,16 +64,6 @@ def on_triton(x: Tensor) -> bool:
     if _choice == "torch" or (_choice == "auto" and x.device.type != "cuda") or x.dtype == torch.float64:
         return False
     return _triton_can_run(x.device.type)
-
-
-def decoding(x: Tensor) -> ModuleType | None:
-    """The module of kernels for a decoding step (triton_decode.py), each a single launch, if x (B, T, ...) is of one (one
-    token per row, no gradient) and they run on it; else None."""
-    if x.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not on_triton(x):
-        return None
-    from kernels import triton_decode
-
-    return triton_decode
 
 
 @functools.cache
@@ -290,52 +279,6 @@ def logits(hidden: Tensor, weight: Tensor, temperature: float = 1.0, out: Tensor
         else:  # a CPU has no such product; fp32 gives the same, since it holds every product of two bf16 numbers exactly
             torch.mm(hidden.float(), weight.float().T, out=out)
         return out.div_(temperature) if temperature != 1.0 else out
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Elementwise operations of a block: in a decoding step on a GPU one launch each
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · gain over the last dimension (arXiv 1910.07467)."""
-    if fused := decoding(x):
-        return fused.rms_norm(x, gain, eps)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # one fused kernel
-        return F.rms_norm(x, gain.shape, gain.to(x.dtype), eps)
-    # On a CPU this takes fewer passes than F.rms_norm, which makes a training step at micro 7% longer
-    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-    return x * (mean_square + eps).rsqrt() * gain
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_i+D/2) by an angle: (x_i cos - x_i+D/2 sin, x_i+D/2 cos + x_i sin), as OLMo2 and Llama do.
-
-    Args:
-        x: (B, T, H, D). cos, sin: rows of model.rotary_tables, which are (cos, cos) and (-sin, sin): (T, 1, D) or
-            (B, T, 1, D).
-    """
-    if fused := decoding(x):
-        return fused.rotary(x, cos, sin)
-    half = x.shape[-1] // 2
-    if torch.compiler.is_compiling():  # the compiler makes faster code of this form than of the one below
-        first, second = x.chunk(2, -1)
-        cos, sin = cos[..., :half], sin[..., half:]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return torch.addcmul(x * cos, x.roll(half, -1), sin).to(x.dtype)  # roll swaps the halves of the head
-
-
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up (arXiv 2002.05202)."""
-    if fused := decoding(gate):
-        return fused.swiglu(gate, up)
-    return F.silu(gate) * up
-
-
-def cast_once(x: Tensor) -> Tensor:
-    """x for several products: without gradients in autocast's type, since each of them would cast it again. With gradients
-    as it is: those of the products are then added in fp32."""
-    return x if torch.is_grad_enabled() else in_autocast_type(x)
 
 
 def in_autocast_type(x: Tensor) -> Tensor:

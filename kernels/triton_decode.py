@@ -132,7 +132,7 @@ def attention(
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float, launch: Launcher | None = None) -> Tensor:
-    """kernels.rms_norm, in the gain's type: under autocast F.rms_norm gives fp32, too."""
+    """model.RMSNorm, in the gain's type: under autocast F.rms_norm gives fp32, too."""
     launch, x, width = launch or Launcher(architecture(x.device)), x.contiguous(), x.shape[-1]
     out = torch.empty_like(x, dtype=gain.dtype)
     args = (x, gain, out, width, eps)
@@ -141,7 +141,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float, launch: Launcher | None = None
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, launch: Launcher | None = None) -> Tensor:
-    """kernels.rotary."""
+    """model.rotary."""
     launch, x, cos, sin = launch or Launcher(architecture(x.device)), x.contiguous(), cos.contiguous(), sin.contiguous()
     (*_, H, D), out = x.shape, torch.empty_like(x)
     sides = dict(BLOCK_H=triton.next_power_of_2(H), BLOCK_D=triton.next_power_of_2(D // 2))
@@ -150,7 +150,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, launch: Launcher | None = None) 
 
 
 def swiglu(gate: Tensor, up: Tensor, launch: Launcher | None = None) -> Tensor:
-    """kernels.swiglu."""
+    """silu(gate) · up (arXiv 2002.05202)."""
     launch, gate, up = launch or Launcher(architecture(gate.device)), gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     launch(swiglu_rows, (triton.cdiv(gate.numel(), 1024),), (gate, up, out, gate.numel()), ROW_BLOCK, BLOCK=1024)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import kernels
 from kernels import CHUNK_ROWS
-from model import GPT, RMSNorm, config_of
+from model import GPT, RMSNorm, config_of, rotary
 
 WIDTH, VOCAB = 16, 131  # a prime: no tile or block fits it
 
@@ -221,7 +221,7 @@ def test_rotary_against_float64_complex_numbers(per_row):
     x = base.transpose(1, 2)  # (B, T, H, D), not contiguous
     angle = torch.randn(*((2,) if per_row else ()), 5, 1, 4, generator=g)
     cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
-    out = kernels.rotary(x, cos, sin)
+    out = rotary(x, cos, sin)
     (base64,) = double(base)
     first, second = base64.transpose(1, 2).chunk(2, -1)
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angle, dtype=torch.double), angle.double())

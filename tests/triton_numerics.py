@@ -25,13 +25,13 @@ import pretrain
 import rl
 import runtime
 import sampler
-from model import GPTConfig, RMSNorm, rotary_tables
+from model import GPTConfig, RMSNorm, rotary, rotary_tables
 from packing import Packed
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
 
-from kernels import triton_attention, triton_log_prob
+from kernels import triton_attention, triton_decode, triton_log_prob
 from kernels.blocks import BLOCKS, INTERPRETED, Block, Launcher, architecture
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -447,33 +447,44 @@ def test_decode_attention_in_bf16():
 
 @torch.no_grad()
 def test_decode_rows():
-    """Norm, rotation and SwiGLU of one token per row: widths that are no power of two, bf16, gains in fp32; with more
-    tokens or a gradient the plain path runs."""
+    """Norm, rotation and SwiGLU of one token per row against the model's in float64: widths that are no power of two, bf16,
+    gains in fp32; one launch each."""
     g = generator(0)
     x, y = torch.randn(2, 5, 1, 6, 20, generator=g)
-    norm = RMSNorm(120, 1e-6)
+    norm = RMSNorm(120, 1e-6).double()
     norm.weight.copy_(torch.randn(120, generator=g))
     cos, sin = rotary_tables(GPTConfig(1, d_model=120, n_layers=1, n_heads=6, d_ff=1, context=9))
     cos, sin = (t[[8, 0, 3, 1, 2], None, None] for t in (cos, sin))  # (5, 1, 1, 20)
+    gain = norm.weight.float().to(DEVICE)
     for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 5e-3)):
         a, b = x.to(dtype), y.to(dtype)
-        for function, *args in (
-            (norm, a.flatten(2)),
-            (kernels.rotary, a, cos, sin),
-            (kernels.swiglu, a.flatten(2), b.flatten(2)),
+        for fused, plain, *args in (
+            (lambda t: triton_decode.rms_norm(t, gain, 1e-6), norm, a.flatten(2)),
+            (triton_decode.rotary, rotary, a, cos, sin),
+            (triton_decode.swiglu, lambda gate, up: F.silu(gate) * up, a.flatten(2), b.flatten(2)),
         ):
-            kernels.use("torch", DEVICE)
-            norm.to("cpu", torch.float64)
-            want = function(*(t.double() for t in args))
-            kernels.use("triton", DEVICE)
-            norm.to(DEVICE, torch.float32)
-            args = [t.to(DEVICE) for t in args]
+            want = plain(*(t.double() for t in args))
             with recorded_launches() as names, poisoned():
-                got = function(*args)
-                assert len(names) == 1 and relative(got.cpu().double(), want) < limit
-                assert got.dtype == (torch.float32 if function is norm else dtype)  # the gain's, as under autocast
-                function(*(t.expand(5, 2, *t.shape[2:]) for t in args))
-                with torch.enable_grad():
-                    function(*args)
-                assert len(names) == 1
+                got = fused(*(t.to(DEVICE) for t in args))
+            assert len(names) == 1 and relative(got.cpu().double(), want) < limit
+            assert got.dtype == (torch.float32 if plain is norm else dtype)  # the gain's, as under autocast
     kernels.use("auto", DEVICE)
+
+
+@pytest.mark.parametrize("n_kv_heads", [4, 2])
+def test_sampling_on_pages_gives_the_plain_rows(monkeypatch, n_kv_heads):
+    """sample() with decode_step and its kernels, against sample() with the model's plain forward: the same tokens, and
+    log-probs but for rounding."""
+    model = tiny_gpt(std=0.3, n_kv_heads=n_kv_heads).to(DEVICE)
+    flags = dict(n=3, stop=0, max_new_tokens=7, seed=1)
+    kernels.use("torch", DEVICE)
+    want = sampler.sample(model, [[5, 6, 7, 8], [9], [3, 4]], **flags)
+    kernels.use("triton", DEVICE)
+    monkeypatch.setattr(sampler, "PAGED", {torch.device(DEVICE).type})
+    with recorded_launches() as names:
+        got = sampler.sample(model, [[5, 6, 7, 8], [9], [3, 4]], **flags)
+    kernels.use("auto", DEVICE)
+    assert {"decode_attention", "rms_norm_rows", "rotary_rows", "swiglu_rows"} <= set(names)
+    for a, b in zip(sum(got, []), sum(want, []), strict=True):
+        assert a.tokens == b.tokens
+        torch.testing.assert_close(torch.tensor(a.log_probs), torch.tensor(b.log_probs), atol=1e-4, rtol=0)
