@@ -1,0 +1,155 @@
+"""tools/dry_run.py: what it predicts, against real runs on a CPU."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tiny_gpt
+from torch.autograd.graph import saved_tensors_hooks
+
+import pretrain
+import rl
+import runtime
+import sampler
+import sft
+from cli import apply_preset
+from model import GPT, GPTConfig
+from process import Process
+from tools import dry_run
+
+SHAPES = {  # model; rows or questions, answers of each, tokens of a prompt and of an answer (pretraining: of a row)
+    "narrow": (GPTConfig(131, 32, 2, 4, 48, 128), (4, 3, 17, 30)),
+    "deep, grouped queries": (GPTConfig(512, 64, 5, 4, 192, 256, n_kv_heads=2), (2, 8, 40, 21)),
+    "wide, longer": (GPTConfig(1024, 128, 3, 4, 384, 512), (3, 4, 60, 90)),
+}
+CPU = Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=10**6)
+
+
+def measured(model: GPT, backward) -> tuple[int, object]:
+    """Bytes of the memory that autograd keeps until a real backward pass, the model's own aside; what backward() returns."""
+    own = {x.data_ptr() for x in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(x):
+        memory = x.untyped_storage()
+        kept[memory.data_ptr()] = memory
+        return x
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        result = backward()
+    return sum(memory.nbytes() for place, memory in kept.items() if place not in own), result
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_of_pretraining(shape):
+    """Within 10% of what a real step saves. Equal bytes are expected: 10% leave room for another PyTorch's operations."""
+    c, (rows, *_, length) = SHAPES[shape]
+    config = pretrain.Config(seq_len=length)
+    model, batch = GPT(c).init_weights(0), torch.randint(c.vocab_size, (rows, length + 1))
+    real, _ = measured(model, lambda: pretrain.loss_and_backward(model, batch, 0, config, CPU, rows * length))
+    predicted = dry_run.activations("pretrain", config, c, CPU, rows, 1, 0, 0)
+    assert predicted == pytest.approx(real, rel=0.1) and real > 4 * rows * length * c.d_model * c.n_layers
+
+
+@pytest.mark.parametrize("flags", ({}, {"kl": 0.1, "entropy": 0.01}), ids=("plain", "KL, entropy"))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_activations_of_a_packed_batch(shape, flags):
+    """An RL update on real answers, of other words and of lengths that differ: within 10% of the prediction by the mean
+    length. FLOPs of training are those that the update counts."""
+    c, (questions, n, prompt, answer) = SHAPES[shape]
+    config = rl.Config(prompts=questions, rollouts=n, **flags)
+    model, rng = GPT(c).init_weights(0), np.random.default_rng(0)
+    groups = []
+    for _ in range(questions):
+        lengths = [answer + (-1) ** j * (j < n - n % 2) for j in range(n)]  # their mean is `answer`
+        answers = [rng.integers(c.vocab_size, size=length).tolist() for length in lengths]
+        groups.append([
+            rl.Answer({}, list(range(prompt)), a, "", np.zeros(len(a), np.float32), True, True, 0.0, False, float(rng.normal()))
+            for a in answers
+        ])  # fmt: skip
+    side = object.__new__(rl.GRPO)
+    side.config, side.process, side.max_new_tokens = config, CPU, 2 * answer
+    side.reference = GPT(c).init_weights(1) if config.kl else None
+    real, stats = measured(model, lambda: side.backward(model, groups, on_policy=True))
+    predicted = dry_run.activations("rl", config, c, CPU, questions, n, prompt, answer)
+    assert predicted == pytest.approx(real, rel=0.1)
+    dry = dry_run.Dry(prompt_tokens=prompt, answer_tokens=answer)
+    assert dry_run.work("rl", config, c, dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
+
+
+def test_activations_of_sft():
+    """As of RL, for rows of different questions."""
+    c, (rows, _, prompt, answer) = SHAPES["narrow"]
+    model, config, side = GPT(c).init_weights(0), sft.Config(rows=rows), object.__new__(sft.SFT)
+    side.config, side.process = config, CPU
+    batch = [([i] * prompt, [7] * answer) for i in range(rows)]
+    real, stats = measured(model, lambda: side.backward(model, batch))
+    assert dry_run.activations("sft", config, c, CPU, rows, 1, prompt, answer) == pytest.approx(real, rel=0.1)
+    dry = dry_run.Dry(prompt_tokens=prompt, answer_tokens=answer)
+    assert dry_run.work("sft", config, c, dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
+
+
+def test_weights_optimizer_and_rows():
+    """Bytes of weights, gradients and AdamW are those of a real step; the rows that decode together are the sampler's."""
+    model = tiny_gpt()
+    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    config = sft.Config(rows=2)
+    parts = dry_run.memory("sft", config, model.config, CPU, dry_run.Dry(prompt_tokens=5, answer_tokens=5), 64)[
+        "SFT update"
+    ]
+    state = sum(x.nbytes for values in optimizer.state.values() for x in values.values() if x.dim())
+    assert (parts["weights"], parts["AdamW"]) == (sum(p.nbytes for p in model.parameters()), state)
+    assert parts["gradients"] == parts["weights"]
+    config = rl.Config(prompts=8, rollouts=4, max_new_tokens=16)
+    for gib in (1e-4, 3e-4, 1.0):
+        held = dry_run.sampling(config, model.config, CPU, dry_run.Dry(gpus=1, prompt_tokens=9), gib)
+        slots = sampler.Slots(model, [[1] * 9] * 8, 4, 0, 16, gib)
+        cache = slots.cache
+        assert held.rows == slots.slots > 0
+        assert held.kv == sum(x.nbytes for x in (cache.prompt_k, cache.prompt_v, cache.own_k, cache.own_v))
+
+
+def page(stage: str, **flags) -> str:
+    """The report for a stage's flags."""
+    config = dry_run.config_class(stage)(device="cpu", **flags)
+    apply_preset(config, dry_run.presets_of(stage))
+    return dry_run.report(stage, config)
+
+
+def test_says_what_does_not_fit_and_the_flag_that_helps():
+    """A flag that it names makes the run fit, by its own figures."""
+    flags = dict(scale="small", gpus=1, gb=14.0)
+    out = page("pretrain", micro_tokens=65536, **flags)
+    flag = re.search(r"update does not fit, .*: --micro_tokens (\d+) fits", out)
+    assert flag and "✗" in out, out
+    again = page("pretrain", micro_tokens=int(flag[1]), **flags)
+    assert "everything fits" in again and "✗" not in again
+
+
+@pytest.mark.parametrize("stage", ("sft", "rl", "average"))
+def test_every_stage_after_pretraining(stage):
+    """With the paper's preset, and without a checkpoint; weights that no flag makes fit are called so."""
+    short = {} if stage == "sft" else {"max_new_tokens": 64}
+    out = page(stage, preset="paper", init_scale="micro", items=100, gb=2.05, micro_tokens=512, **short)
+    assert "TFLOP/s" in out and "disk" in out, out
+    assert "no flag helps" in page(stage, init_scale="small", gb=2.1, answer_tokens=20)
+
+
+def test_the_command():
+    """A stage's own command line behind the program's name, its preset included; for a GPU that is not there."""
+    pytest.importorskip("triton")
+    command = "-m tools.dry_run rl.py --preset paper --init_scale micro --prompts 16 --max_new_tokens 64".split()
+    code, out, err = run(*command)
+    assert code == 0 and "bfloat16" in out and "| reference |" in out, out + err
+    code, _, err = run("-m", "tools.dry_run", "eval.py")
+    assert code == 2 and "pretrain, sft, rl, average" in err
+
+
+def test_tables_of_the_page():
+    """docs/gpu.md has what the program prints now: `python -m tools.dry_run tables` makes them again."""
+    pytest.importorskip("triton")
+    assert dry_run.tables().strip() in (ROOT / "docs" / "gpu.md").read_text()
