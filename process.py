@@ -186,4 +186,5 @@ def _keep_pages() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # not glibc
         return
-    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks below it are on the heap
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: so much free memory at the heap's top stays there
