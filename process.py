@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -64,6 +65,7 @@ class Process:
     stop_signal: int = 0  # the one that this rank has got
     updated: bool = False  # optimizer_step sets it, the end of the step clears it
     micro_tokens: int = 2048  # tokens in one forward pass (--micro_tokens)
+    idle: float = 0.0  # of the last `spread`: share of its time that ranks waited for the slowest, mean over ranks
     main: bool = field(init=False)  # rank 0, which alone writes files and prints
 
     def __post_init__(self) -> None:
@@ -132,10 +134,13 @@ class Process:
         Args:
             make: make(indices) yields the things of a rank's share, under autocast; fewer once `stopping` says True.
         """
-        mine = [] if self.stopping() else list(range(self.rank, n, self.world))
+        mine, start = [] if self.stopping() else list(range(self.rank, n, self.world)), time.perf_counter()
         with self.autocast():
             made = list(zip(mine, self.unless_stopping(make(mine)), strict=False))
-        made = dict(pair for share in self.gather(made) for pair in share)
+        shares = self.gather((made, time.perf_counter() - start))
+        seconds = [taken for _, taken in shares]
+        self.idle = 1 - sum(seconds) / len(seconds) / max(seconds)
+        made = dict(pair for share, _ in shares for pair in share)
         return [made[i] for i in range(n)]
 
     def barrier(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import time
 from dataclasses import dataclass
 from unittest import mock
 
@@ -176,7 +177,7 @@ def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
 
         def gather(self, thing):  # first each rank makes its share, then all get all
             self.made = thing
-            return [rank.made or [] for rank in ranks]
+            return [rank.made or ([], 0.0) for rank in ranks]
 
     def run(process, first=0):
         def make(mine):
@@ -196,6 +197,18 @@ def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
             with contextlib.suppress(KeyError):  # the shares of later ranks are not there yet
                 run(rank)
         assert run(ranks[0]) == want and [run(rank) for rank in ranks] == [want] * world
+
+
+def test_idle_is_the_share_of_time_that_ranks_wait():
+    """Process.spread on three ranks of which one has nothing to do, and one half as much as the slowest."""
+
+    class Rank(Process):
+        def gather(self, thing):
+            return [thing, ([], thing[1] / 2), ([], 0.0)]
+
+    rank = Rank(0, 3, CPU, torch.float32)
+    assert rank.spread(1, lambda mine: [time.sleep(0.01) for _ in mine]) == [None]
+    assert rank.idle == pytest.approx(0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
