@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: excursion smoke test torture bench clean
+.PHONY: excursion smoke test torture bench gpu clean
 
 smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world, evaluates it, prints the table
 	rm -rf out/smoke
@@ -24,6 +24,9 @@ torture: .venv/installed-dev  # kills, full disks, flipped bits, odd flags: PART
 
 bench: .venv/installed-bench  # speed and memory, as ratios to the machine's own limits and to other libraries
 	$(BIN)/python -m tools.bench
+
+gpu: .venv/installed-bench .venv/installed-dev  # the first hour on a GPU machine: does it work, how fast is it; out/gpu/report.md
+	$(BIN)/python -m tools.first_hour
 
 clean:  # caches and the smoke run; .venv and all other runs in out/ stay
 	rm -rf out/smoke .pytest_cache .ruff_cache .hypothesis

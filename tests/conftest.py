@@ -68,10 +68,10 @@ def start(*command, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 
-def run(*command) -> tuple[int, str, str]:
+def run(*command, timeout: float = 120) -> tuple[int, str, str]:
     """Run `python COMMAND` in the project's folder: exit code, stdout, stderr."""
     process = start(*command)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 
