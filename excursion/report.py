@@ -220,6 +220,8 @@ def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
     """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain pass@k by 2
     points anywhere in it: then both are drawn, here and in the trajectories."""
     recipes, gap = [r for r in HERO if g.has(r)], 0.0  # gap: the largest such difference
+    if not recipes:
+        return False
     if c.judged:
         levels = [[g.level(r, t, m) for m in (c.right, c.process)] for r in recipes for t in g.tokens if g.models(r, t)]
         gap = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)

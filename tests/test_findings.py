@@ -433,6 +433,7 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
     everything = study(seeds=(1,), tokens=(3_500_000,), n=40)
     parts = {
         "base": lambda e: e.recipe == "base",
+        "base_0shot": lambda e: e.recipe == "base_0shot",
         "variants": lambda e: e.variant,
         "hot": lambda e: e.temperature == 1.0,
     }
