@@ -30,6 +30,7 @@ from tqdm import tqdm
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
 from cli import UserError, check_ranges, given, has_kind_of, reason
 from config import RunConfig, parse_schedule
+from curves import FEWEST, draw_curves
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
@@ -253,6 +254,7 @@ class Run:
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
     out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
+    out/RUN/curves.png        drawn of them at the end
     """
 
     _locks: ClassVar[dict[Path, int | None]] = {}  # of folders that this process writes to
@@ -480,8 +482,18 @@ class Run:
                 bar.set_postfix(texts, refresh=False)
                 bar.update()
         if process.main:
+            self._draw(total)
             print(f"wrote {self.last_good}; next: python eval.py --checkpoint {self.last_good}", file=sys.stderr)
         self.close()
+
+    def _draw(self, total: int) -> None:
+        """Write OUT/curves.png. The run is whole without it: where it cannot be made, a line says why."""
+        if total < FEWEST:
+            return
+        try:
+            draw_curves([self.out], self.out / "curves.png")
+        except Exception as error:  # of many kinds: no matplotlib, no font, a full disk
+            print(f"{self.out} has no curves.png: {reason(error)}", file=sys.stderr)
 
     def _check_progress(self, total: int, kept: set[int]) -> None:
         """Of a resumed run: write the kept checkpoint that a kill after last.pt has cost; say so if there is nothing to do."""

@@ -15,7 +15,7 @@ FLOORS = (
     ("kernels", "verifier"),
     ("data",),
     ("model",),
-    ("checkpoint", "paged"),
+    ("checkpoint", "paged", "curves"),
     ("measures", "packing", "sampler", "process"),
     ("likelihood", "runtime"),
     ("eval",),

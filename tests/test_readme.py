@@ -36,6 +36,7 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "average": f"{ROLLOUTS} --rows 2 {EVALUATION}",
     "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200",
     "excursion": "",
+    "tools.plot": "",
 }
 
 PROGRAMS = {"excursion": "excursion.command"}  # where the flags and main() of a package are
