@@ -22,11 +22,16 @@ from model import GPT, Attend, sequence_flops
 class Packed:
     """Prompts and their answers as one row of N tokens without padding; a prompt stands there once for all its answers.
 
-        tokens:     prompt 0 | prompt 1 | ... | answer 0             | answer 1 | ...
+        tokens:     prompt 0 | prompt 1 | ... | answer 0               | answer 1 | ...
         positions:  0 1 2 .. | 0 1 2 .. | ... | go on after its prompt | ...
 
     The last token of an answer predicts nothing and is left out of the row. The model's matrix products see the N
     tokens as they stand; only for attention are they laid out in another way, in which an answer sees its prompt.
+
+    The Triton kernels need no other layout, but a prompt right before its answers. Its last token begins each of them, so
+    that no hidden state predicts two tokens: on a GPU gradients that meet in one place add up in any order.
+
+        tokens:     prompt 0 but for its last token | that token, answer 0 | that token, answer 1 | prompt 1 ...
 
     Args:
         prompts: token ids of P prompts. answers: token ids of R answers. owner: (R,) index of each answer's prompt.
@@ -36,25 +41,37 @@ class Packed:
         def row(pieces):  # the pieces, one behind the other, as a tensor
             return torch.from_numpy(np.concatenate(pieces).astype(np.int64)).to(device)
 
-        # Tokens and positions of the packed row, (1, N)
-        pieces = [*prompts, *(answer[:-1] for answer in answers)]
-        ends = np.cumsum([len(piece) for piece in pieces])
-        places = np.split(np.arange(ends[-1]), ends[:-1])  # of each piece: where its tokens stand in the row
+        # The pieces of the row, and where each stands: prompts, then answers; or each prompt before its answers
+        on_triton = kernels.on_triton(torch.empty(0, device=device))
+        shared = [len(prompt) - on_triton for prompt in prompts]  # tokens of each prompt that stand in the row once
+        pieces = [prompt[:n] for prompt, n in zip(prompts, shared, strict=True)]
+        pieces += [[*prompts[o][shared[o] :], *answer[:-1]] for o, answer in zip(owner, answers, strict=True)]
+        group = np.array([*range(len(prompts)), *owner])  # the prompt of each piece
+        order = np.argsort(group, kind="stable") if on_triton else np.arange(len(pieces))
+        length = np.array([len(piece) for piece in pieces])
+        start = np.empty_like(length)
+        start[order] = np.cumsum(length[order]) - length[order]
+        places = [np.arange(s, s + n) for s, n in zip(start, length, strict=True)]
         prompt_places, answer_places = places[: len(prompts)], places[len(prompts) :]
-        self.tokens = row(pieces)[None]
-        begin = [0] * len(prompts) + [len(prompts[o]) for o in owner]  # position of each piece's first token
-        self.positions = row([b + np.arange(len(piece)) for b, piece in zip(begin, pieces, strict=True)])[None]
+
+        # Tokens and positions of the row, (1, N). Positions of an answer go on after its prompt
+        begin = np.array([0] * len(prompts) + [shared[o] for o in owner])
+        self.tokens = row([pieces[i] for i in order])[None]
+        self.positions = row([begin[i] + np.arange(length[i]) for i in order])[None]
 
         # For each answer token, (ΣA,): the token itself; where in the row the token before it stands, whose hidden state
         # predicts it (for the first token of an answer, the last one of its prompt); and the number of its answer
         self.targets = row(answers)
-        self.predictor = row([np.append(prompt_places[o][-1], at) for o, at in zip(owner, answer_places, strict=True)])
+        first = [[] if on_triton else prompt_places[o][-1:] for o in owner]
+        self.predictor = row([np.append(*places) for places in zip(first, answer_places, strict=True)])
         lengths = np.array([len(answer) for answer in answers])
         self.answer = row([np.repeat(np.arange(len(answers)), lengths)])
 
-        # In attention an answer sees its prompt and itself. Two ways to lay the tokens out for that, of the same result
-        layout = documents if kernels.on_triton(self.tokens) else padded_rows
-        self.attend = layout(prompt_places, answer_places, owner, device)
+        # In attention an answer sees its prompt and itself. Two ways to compute that, of the same result
+        if on_triton:
+            self.attend = documents(start[order], length[order], group[order], device)
+        else:
+            self.attend = padded_rows(prompt_places, answer_places, owner, device)
         self._lengths = [len(prompt) for prompt in prompts], lengths, np.array(owner)  # for forward_flops
 
     def log_probs(self, model: GPT, temperature: float, entropy: bool = False) -> LogProb:
@@ -132,22 +149,20 @@ def padded_rows(
     return attend
 
 
-def documents(
-    prompt_places: list[np.ndarray], answer_places: list[np.ndarray], owner: list[int], device: torch.device
-) -> Attend:
-    """Attention of a packed row with the Triton kernels: laid out as one row of documents without padding, each of them a
-    prompt and one answer. A prompt with n answers stands there n times. Arguments as of `padded_rows`."""
-    pieces = [np.concatenate([prompt_places[o], at]) for o, at in zip(owner, answer_places, strict=True)]
-    places, lengths = np.concatenate(pieces), np.array([len(piece) for piece in pieces])
-    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)  # for each token, where its document starts
-    # (N,) for each place in the packed row, the first token of the documents that comes from it: n copies of a prompt have
-    # the same result, and it is read from the first
-    first = np.unique(places, return_index=True)[1]
-    places, starts, first = (torch.from_numpy(x).to(device) for x in (places, starts, first))
+def documents(start: np.ndarray, length: np.ndarray, group: np.ndarray, device: torch.device) -> Attend:
+    """Attention of a packed row as it stands, with the Triton kernels, which know prompts that documents share.
+
+    Args:
+        start, length, group: of each piece in the order of the row, where it starts, its tokens and the number of its
+            prompt. A prompt is the first piece of its group.
+    """
+    first = np.searchsorted(group, group)  # for each piece, its prompt
+    per_piece = np.stack([start, start[first], start[first] + length[first]])
+    doc_start, *prompt = torch.from_numpy(np.repeat(per_piece, length, axis=1)).int().to(device)[:, None]  # (1, N) each
+    prompt = torch.stack(prompt)  # (2, 1, N)
 
     def attend(layer, q, k, v):
-        q, k, v = (x.index_select(1, places) for x in (q, k, v))
-        return kernels.attention(q, k, v, starts[None]).index_select(1, first)
+        return kernels.attention(q, k, v, doc_start, prompt)
 
     return attend
 

@@ -80,13 +80,17 @@ def _gpu_is_new_enough() -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) -> Tensor:
-    """Causal attention, optionally within documents: query t sees the keys doc_start[t] .. t.
+def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
+    """Causal attention, optionally within documents: query t sees the keys doc_start[t] .. t, and those of its prompt.
+
+    Documents that share a prompt, say the answers to it, stand behind it in the row: prompt | answer | answer | ...
 
     Args:
         q: (B, T, H, D).
         k, v: (B, T, H_kv, D); H is a multiple of H_kv (grouped queries: head h reads key head h // (H / H_kv)).
         doc_start: (B, T) position in the row at which the document of each token starts; None: one document a row.
+        prompt: (2, B, T) where the prompt of each token starts, and the position behind its last token; a prompt is that of its
+            own tokens, too. None: no prompts. Needs doc_start.
 
     Returns:
         (B, T, H, D): softmax(q kᵀ / √D) v over the visible keys.
@@ -94,7 +98,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) 
     if on_triton(q) and q.shape[-1] <= 128:  # the largest head that there is a kernel for
         from kernels import triton_attention
 
-        return triton_attention.attention(q, k, v, doc_start)
+        return triton_attention.attention(q, k, v, doc_start, prompt)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     grouped = q.shape[1] != k.shape[1]
     if doc_start is None:
@@ -102,7 +106,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) 
     else:
         key = torch.arange(k.shape[2], device=q.device)
         query = torch.arange(q.shape[2], device=q.device)
-        visible = (key <= query[:, None]) & (key >= doc_start[:, :, None])  # (B, T, S)
+        visible = key >= doc_start[:, :, None]  # (B, T, S)
+        if prompt is not None:
+            visible |= (key >= prompt[0, :, :, None]) & (key < prompt[1, :, :, None])
+        visible &= key <= query[:, None]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], enable_gqa=grouped)
     return out.transpose(1, 2)
 

@@ -1,21 +1,23 @@
 """Causal attention within documents as Triton kernels, forward and backward; kernels.attention has the plain definition.
 
-    s_ij = q_i·k_j log2(e) / √D for the keys j that query i sees (doc_start_i ≤ j ≤ i),
+    s_ij = q_i·k_j log2(e) / √D for the keys j that query i sees (j ≤ i < doc_end_j),
     p_ij = 2^s_ij / Σ_j 2^s_ij,
     o_i  = Σ_j p_ij v_j
 
 Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at all.
 With the keys of a tile of queries in order,
 
-    first ......... full_from ............... full_to ......... end
-     edge: mask      no mask                   edge: mask (the diagonal)
+    prompt_from ...... prompt_to     first ......... full_from ............... full_to ......... end
+     mask: their prompt, if any       edge: mask      no mask                   edge: mask (the diagonal)
 
-tiles before `first` and after `end` are never visited, and only those at the edges pay for a mask.
+tiles outside these two ranges are never visited, and few pay for a mask. Between prompt_to and first lie other answers
+to the same prompt. Seen from a key both ranges are one: it is seen by the queries from itself to the end of its
+document, and a key of a prompt by those to the end of the last answer. So doc_end says all about what is visible.
 
-Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start
-and doc_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP = H / H_kv, the query heads
+Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start,
+doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP = H / H_kv, the query heads
 of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded now. The loop over `zone` takes
-the three parts of the line above in turn. blocks.py says what a Triton kernel is.
+the parts of the line above in turn. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -45,26 +47,38 @@ def _store(x, tile, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _keys_of(doc_start, b, tile, T, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
-    """For a tile of queries: (rows,) where their documents start, and first, full_from, full_to, end of the keys."""
-    row = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    end = tl.minimum(tile * BLOCK_Q + BLOCK_Q, T)
-    full_to = (tile * BLOCK_Q + 1) // BLOCK_K * BLOCK_K  # tiles up to here lie below the diagonal for the first query
-    if doc_start is None:
-        start = tl.zeros_like(row)
-        first = tile * 0
-        full_from = first
-    else:
-        start = tl.load(doc_start + b * T + tl.minimum(row, T - 1))  # rows behind the last repeat it
-        first = tl.min(start, 0) // BLOCK_K * BLOCK_K
-        full_to = tl.maximum(full_to, first)
-        full_from = tl.minimum(tl.cdiv(tl.max(start, 0), BLOCK_K) * BLOCK_K, full_to)
-    return start, first, full_from, full_to, end
+def _keys_of(doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The keys that a tile of queries visits: prompt_from, prompt_to, first, full_from, full_to, end.
+
+    Neither documents nor prompts fall along a row: what the first query sees begins first, and what the last query sees of
+    its own document is seen by all of them, up to the diagonal.
+    """
+    top = tile * BLOCK_Q
+    end = tl.minimum(top + BLOCK_Q, T)
+    full_to = (top + 1) // BLOCK_K * BLOCK_K  # tiles up to here lie below the diagonal for the first query
+    first = tile * 0
+    full_from, prompt_from, prompt_to = first, first, first
+    if doc_start is not None:
+        first = tl.load(doc_start + b * T + top) // BLOCK_K * BLOCK_K
+        full_from = tl.minimum(tl.cdiv(tl.load(doc_start + b * T + end - 1), BLOCK_K) * BLOCK_K, full_to)
+    if prompt_start is not None:
+        prompt_from = tl.load(prompt_start + b * T + top) // BLOCK_K * BLOCK_K
+        prompt_to = tl.minimum(tl.load(prompt_end + b * T + top), first)
+    return prompt_from, prompt_to, first, full_from, full_to, end
+
+
+@triton.jit
+def _visible(key, row, doc_end, b, T):
+    """Whether query `row` sees `key`. The two have a dimension of 1 each, so that this is a tile."""
+    visible = key <= row
+    if doc_end is not None:
+        visible &= row < tl.load(doc_end + b * T + tl.minimum(key, T - 1))
+    return visible
 
 
 @triton.jit
 def attention_forward(
-    q, k, v, doc_start, out, lse, T, H, GROUP, scale,
+    q, k, v, doc_start, doc_end, prompt_start, prompt_end, out, lse, T, H, GROUP, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_Q queries of one head, over tiles of BLOCK_K keys (FlashAttention-2, arXiv 2307.08691).
@@ -85,22 +99,23 @@ def attention_forward(
     H_KV = H // GROUP
     k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
     v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
-    start, first, full_from, full_to, end = _keys_of(doc_start, b, tile, T, BLOCK_Q, BLOCK_K)
+    prompt_from, prompt_to, first, full_from, full_to, end = _keys_of(
+        doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q, BLOCK_K
+    )
 
     query = _load(q, row, T, H * D, D, BLOCK_D)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_Q], tl.float32)
     o = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for zone in tl.static_range(3):  # edge, full, edge
-        begin = first if zone == 0 else (full_from if zone == 1 else full_to)
-        stop = full_from if zone == 0 else (full_to if zone == 1 else end)
+    for zone in tl.static_range(0 if prompt_start is not None else 1, 4):  # prompt, edge, full, edge
+        begin = prompt_from if zone == 0 else (first if zone == 1 else (full_from if zone == 2 else full_to))
+        stop = prompt_to if zone == 0 else (full_from if zone == 1 else (full_to if zone == 2 else end))
         for at in range(begin, stop, BLOCK_K):
             key = at + tl.arange(0, BLOCK_K)
             keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
-            if zone != 1:
-                visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
-                s = tl.where(visible, s, float("-inf"))
+            if zone != 2:
+                s = tl.where(_visible(key[None, :], row[:, None], doc_end, b, T), s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1))
             safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)  # no key seen yet: -inf - -inf is not a number
             p = tl.math.exp2(s - safe_m[:, None])
@@ -117,7 +132,7 @@ def attention_forward(
 
 @triton.jit
 def attention_dq(
-    q, k, v, doc_start, out, grad, lse, delta, dq, T, H, GROUP, scale,
+    q, k, v, doc_start, doc_end, prompt_start, prompt_end, out, grad, lse, delta, dq, T, H, GROUP, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_Q queries of one head, over their keys as in attention_forward. With do = dL/do:
@@ -134,7 +149,9 @@ def attention_dq(
     H_KV = H // GROUP
     k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
     v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
-    start, first, full_from, full_to, end = _keys_of(doc_start, b, tile, T, BLOCK_Q, BLOCK_K)
+    prompt_from, prompt_to, first, full_from, full_to, end = _keys_of(
+        doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q, BLOCK_K
+    )
 
     do = _load(grad + at_head, row, T, H * D, D, BLOCK_D)
     o = _load(out + at_head, row, T, H * D, D, BLOCK_D)
@@ -143,18 +160,17 @@ def attention_dq(
     row_lse = tl.load(lse + bh * T + tl.minimum(row, T - 1))
     query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for zone in tl.static_range(3):
-        begin = first if zone == 0 else (full_from if zone == 1 else full_to)
-        stop = full_from if zone == 0 else (full_to if zone == 1 else end)
+    for zone in tl.static_range(0 if prompt_start is not None else 1, 4):
+        begin = prompt_from if zone == 0 else (first if zone == 1 else (full_from if zone == 2 else full_to))
+        stop = prompt_to if zone == 0 else (full_from if zone == 1 else (full_to if zone == 2 else end))
         for at in range(begin, stop, BLOCK_K):
             key = at + tl.arange(0, BLOCK_K)
             keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
             values = _load(v, key, T, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
             p = tl.math.exp2(s - row_lse[:, None])
-            if zone != 1:
-                visible = (key[None, :] <= row[:, None]) & (key[None, :] >= start[:, None])
-                p = tl.where(visible, p, 0.0)
+            if zone != 2:
+                p = tl.where(_visible(key[None, :], row[:, None], doc_end, b, T), p, 0.0)
             dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
             ds = p * (dp - row_delta[:, None])
             acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
@@ -221,46 +237,58 @@ def attention_dkv(
 
 
 @torch.compiler.disable  # an opaque step in a compiled model
-def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None) -> Tensor:
-    """kernels.attention: q (B, T, H, D), k and v (B, T, H_kv, D), doc_start (B, T) or None -> (B, T, H, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
+    """kernels.attention: q (B, T, H, D), k and v (B, T, H_kv, D), doc_start (B, T), prompt (2, B, T) -> (B, T, H, D)."""
     if torch.is_autocast_enabled(q.device.type):  # as scaled_dot_product_attention does
         q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
-    return Attention.apply(q, k, v, doc_start, Launcher(architecture(q.device)))
+    return Attention.apply(q, k, v, doc_start, prompt, Launcher(architecture(q.device)))
+
+
+def doc_ends(doc_start: Tensor, prompt: Tensor | None) -> Tensor:
+    """(B, T) int32: key j is seen by the queries j .. doc_end[j] - 1. Arguments as of kernels.attention."""
+    # Neither falls along a row, so a document ends at the first token with a larger one, and so do the answers to a prompt
+    end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
+    if prompt is None:
+        return end
+    starts, ends = prompt
+    key = torch.arange(doc_start.shape[1], device=doc_start.device)
+    return torch.where(key < ends, torch.searchsorted(starts, starts, right=True, out_int32=True), end)
 
 
 class Attention(torch.autograd.Function):
-    """Documents must be whole: doc_start does not fall along a row."""
+    """Documents must be whole, and a prompt stand before its answers: doc_start and prompt[0] do not fall along a row."""
 
     @staticmethod
-    def forward(ctx, q, k, v, doc_start, launch: Launcher):
+    def forward(ctx, q, k, v, doc_start, prompt, launch: Launcher):
         q, k, v = (x.contiguous() for x in (q, k, v))
         (B, T, H, D), doc_end = q.shape, None
         if doc_start is not None:
             doc_start = doc_start.to(torch.int32).contiguous()
-            # doc_start does not fall along a row, so a document ends at the first token with a larger one
-            doc_end = torch.searchsorted(doc_start, doc_start, right=True, out_int32=True)
+            prompt = None if prompt is None else prompt.to(torch.int32).contiguous()
+            doc_end = doc_ends(doc_start, prompt)
+        layout = (doc_start, doc_end, *((None, None) if prompt is None else prompt))
         out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
         shape = (T, H, H // k.shape[2], LOG2_E.value / D**0.5)
         block, constants = _block(launch, "forward", q)
         grid = (B * H, triton.cdiv(T, block.rows))
-        launch(attention_forward, grid, (q, k, v, doc_start, out, lse, *shape), block, **constants)
-        ctx.save_for_backward(q, k, v, doc_start, doc_end, out, lse)
+        launch(attention_forward, grid, (q, k, v, *layout, out, lse, *shape), block, **constants)
+        ctx.save_for_backward(q, k, v, *layout, out, lse)
         ctx.shape, ctx.launch = shape, launch
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, doc_start, doc_end, out, lse = ctx.saved_tensors
+        q, k, v, *layout, out, lse = ctx.saved_tensors
         (B, T, H, _), H_kv, launch = q.shape, k.shape[2], ctx.launch
         grad, delta = grad.contiguous(), torch.empty_like(lse)
         dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
         block, constants = _block(launch, "dq", q)
-        args = (q, k, v, doc_start, out, grad, lse, delta, dq, *ctx.shape)
+        args = (q, k, v, *layout, out, grad, lse, delta, dq, *ctx.shape)
         launch(attention_dq, (B * H, triton.cdiv(T, block.rows)), args, block, **constants)
         block, constants = _block(launch, "dkv", q)
-        args = (q, k, v, doc_end, grad, lse, delta, dk, dv, *ctx.shape)
+        args = (q, k, v, layout[1], grad, lse, delta, dk, dv, *ctx.shape)  # layout[1]: doc_end
         launch(attention_dkv, (B * H_kv, triton.cdiv(T, block.cols)), args, block, **constants)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
 def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:

@@ -238,12 +238,18 @@ def test_rotary_against_float64_complex_numbers(per_row):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, document: list[list[int]]) -> Tensor:
-    """Softmax attention with a mask made pair by pair: a query sees earlier keys of its own document and itself."""
+def sees(query, key) -> bool:
+    """Whether tokens of one document see those of another that stand before them. A document is a number or, where it
+    shares a prompt, a pair (number of the prompt, own number); a prompt is (its number, 0)."""
+    return query == key or (isinstance(key, tuple) and key == (query[0], 0))
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, document: list[list]) -> Tensor:
+    """Softmax attention with a mask made pair by pair: a query sees itself and earlier keys of its own document and prompt."""
     b, t, h, d = q.shape
     k, v = (x.repeat_interleave(h // x.shape[2], dim=2) for x in (k, v))
     score = torch.einsum("bthd,bshd->bhts", q, k) / d**0.5
-    visible = [[[s <= t_ and row[s] == row[t_] for s in range(t)] for t_ in range(t)] for row in document]
+    visible = [[[s <= t_ and sees(row[t_], row[s]) for s in range(t)] for t_ in range(t)] for row in document]
     score = score.masked_fill(~torch.tensor(visible)[:, None], -torch.inf)
     return torch.einsum("bhts,bshd->bthd", score.softmax(-1), v)
 
@@ -283,3 +289,53 @@ def test_causal_attention_against_a_dense_float64_mask(kv_heads):
     k, v = (torch.randn(2, 33, kv_heads, 8, generator=g) for _ in range(2))
     want = dense_attention(*(x.double() for x in (q, k, v)), [[0] * 33] * 2)
     torch.testing.assert_close(kernels.attention(q, k, v).double(), want, atol=1e-5, rtol=1e-5)
+
+
+@st.composite
+def prompt_layouts(draw, longest: int = 6, tokens: int = 16) -> list[list[tuple[int, int]]]:
+    """(B, T) the document (prompt, answer) of each token: prompt | answer | answer | ... | prompt | ..., prompts of no token
+    and without answers among them, pieces of up to `longest` tokens. The end of the row cuts off what does not fit."""
+    T, rows = draw(st.integers(1, tokens)), []
+    for _ in range(draw(st.integers(1, 2))):
+        row = []
+        while len(row) < T:
+            group = row[-1][0] + 1 if row else 0
+            lengths = draw(st.lists(st.integers(1, longest), max_size=4))
+            lengths.insert(0, draw(st.integers(0 if lengths else 1, longest)))
+            row += [(group, number) for number, length in enumerate(lengths) for _ in range(length)]
+        rows.append(row[:T])
+    return rows
+
+
+def layout_of(rows: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
+    """doc_start and prompt, the arguments of kernels.attention, of rows as prompt_layouts draws them."""
+    groups = [[group for group, _ in row] for row in rows]
+    doc_start = [[row.index(document) for document in row] for row in rows]
+    starts = [[group.index(g) for g in group] for group in groups]
+    ends = [
+        [s + row.count((g, 0)) for s, (g, _) in zip(start, row, strict=True)]
+        for start, row in zip(starts, rows, strict=True)
+    ]
+    return torch.tensor(doc_start), torch.tensor([starts, ends])
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt_layouts(), st.sampled_from([1, 2, 4]), st.integers(0, 2**31 - 1))
+def test_attention_with_shared_prompts_equals_rows_of_their_own(rows, kv_heads, seed):
+    """In float64: each answer behind a prompt that it shares has the output of a row that holds its prompt and itself, and
+    the gradients of a prompt are the sum of those of its copies."""
+    b, t, g = len(rows), len(rows[0]), generator(seed)
+    q, up = torch.randn(2, b, t, 4, 8, dtype=torch.float64, generator=g)
+    k, v = torch.randn(2, b, t, kv_heads, 8, dtype=torch.float64, generator=g)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    out = kernels.attention(*inputs, *layout_of(rows))
+    want = torch.zeros_like(out)
+    for i, row in enumerate(rows):
+        for document in dict.fromkeys(row):
+            own = [s for s in range(t) if row[s] == document]
+            prompt = [s for s in range(t) if row[s] == (document[0], 0) != document]
+            alone = kernels.attention(*(x[i : i + 1, prompt + own] for x in inputs))
+            want[i, own] = alone[0, len(prompt) :]
+    torch.testing.assert_close(out, want, atol=1e-12, rtol=1e-12)
+    for got, expected in zip(*(torch.autograd.grad(x, inputs, up) for x in (out, want)), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import tiny_gpt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import dense_attention, double, generator, reference, relative
+from test_kernels import dense_attention, double, generator, layout_of, prompt_layouts, reference, relative, sees
 from torch import Tensor
 
 import kernels
@@ -119,22 +119,28 @@ def documents(*lengths: int) -> list[int]:
     return [number for number, length in enumerate(lengths) for _ in range(length)]
 
 
-def run_attention(inputs: list[Tensor], doc_start: Tensor | None, up: Tensor) -> list[Tensor]:
-    """Output and gradients."""
+def run_attention(inputs: list[Tensor], layout: tuple, up: Tensor) -> list[Tensor]:
+    """Output and gradients. layout: doc_start and prompt, or neither."""
     with poisoned():
-        out = triton_attention.attention(*inputs, doc_start)
+        out = triton_attention.attention(*inputs, *layout)
         return [out, *torch.autograd.grad(out, inputs, up)]
 
 
-def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, seed=0, doc_start="rows", twice=False):
-    """rows: document number of each token, of each row."""
+def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, seed=0, masked=True, twice=False):
+    """rows: document of each token, of each row (test_kernels.sees). masked=False: the kernels are not told."""
     B, T, g = len(rows), len(rows[0]), generator(seed)
     shapes = [(B, T, heads, D), (B, T, kv_heads, D), (B, T, kv_heads, D), (B, T, heads, D)]
     *inputs, up = (torch.randn(shape, generator=g).to(DEVICE, dtype) for shape in shapes)
     inputs = [x.requires_grad_() for x in inputs]
-    if doc_start == "rows":
-        doc_start = torch.tensor([[row.index(d) for d in row] for row in rows], device=DEVICE)
-    got = run_attention(inputs, doc_start, up)
+    layout = ()
+    if masked:
+        layout = (
+            layout_of(rows)
+            if isinstance(rows[0][0], tuple)
+            else [torch.tensor([[row.index(d) for d in row] for row in rows])]
+        )
+        layout = [x.to(DEVICE) for x in layout]
+    got = run_attention(inputs, layout, up)
     inputs64 = double(*(x.cpu() for x in inputs))
     want = dense_attention(*inputs64, rows)
     want = [want, *torch.autograd.grad(want, inputs64, up.cpu().double())]
@@ -144,7 +150,7 @@ def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, s
         # a token that sees itself alone has dq = dk = 0 but for rounding, of the size of the other gradients
         assert error <= limit * max(b.norm(), 0.1 * up.cpu().double().norm()), (name, (error / b.norm()).item())
     if twice:
-        assert all(map(torch.equal, got, run_attention(inputs, doc_start, up)))
+        assert all(map(torch.equal, got, run_attention(inputs, layout, up)))
 
 
 LAYOUTS = {
@@ -165,7 +171,7 @@ def test_attention_layouts(layout, heads, kv_heads, D):
 @pytest.mark.parametrize("T", [1, 129])
 def test_attention_lengths(T):
     """One token; one token more than the tiles hold; no doc_start, and two rows of different documents."""
-    check_attention([documents(T)] * 2, 4, 2, 64, doc_start=None, twice=True)
+    check_attention([documents(T)] * 2, 4, 2, 64, masked=False, twice=True)
     if T > 1:
         check_attention([documents(T), documents(50, T - 50)], 4, 2, 32)
 
@@ -182,7 +188,7 @@ def test_attention_tiles(sides):
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
     with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
         check_attention([documents(20, 1, 59, 49)], 2, 1, 32)
-        check_attention([documents(129)], 2, 1, 32, doc_start=None)
+        check_attention([documents(129)], 2, 1, 32, masked=False)
 
 
 @st.composite
@@ -203,6 +209,53 @@ def layouts(draw) -> list[list[int]]:
 )
 def test_attention_random_documents(rows, heads, sides, seed):
     """Any layout against the dense mask, with tiles so small that documents begin and end everywhere in them."""
+    block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
+    with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
+        check_attention(rows, *heads, 32, seed=seed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt_layouts(9, 40))
+def test_a_key_is_seen_up_to_its_end(rows):
+    """doc_ends, all that dkv knows of a layout: query i sees key j if and only if j ≤ i < end[j]."""
+    end = triton_attention.doc_ends(*layout_of(rows))
+    for row, ends in zip(rows, end.tolist(), strict=True):
+        for i, query in enumerate(row):
+            assert [j <= i < ends[j] for j in range(len(row))] == [
+                j <= i and sees(query, key) for j, key in enumerate(row)
+            ]
+
+
+def pieces(*groups: list[int]) -> list[tuple[int, int]]:
+    """A row of prompts with their answers, from the lengths of each group: [prompt, answer, answer, ...]."""
+    return [(g, n) for g, lengths in enumerate(groups) for n, length in enumerate(lengths) for _ in range(length)]
+
+
+PROMPTS = {
+    "long answers": pieces([40, 70, 90]),
+    "short answers": pieces([70, *[3] * 20], [1, 30, 40]),
+    "on the tile's edge": pieces([64, 64, 32], [32, 8]),
+    "off the tile's edge": pieces([63, 66, 2], [33, 30, 6]),
+    "without a prompt": pieces([0, 90], [0, 20, 9], [81]),
+}
+
+
+@pytest.mark.parametrize("heads, kv_heads, D", [(4, 2, 32), (2, 2, 128)])
+@pytest.mark.parametrize("layout", PROMPTS)
+def test_attention_shared_prompts(layout, heads, kv_heads, D):
+    """Prompts that documents share: output, dq, dk, dv; two runs give the same bits."""
+    check_attention([PROMPTS[layout]], heads, kv_heads, D, twice=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    prompt_layouts(30, 80),
+    st.sampled_from([(2, 1), (2, 2)]),
+    st.sampled_from([(16, 16), (16, 32), (32, 16)]),
+    st.integers(0, 99),
+)
+def test_attention_random_shared_prompts(rows, heads, sides, seed):
+    """The same of random layouts, with tiles so small that pieces begin and end everywhere in them."""
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
     with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
         check_attention(rows, *heads, 32, seed=seed)
@@ -372,18 +425,23 @@ def test_whole_steps(world, tmp_path, monkeypatch):
     assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9)
 
 
-def test_packed_rows_use_documents():
-    """Training on answers that share their prompts: the same log-probs and gradients as by the plain path."""
+def test_packed_rows_share_their_prompts():
+    """Training on answers that share their prompts (of one token, out of order, without answers): the same log-probs and
+    gradients as by the plain path, twice the same bits; a prompt stands in the row once, but for its last token, and no
+    hidden state predicts two tokens."""
     model = tiny_gpt(std=0.3).to(DEVICE)
-    prompts, answers = [[5, 6, 7, 8], [9, 10]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20]]
+    prompts, answers = [[5, 6, 7, 8], [9, 10], [3] * 20, [4]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20], [21, 2]]
     results = []
-    for choice in ("torch", "triton"):
+    for choice in ("torch", "triton", "triton"):
         kernels.use(choice, DEVICE)
-        out = Packed(prompts, answers, [0, 0, 1, 1], DEVICE).log_probs(model, 0.9).log_prob
+        packed = Packed(prompts, answers, [1, 0, 1, 0, 3], DEVICE)
+        out = packed.log_probs(model, 0.9).log_prob
         results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
     kernels.use("auto", DEVICE)
-    for a, b in zip(*results, strict=True):
-        assert relative(b, a) < 2e-5
+    for plain, first, second in zip(*results, strict=True):
+        assert relative(first, plain) < 2e-5 and torch.equal(first, second)
+    assert packed.tokens.shape[1] == sum(len(p) - 1 for p in prompts) + sum(map(len, answers))
+    assert len(packed.predictor.unique()) == len(packed.targets)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -39,11 +39,11 @@ class Compiled(NamedTuple):
     instructions: list[str]
 
 
-def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
+def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
     """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args, block,
     constants), each kernel once.
 
-    arch: as in BLOCKS (80: sm_80). documents: with doc_start. head: the head size. group: query heads to one key head.
+    arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too). head: the head size. group: query heads to one key head.
     On the meta device: all shapes, no data.
     """
     from kernels import triton_decode
@@ -61,8 +61,9 @@ def launches(arch: int, documents=True, dtype=torch.bfloat16, head: int = 128, g
         return torch.empty(*shape, device="meta", **{"dtype": dtype, "requires_grad": True, **kwargs})
 
     q, k, v = (new(4, 4096, heads, head) for heads in (16, 16 // group, 16 // group))
-    doc_start = new(4, 4096, dtype=torch.int64, requires_grad=False) if documents else None
-    Attention.apply(q, k, v, doc_start, Recorder(arch)).sum().backward()
+    doc_start = new(4, 4096, dtype=torch.int64, requires_grad=False) if layout != "causal" else None
+    prompt = new(2, 4, 4096, dtype=torch.int64, requires_grad=False) if layout == "prompts" else None
+    Attention.apply(q, k, v, doc_start, prompt, Recorder(arch)).sum().backward()
     hidden, weight = new(16384, 2048), new(100352, 2048, dtype=torch.float32)
     targets = new(16384, dtype=torch.int64, requires_grad=False)
     sum(x.sum() for x in LinearLogProb.apply(hidden, weight, targets, 0.6, True, Recorder(arch))).backward()
@@ -193,7 +194,7 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
                 timer = Timer(name, block)
                 try:
                     if head:
-                        Attention.apply(q, k, v, None, timer).sum().backward()
+                        Attention.apply(q, k, v, None, None, timer).sum().backward()
                     else:
                         LinearLogProb.apply(hidden, weight, targets, 1.0, False, timer)[0].sum().backward()
                 except OutOfResources:
