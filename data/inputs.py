@@ -52,7 +52,7 @@ def find_inputs(config) -> dict[str, Input]:
         raise UserError(f"--input names {len(names)} files or folders: choose a name for their source with --source")
     if config.local and not hub:
         raise UserError(f"--local {config.local}: goes with a hub name; local files are named in --input")
-    if config.subset and (not hub or hub in HUB_QUESTIONS):
+    if config.subset and (not hub or HUB_QUESTIONS.get(hub, ("", ()))[1] == ("default",)):
         raise UserError(f"--subset {config.subset}: {hub or 'local files'} have none to choose")
     if config.split != "train" and (not hub or (config.local and hub not in HUB_QUESTIONS)):
         raise UserError(f"--split {config.split}: goes with a data set of the hub; of local files, name those wanted")
@@ -86,7 +86,7 @@ def find_inputs(config) -> dict[str, Input]:
 
 def _hub_questions(config, hub: str) -> Input:
     def records(skip: int) -> Iterator[Record]:
-        return itertools.islice(question_records(hub, config.split, config.local), skip, None)
+        return itertools.islice(question_records(hub, config.split, config.local, config.subset), skip, None)
 
     return Input(records, [hub, config.subset, config.split])
 

@@ -74,9 +74,10 @@ class Config:
     input: tuple[str, ...] = ("world",)
     local: str = ""  # a copy of the hub data set on this machine, in the hub's layout, to be read instead of the hub
 
-    # configuration of a hub text data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone)
+    # configuration of a hub data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone; gsm8k:
+    # socratic; math: algebra alone)
     subset: str = ""
-    split: str = "train"  # split of a hub data set
+    split: str = "train"  # split of a hub data set (openmathinstruct2: train_1M, a million of its rows)
     text_field: str = "text"  # field of a record that holds its text
 
     # stop after so many train tokens (50e9 is fine), of all sources together; 0: all there are (the world: 10.5 million)
@@ -167,7 +168,7 @@ def split_questions(
     They share no question with each other or with `banned`, white space and case aside."""
     splits = {}
     if hub in ("gsm8k", "math"):
-        splits["test"] = load_questions(hub, "test", config.strict, folder=config.local)
+        splits["test"] = load_questions(hub, "test", config.strict, folder=config.local, subset=config.subset)
         banned = banned + [row["question"] for row in splits["test"]]
     ((name, source),) = inputs.items()
     rows = merge_questions(source.records(0), name, config.strict)

@@ -118,13 +118,13 @@ def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dic
 
 
 def load_questions(
-    name: str | Path, split: str = "train", strict: bool = False, limit: int = 0, folder: str = ""
+    name: str | Path, split: str = "train", strict: bool = False, limit: int = 0, folder: str = "", subset: str = ""
 ) -> list[dict]:
     """The questions of a local file or of a name in HUB_QUESTIONS, one row a question (`merge_questions`). UserError.
 
-    split: of a hub data set. folder: a local copy of that data set, to be read instead."""
+    split, subset: of a hub data set. folder: a local copy of that data set, to be read instead."""
     source = str(name) if str(name) in HUB_QUESTIONS else Path(name).name.split(".")[0]
-    return merge_questions(question_records(name, split, folder), source, strict, limit)
+    return merge_questions(question_records(name, split, folder, subset), source, strict, limit)
 
 
 def load_examples(name: str | Path, n: int = 8) -> list[dict]:
@@ -144,10 +144,10 @@ def load_examples(name: str | Path, n: int = 8) -> list[dict]:
     return [{"worked": f"{row['solutions'][0]}\n#### {row['answer']}", **row} for row in rows[:n]]
 
 
-def question_records(name: str | Path, split: str, folder: str = "") -> Iterator[Record]:
+def question_records(name: str | Path, split: str, folder: str = "", subset: str = "") -> Iterator[Record]:
     """The records of a name in HUB_QUESTIONS, filtered by problem_source, or of a local file. UserError.
 
-    folder: a local copy of the hub data set, to be read instead."""
+    folder: a local copy of the hub data set, to be read instead. subset: this configuration instead of the usual ones."""
     if str(name) not in HUB_QUESTIONS:
         path = Path(name)
         if not path.exists():
@@ -155,7 +155,7 @@ def question_records(name: str | Path, split: str, folder: str = "") -> Iterator
         yield from read_records(path)
         return
     repository, configs, keep = HUB_QUESTIONS[str(name)]
-    for config in configs:
+    for config in (subset,) if subset else configs:
         if folder:
             records = (record for file in hub_files(Path(folder), config, split) for record in read_records(file))
         else:

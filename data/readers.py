@@ -178,22 +178,26 @@ class Skipped:
 def hub_files(folder: Path, config: str, split: str = "") -> list[Path]:
     """The files of one configuration in a local copy of a hub data set, sorted. UserError where there are none.
 
-    config "default": all files; else those in a folder of that name, where "-" may stand for "/": sample-100BT,
-    sample/100BT. split: only files that are named after it (train-00000-of-00005.parquet, test/0.jsonl); where no file is
-    named after any split, all files are train."""
+    config "default": those in data/, or all where there is no such folder (FineWeb-Edu has samples of data/ beside it); else
+    those in a folder of that name, where "-" may stand for "/": sample-100BT, sample/100BT. split: only files that are named
+    after it (train-00000-of-00005.parquet, train_1M-00000-of-00003.parquet, test/0.jsonl); where no file is named after any
+    split, all files are train."""
     if not folder.is_dir():
         raise UserError(
             f"--local {folder}: no such folder; it is to hold a copy of the hub data set, in the hub's layout"
         )
     files = sorted(file for file in folder.rglob("*") if file.name.endswith(SUFFIXES))
     places = {file: file.relative_to(folder).as_posix() for file in files}
-    if config != "default":
+    if config == "default":
+        files = [file for file in files if places[file].startswith("data/")] or files
+    else:
         names = (f"/{config}/", f"/{config.replace('-', '/')}/")
         files = [file for file in files if any(name in "/" + places[file] for name in names)]
         if not files:
             raise UserError(f"--local {folder}: no file in a folder {config}; download that configuration too")
     if split:
-        named = {file: re.findall(r"(?:^|/)(train|test|validation)(?=[-./])", places[file]) for file in files}
+        splits = r"(?:^|/)((?:train|test|validation)(?:_\d+M)?)(?=[-./])"  # train_1M: of OpenMathInstruct-2
+        named = {file: re.findall(splits, places[file]) for file in files}
         if any(named.values()) or split != "train":
             files = [file for file in files if split in named[file]]
         if not files:

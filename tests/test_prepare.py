@@ -23,7 +23,7 @@ from data import inputs as data_inputs
 from data.loader import Loader, locate, parse_mix
 from data.prepare import WORLD_TOKENS, Config, build_world, main
 from data.prompt import format_prompt
-from data.questions import BannedQuestions, load_questions, normalise
+from data.questions import HUB_QUESTIONS, BannedQuestions, load_questions, normalise
 from data.readers import Record, stream_hub
 from data.shards import shard_dtype
 from data.tokenizer import load_tokenizer
@@ -61,6 +61,14 @@ def files_of(folder):
 def texts(n, seed=0):
     rng = random.Random(seed)
     return [f"Text {i}: " + " ".join(rng.choices("the cat saw 12 dogs, né?".split(), k=20)) + "\n" for i in range(n)]
+
+
+def parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 # ------------------------------------------------------------------------------------------------------------ the world
@@ -185,7 +193,8 @@ def dolmino_copy(folder):
             ]
             content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
             compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
-            path.write_bytes(compress(content))
+            # in two frames, as parallel compressors write them
+            path.write_bytes(compress(content[:999]) + compress(content[999:]))
     (folder / "README.md").write_text("dataset card")
     return folder
 
@@ -265,21 +274,20 @@ def test_without_the_hub(tmp_path, monkeypatch):
 def test_local_copies_of_question_sets(tmp_path):
     """GSM8K and OpenMathInstruct-2 from copies in the hub's layout: parquet of the right split, the test split banned and
     written, the GSM8K sources alone; openmathinstruct2-full takes all, with validation questions of both."""
-    import pyarrow
-    import pyarrow.parquet
-
-    def parquet(path, rows):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-
     rows = [{"question": f"Q {i}, how many nuts?", "answer": f"It is {i}.\n#### {i}"} for i in range(30)]
     parquet(tmp_path / "gsm8k/main/train-00000-of-00001.parquet", rows)
     parquet(tmp_path / "gsm8k/main/test-00000-of-00001.parquet", rows[25:])
-    parquet(tmp_path / "gsm8k/socratic/train-00000-of-00001.parquet", rows)
+    socratic = [row | {"answer": f"How many? ** {row['answer']}"} for row in rows]
+    parquet(tmp_path / "gsm8k/socratic/train-00000-of-00001.parquet", socratic)
+    parquet(tmp_path / "gsm8k/socratic/test-00000-of-00001.parquet", socratic[25:])
     flags = {"questions": "only", "validation_questions": 5}
     out = run(tmp_path, "gsm8k", local=str(tmp_path / "gsm8k"), **flags)
     sizes = {path.stem: len(load_questions(path)) for path in (out / "questions").glob("*.jsonl")}
     assert sizes == {"train": 20, "validation": 5, "test": 5}
+    other = run(tmp_path, "gsm8k", local=str(tmp_path / "gsm8k"), subset="socratic", out=str(tmp_path / "s"), **flags)
+    for folder, first in (out, "It is"), (other, "How many? ** It is"):
+        rows_of = [row for path in (folder / "questions").glob("*.jsonl") for row in load_questions(path)]
+        assert len(rows_of) == 30 and all(row["solutions"][0].startswith(first) for row in rows_of)
 
     sources = ("gsm8k", "math", "augmented_gsm8k", "augmented_math")
     omi2 = [
@@ -287,8 +295,9 @@ def test_local_copies_of_question_sets(tmp_path):
         for source in sources
         for row in question_rows(20)
     ]
-    parquet(tmp_path / "omi2/data/train-00000-of-00001.parquet", omi2)
-    parquet(tmp_path / "omi2/data/train_1M-00000-of-00001.parquet", omi2)
+    parquet(tmp_path / "omi2/data/train-00000-of-00002.parquet", omi2[:50])
+    parquet(tmp_path / "omi2/data/train-00001-of-00002.parquet", omi2[50:])
+    parquet(tmp_path / "omi2/data/train_1M-00000-of-00001.parquet", omi2[:12])
     for name, train, validation in [
         ("openmathinstruct2", 35, ["gsm8k"]),
         ("openmathinstruct2-full", 70, ["gsm8k", "math"]),
@@ -297,6 +306,74 @@ def test_local_copies_of_question_sets(tmp_path):
         held_out = load_questions(out / "questions/validation.jsonl")
         assert len(load_questions(out / "questions/train.jsonl")) == train
         assert [row["source"].removeprefix("augmented_") for row in held_out] == validation * 5
+    out = run(
+        tmp_path, "openmathinstruct2", local=str(tmp_path / "omi2"), split="train_1M", out=str(tmp_path / "m"), **flags
+    )
+    assert sum(len(load_questions(path)) for path in (out / "questions").glob("*.jsonl")) == 12
+    with pytest.raises(UserError, match="--subset main: openmathinstruct2 have none to choose"):
+        run(tmp_path, "openmathinstruct2", local=str(tmp_path / "omi2"), subset="main", **flags)
+
+
+def test_local_copy_of_math(tmp_path):
+    """MATH in the hub's layout, a folder for each subject: all seven, their levels kept, the answer taken from the box; one
+    subject by --subset."""
+    for number, subject in enumerate(HUB_QUESTIONS["math"][1]):
+        for split, first in ("train", 0), ("test", 6):
+            rows = [
+                {
+                    "problem": f"{subject} {i}: find $x$.",
+                    "level": f"Level {1 + number % 5}",
+                    "type": subject.replace("_", " ").title(),
+                    "solution": f"So $x = \\boxed{{\\frac{{{i}}}{{7}}}}$.",
+                }
+                for i in range(first, first + 6)
+            ]
+            parquet(tmp_path / "copy" / subject / f"{split}-00000-of-00001.parquet", rows)
+    flags = {"local": str(tmp_path / "copy"), "questions": "only", "validation_questions": 4}
+    out = run(tmp_path, "math", **flags)
+    rows = {path.stem: load_questions(path) for path in (out / "questions").glob("*.jsonl")}
+    assert {name: len(of_split) for name, of_split in rows.items()} == {"train": 38, "validation": 4, "test": 42}
+    row = next(row for row in rows["test"] if row["question"].startswith("geometry 6"))
+    assert (row["answer"], row["level"], row["source"]) == ("\\frac{6}{7}", "Level 3", "math")
+    out = run(tmp_path, "math", subset="algebra", out=str(tmp_path / "algebra"), **flags)
+    rows = [row for path in (out / "questions").glob("*.jsonl") for row in load_questions(path)]
+    assert len(rows) == 12 and all(row["question"].startswith("algebra") for row in rows)
+
+
+def test_local_copy_of_fineweb_edu(tmp_path):
+    """FineWeb-Edu in the hub's layout: a sample is its own files, the whole is data/ without the samples beside it."""
+
+    def rows(of):
+        about = {
+            "id": "<urn:uuid:1>",
+            "dump": "CC-MAIN-2013-20",
+            "url": "http://x.y",
+            "language_score": 0.9,
+            "int_score": 3,
+        }
+        return [{"text": f"{of} {text}"} | about for text in texts(20)]
+
+    for file, of in {
+        "data/CC-MAIN-2013-20/train-00000-of-00002.parquet": "all 0",
+        "data/CC-MAIN-2013-20/train-00001-of-00002.parquet": "all 1",
+        "sample/10BT/000_00000.parquet": "10BT",
+        "sample/100BT/000_00000.parquet": "100BT",
+    }.items():
+        parquet(tmp_path / "copy" / file, rows(of))
+    for subset, of in {"": ["100BT"], "sample-10BT": ["10BT"], "default": ["all 0", "all 1"]}.items():
+        out = run(
+            tmp_path, "fineweb-edu", local=str(tmp_path / "copy"), subset=subset, out=str(tmp_path / f"out{subset}")
+        )
+        held = segments(out / "fineweb-edu", "train") + segments(out / "fineweb-edu", "val")
+        assert sorted(held) == sorted(row["text"] for name in of for row in rows(name))
+
+
+def test_local_copy_of_any_text(tmp_path):
+    """A data set without a name of its own, as hf:OWNER/NAME, whose text is in another column of its parquet files."""
+    parquet(tmp_path / "copy/data/train-00000-of-00001.parquet", [{"content": text, "text": "no"} for text in texts(9)])
+    flags = {"local": str(tmp_path / "copy"), "val_fraction": 0}
+    out = run(tmp_path, "hf:bigcode/tiny-stack", text_field="content", **flags)
+    assert segments(out / "tiny-stack", "train") == texts(9)
 
 
 def test_text_field(tmp_path, capsys):
