@@ -24,7 +24,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+# What PyTorch's attention may run on, in this order
+SDPA = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 CHUNK_ROWS = 512  # rows whose logits linear_log_prob holds at a time; fewer make the matrix products slow
 KEEP_ELEMENTS = 1 << 23  # up to so many logits (32 MB in fp32) are kept for backward instead of computed again
 
@@ -40,7 +43,8 @@ def use(choice: str, device: torch.device | str) -> None:
     cannot.
 
     torch: the definitions below. triton: the Triton kernels, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
-    auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch.
+    auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch; attention of whole rows,
+    without documents, is PyTorch's there too.
     """
     global _choice
     device = torch.device(device)
@@ -95,13 +99,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, 
     Returns:
         (B, T, H, D): softmax(q kᵀ / √D) v over the visible keys.
     """
-    if on_triton(q) and q.shape[-1] <= 128:  # the largest head that there is a kernel for
+    # The Triton kernel is for documents; for whole rows the libraries behind PyTorch's attention are faster
+    wanted = doc_start is not None or _choice == "triton"
+    if wanted and on_triton(q) and q.shape[-1] <= 128:  # the largest head that there is a kernel for
         from kernels import triton_attention
 
         return triton_attention.attention(q, k, v, doc_start, prompt)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D)
     grouped = q.shape[1] != k.shape[1]
-    if doc_start is None:
+    if doc_start is None and q.device.type == "cuda":
+        # cuDNN is the fastest where it can, but plans each shape that it has not seen: in training shapes come again
+        first = 0 if torch.is_grad_enabled() else 1
+        with sdpa_kernel(SDPA[first:], set_priority=True):
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif doc_start is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
         key = torch.arange(k.shape[2], device=q.device)
@@ -178,7 +189,7 @@ def linear_log_prob(
     if on_triton(hidden):
         from kernels import triton_log_prob
 
-        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature, entropy)
+        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature)
     else:
         out = _LinearLogProb.apply(hidden, weight, targets, temperature, entropy)
     log_prob, row_entropy, logsumexp = out

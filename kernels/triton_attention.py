@@ -236,12 +236,17 @@ def attention_dkv(
     _store(dv + at_kv_head, acc_v, key, T, H_KV * D, D, BLOCK_D)
 
 
-@torch.compiler.disable  # an opaque step in a compiled model
 def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
-    """kernels.attention: q (B, T, H, D), k and v (B, T, H_kv, D), doc_start (B, T), prompt (2, B, T) -> (B, T, H, D)."""
+    """kernels.attention: q (B, T, H, D), k and v (B, T, H_kv, D), doc_start (B, T), prompt (2, B, T) -> (B, T, H, D).
+    Documents must be whole, and a prompt stand before its answers: doc_start and prompt[0] do not fall along a row."""
     if torch.is_autocast_enabled(q.device.type):  # as scaled_dot_product_attention does
         q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
-    return Attention.apply(q, k, v, doc_start, prompt, Launcher(architecture(q.device)))
+    layout = (None,) * 4
+    if doc_start is not None:
+        doc_start = doc_start.to(torch.int32).contiguous()
+        prompt = None if prompt is None else prompt.to(torch.int32).contiguous()
+        layout = (doc_start, doc_ends(doc_start, prompt), *((None, None) if prompt is None else prompt))
+    return forward_op(q, k, v, *layout)[0]
 
 
 def doc_ends(doc_start: Tensor, prompt: Tensor | None) -> Tensor:
@@ -255,40 +260,39 @@ def doc_ends(doc_start: Tensor, prompt: Tensor | None) -> Tensor:
     return torch.where(key < ends, torch.searchsorted(starts, starts, right=True, out_int32=True), end)
 
 
-class Attention(torch.autograd.Function):
-    """Documents must be whole, and a prompt stand before its answers: doc_start and prompt[0] do not fall along a row."""
+def forward(launch: Launcher, q: Tensor, k: Tensor, v: Tensor, *layout: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Launch the kernel of the forward pass: out, lse. layout: doc_start, doc_end, prompt_start, prompt_end."""
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    B, T, H, _ = q.shape
+    out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
+    block, constants = _block(launch, "forward", q)
+    args = (q, k, v, *layout, out, lse, *_sizes(q, k))
+    launch(attention_forward, (B * H, triton.cdiv(T, block.rows)), args, block, **constants)
+    return out, lse
 
-    @staticmethod
-    def forward(ctx, q, k, v, doc_start, prompt, launch: Launcher):
-        q, k, v = (x.contiguous() for x in (q, k, v))
-        (B, T, H, D), doc_end = q.shape, None
-        if doc_start is not None:
-            doc_start = doc_start.to(torch.int32).contiguous()
-            prompt = None if prompt is None else prompt.to(torch.int32).contiguous()
-            doc_end = doc_ends(doc_start, prompt)
-        layout = (doc_start, doc_end, *((None, None) if prompt is None else prompt))
-        out, lse = torch.empty_like(q), torch.empty(B, H, T, device=q.device)
-        shape = (T, H, H // k.shape[2], LOG2_E.value / D**0.5)
-        block, constants = _block(launch, "forward", q)
-        grid = (B * H, triton.cdiv(T, block.rows))
-        launch(attention_forward, grid, (q, k, v, *layout, out, lse, *shape), block, **constants)
-        ctx.save_for_backward(q, k, v, *layout, out, lse)
-        ctx.shape, ctx.launch = shape, launch
-        return out
 
-    @staticmethod
-    def backward(ctx, grad):
-        q, k, v, *layout, out, lse = ctx.saved_tensors
-        (B, T, H, _), H_kv, launch = q.shape, k.shape[2], ctx.launch
-        grad, delta = grad.contiguous(), torch.empty_like(lse)
-        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-        block, constants = _block(launch, "dq", q)
-        args = (q, k, v, *layout, out, grad, lse, delta, dq, *ctx.shape)
-        launch(attention_dq, (B * H, triton.cdiv(T, block.rows)), args, block, **constants)
-        block, constants = _block(launch, "dkv", q)
-        args = (q, k, v, layout[1], grad, lse, delta, dk, dv, *ctx.shape)  # layout[1]: doc_end
-        launch(attention_dkv, (B * H_kv, triton.cdiv(T, block.cols)), args, block, **constants)
-        return dq, dk, dv, None, None, None
+def backward(
+    launch: Launcher, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *layout_out_lse: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the two kernels of the backward pass: dq, dk, dv from dL/dout (`grad`) and what `forward` had and gave."""
+    grad, q, k, v = (x.contiguous() for x in (grad, q, k, v))
+    *layout, out, lse = layout_out_lse
+    (B, T, H, _), H_kv = q.shape, k.shape[2]
+    delta = torch.empty_like(lse)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    block, constants = _block(launch, "dq", q)
+    args = (q, k, v, *layout, out, grad, lse, delta, dq, *_sizes(q, k))
+    launch(attention_dq, (B * H, triton.cdiv(T, block.rows)), args, block, **constants)
+    block, constants = _block(launch, "dkv", q)
+    args = (q, k, v, layout[1], grad, lse, delta, dk, dv, *_sizes(q, k))  # layout[1]: doc_end
+    launch(attention_dkv, (B * H_kv, triton.cdiv(T, block.cols)), args, block, **constants)
+    return dq, dk, dv
+
+
+def _sizes(q: Tensor, k: Tensor) -> tuple[int, int, int, float]:
+    """T, H, GROUP and scale of the kernels."""
+    _, T, H, D = q.shape
+    return T, H, H // k.shape[2], LOG2_E.value / D**0.5
 
 
 def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:
@@ -297,3 +301,50 @@ def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:
     head = max(32, triton.next_power_of_2(D))
     block = launch.block(kernel, q, head)
     return block, dict(D=D, BLOCK_D=head, BLOCK_Q=block.rows, BLOCK_K=block.cols, PRECISION=precision(q))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs' shapes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("excursion::attention", mutates_args=())
+def forward_op(
+    q: Tensor, k: Tensor, v: Tensor,
+    doc_start: Tensor | None, doc_end: Tensor | None, prompt_start: Tensor | None, prompt_end: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    launch = Launcher(architecture(q.device))
+    return forward(launch, q, k, v, doc_start, doc_end, prompt_start, prompt_end)
+
+
+@torch.library.custom_op("excursion::attention_backward", mutates_args=())
+def backward_op(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    doc_start: Tensor | None, doc_end: Tensor | None, prompt_start: Tensor | None, prompt_end: Tensor | None,
+    out: Tensor, lse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    launch = Launcher(architecture(q.device))
+    return backward(launch, grad, q, k, v, doc_start, doc_end, prompt_start, prompt_end, out, lse)
+
+
+@forward_op.register_fake
+def _(q, k, v, *layout):
+    B, T, H, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=torch.float32)
+
+
+@backward_op.register_fake
+def _(grad, q, k, v, *layout_out_lse):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, *output)
+    ctx.set_materialize_grads(False)  # lse has no gradient
+
+
+def _gradients(ctx, grad, _):
+    return *backward_op(grad, *ctx.saved_tensors), None, None, None, None
+
+
+forward_op.register_autograd(_gradients, setup_context=_save)

@@ -126,56 +126,57 @@ def log_prob_backward(
     tl.store(at, (grad * inv_temperature).to(dz.dtype.element_ty), mask=(row < N)[:, None] & (word < V)[None, :])
 
 
-def linear_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropy: bool):
-    """kernels.linear_log_prob: hidden (N, C), weight (V, C), targets (N,) -> log-prob, entropy, logsumexp, (N,) each."""
-    return LinearLogProb.apply(hidden, weight, targets, temperature, entropy, Launcher(architecture(hidden.device)))
+def linear_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
+    """kernels.linear_log_prob: hidden (N, C), weight (V, C), targets (N,) -> log-prob, entropy, logsumexp, (N,) each. A target
+    outside [0, V) gives NaN."""
+    return forward_op(hidden, weight, targets, temperature)
 
 
-class LinearLogProb(torch.autograd.Function):
-    """A target outside [0, V) gives NaN."""
+def forward(
+    launch: Launcher, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernel of the forward pass, chunk by chunk: log-prob, entropy, logsumexp."""
+    hidden, targets = hidden.contiguous(), targets.contiguous()
+    (N, _), V = hidden.shape, weight.shape[0]
+    block, constants = _block(launch, "forward", hidden)
+    parts = torch.empty(3, triton.cdiv(V, block.cols), N, device=hidden.device)
+    target_logit = torch.full((N,), torch.nan, device=hidden.device)
+    for first, words in _chunks(weight, hidden.dtype):
+        here = parts[:, first // block.cols :]  # from this chunk's first tile on; VOCAB_CHUNK holds whole tiles
+        tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
+        args = (hidden, words, targets, *here, target_logit, N, *words.shape, first, 1 / temperature)
+        launch(log_prob_forward, (tiles,), args, block, **constants)
+    largest, log_total, entropy = merge(*parts)
+    return target_logit - largest - log_total, entropy, largest + log_total
 
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, want_entropy, launch: Launcher):
-        hidden, targets = hidden.contiguous(), targets.contiguous()
-        (N, _), V = hidden.shape, weight.shape[0]
-        block, constants = _block(launch, "forward", hidden)
-        parts = torch.empty(3, triton.cdiv(V, block.cols), N, device=hidden.device)
-        target_logit = torch.full((N,), torch.nan, device=hidden.device)
-        for first, words in _chunks(weight, hidden.dtype):
-            here = parts[:, first // block.cols :]  # from this chunk's first tile on; VOCAB_CHUNK holds whole tiles
-            tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
-            args = (hidden, words, targets, *here, target_logit, N, *words.shape, first, 1 / temperature)
-            launch(log_prob_forward, (tiles,), args, block, **constants)
-        largest, log_total, entropy = merge(*parts)
-        logsumexp = largest + log_total
-        ctx.temperature, ctx.want_entropy, ctx.launch = temperature, want_entropy, launch
-        ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
-        ctx.set_materialize_grads(False)
-        return target_logit - largest - log_total, entropy, logsumexp
 
-    @staticmethod
-    def backward(ctx, grad_log_prob, grad_entropy, grad_logsumexp):
-        hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
-        N, V, launch = hidden.shape[0], weight.shape[0], ctx.launch
-        zero = torch.zeros_like(logsumexp)
-        g_log_prob = zero if grad_log_prob is None else grad_log_prob.contiguous()
-        g_p = (zero if grad_logsumexp is None else grad_logsumexp) - g_log_prob
-        g_entropy = grad_entropy.contiguous() if ctx.want_entropy and grad_entropy is not None else None
-        if g_entropy is not None:
-            g_p = g_p - g_entropy * entropy
-        grad_hidden = torch.zeros(hidden.shape, device=hidden.device)  # summed over chunks: fp32
-        grad_weight = torch.empty(weight.shape, device=weight.device)
-        buffer = torch.empty(N * min(V, VOCAB_CHUNK), device=hidden.device, dtype=hidden.dtype)
-        block, constants = _block(launch, "backward", hidden)
-        for first, words in _chunks(weight, hidden.dtype):
-            dz = buffer[: N * len(words)].view(N, len(words))
-            tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
-            args = (hidden, words, targets, logsumexp, g_log_prob, g_p, g_entropy, dz)
-            args += (N, *words.shape, first, 1 / ctx.temperature)
-            launch(log_prob_backward, (tiles,), args, block, **constants)
-            _product(dz.T, hidden, out=grad_weight[first : first + len(words)])
-            _product(dz, words, out=grad_hidden, add=True)
-        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), None, None, None, None
+def backward(
+    launch: Launcher, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, grad_logsumexp: Tensor | None,
+    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: Tensor, logsumexp: Tensor, temperature: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the kernel of the backward pass, chunk by chunk, and multiply: dL/dhidden and dL/dweight from the gradients of
+    the three outputs (None: not used) and what `forward` had and gave."""
+    hidden, targets = hidden.contiguous(), targets.contiguous()
+    N, V = hidden.shape[0], weight.shape[0]
+    zero = torch.zeros_like(logsumexp)
+    g_log_prob = zero if grad_log_prob is None else grad_log_prob.contiguous()
+    g_p = (zero if grad_logsumexp is None else grad_logsumexp) - g_log_prob
+    g_entropy = None if grad_entropy is None else grad_entropy.contiguous()
+    if g_entropy is not None:
+        g_p = g_p - g_entropy * entropy
+    grad_hidden = torch.zeros(hidden.shape, device=hidden.device)  # summed over chunks: fp32
+    grad_weight = torch.empty(weight.shape, device=weight.device)
+    buffer = torch.empty(N * min(V, VOCAB_CHUNK), device=hidden.device, dtype=hidden.dtype)
+    block, constants = _block(launch, "backward", hidden)
+    for first, words in _chunks(weight, hidden.dtype):
+        dz = buffer[: N * len(words)].view(N, len(words))
+        tiles = triton.cdiv(N, block.rows) * triton.cdiv(len(words), block.cols)
+        args = (hidden, words, targets, logsumexp, g_log_prob, g_p, g_entropy, dz)
+        args += (N, *words.shape, first, 1 / temperature)
+        launch(log_prob_backward, (tiles,), args, block, **constants)
+        _product(dz.T, hidden, out=grad_weight[first : first + len(words)])
+        _product(dz, words, out=grad_hidden, add=True)
+    return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype)
 
 
 def _chunks(weight: Tensor, dtype: torch.dtype):
@@ -198,3 +199,48 @@ def _product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
         torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs' shapes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("excursion::log_prob", mutates_args=())
+def forward_op(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return forward(Launcher(architecture(hidden.device)), hidden, weight, targets, temperature)
+
+
+@torch.library.custom_op("excursion::log_prob_backward", mutates_args=())
+def backward_op(
+    grad_log_prob: Tensor | None, grad_entropy: Tensor | None, grad_logsumexp: Tensor | None,
+    hidden: Tensor, weight: Tensor, targets: Tensor, entropy: Tensor, logsumexp: Tensor, temperature: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    launch, grads = Launcher(architecture(hidden.device)), (grad_log_prob, grad_entropy, grad_logsumexp)
+    return backward(launch, *grads, hidden, weight, targets, entropy, logsumexp, temperature)
+
+
+@forward_op.register_fake
+def _(hidden, weight, targets, temperature):
+    return tuple(hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3))
+
+
+@backward_op.register_fake
+def _(grad_log_prob, grad_entropy, grad_logsumexp, hidden, weight, *_):
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.temperature = inputs
+    _, entropy, logsumexp = output
+    ctx.save_for_backward(*tensors, entropy, logsumexp)
+    ctx.set_materialize_grads(False)  # None for an output that is not used
+
+
+def _gradients(ctx, *grads):
+    return *backward_op(*grads, *ctx.saved_tensors, ctx.temperature), None, None
+
+
+forward_op.register_autograd(_gradients, setup_context=_save)

@@ -1,10 +1,15 @@
 """Every operation of kernels/, and the norm and the rotation of model.py, against the plain formula in float64."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend
 
 import kernels
 from kernels import CHUNK_ROWS
@@ -339,3 +344,33 @@ def test_attention_with_shared_prompts_equals_rows_of_their_own(rows, kv_heads, 
     torch.testing.assert_close(out, want, atol=1e-12, rtol=1e-12)
     for got, expected in zip(*(torch.autograd.grad(x, inputs, up) for x in (out, want)), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_which_attention_runs_on_a_gpu(monkeypatch):
+    """Whole rows: PyTorch's, cuDNN first in passes with gradients and left out in others. Documents: the Triton kernel, and
+    with KERNELS=triton for both. On tensors that only say that they are on a GPU."""
+    ran = []
+
+    def sdpa(q, k, v, **_):
+        ran.append(torch._C._get_sdp_priority_order())
+        assert torch.backends.cuda.cudnn_sdp_enabled() == torch.is_grad_enabled()
+        return q
+
+    stub = SimpleNamespace(attention=lambda q, *_: ran.append("triton"))
+    monkeypatch.setitem(sys.modules, "kernels.triton_attention", stub)
+    monkeypatch.setattr(kernels, "triton_attention", stub, raising=False)
+    monkeypatch.setattr(kernels, "_triton_can_run", lambda device: True)
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", sdpa)
+    cudnn, flash, *_ = order = [int(backend) for backend in kernels.SDPA]
+    assert cudnn == int(SDPBackend.CUDNN_ATTENTION) and flash == int(SDPBackend.FLASH_ATTENTION)
+    for choice, wanted in (("auto", [order, order[1:], "triton"]), ("triton", ["triton"] * 3)):
+        ran.clear()
+        monkeypatch.setattr(kernels, "_choice", choice)
+        with FakeTensorMode():
+            q = torch.empty(1, 8, 2, 16, device="cuda")
+            start = torch.zeros(1, 8, dtype=torch.long, device="cuda")
+            kernels.attention(q, q, q)
+            with torch.no_grad():
+                kernels.attention(q, q, q)
+            kernels.attention(q, q, q, start)
+        assert [x[: len(w)] if isinstance(w, list) else x for x, w in zip(ran, wanted, strict=True)] == wanted, choice

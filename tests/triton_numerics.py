@@ -286,7 +286,7 @@ def log_prob_inputs(N: int, V: int, C: int, scale: float = 1.0) -> list[Tensor]:
 def run_log_prob(hidden, weight, targets, temperature, up, which=(0, 1, 2)) -> list[Tensor]:
     """The three outputs, and the gradients of the chosen ones, weighted by `up`."""
     with poisoned():
-        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature, True)
+        out = triton_log_prob.linear_log_prob(hidden, weight, targets, temperature)
         loss = sum((out[i] * up[i]).sum() for i in which)
         return [*out, *torch.autograd.grad(loss, (hidden, weight))]
 
@@ -348,7 +348,7 @@ def test_log_prob_of_a_target_outside_the_vocabulary():
     broken = targets.clone()
     broken[3], broken[7] = -100, 300
     good, bad = (kernels._LinearLogProb.apply(hidden, weight, targets, 1.0, False)[0],
-                 triton_log_prob.linear_log_prob(hidden, weight, broken, 1.0, False)[0])  # fmt: skip
+                 triton_log_prob.linear_log_prob(hidden, weight, broken, 1.0)[0])  # fmt: skip
     assert bad.isnan().nonzero().flatten().tolist() == [3, 7]
     torch.testing.assert_close(bad[~bad.isnan()], good[~bad.isnan()], atol=2e-5, rtol=0)
 
@@ -368,6 +368,38 @@ def test_13_log_prob_of_huge_logits(temperature):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-6, atol=2e-6)
     for a, b in zip(got[3:], grads, strict=True):  # p = e^(z - L), and L = 1e4 has an error of 2e-4 (in 1 / 0.6 times)
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators, for torch.compile
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_attention_operators():
+    """PyTorch's own checks: shapes and types without a launch are those of a launch, no input is changed or returned, and a
+    traced forward and backward of changing shapes have the gradients of the eager one."""
+    q, k, v = (torch.randn(1, 9, heads, 32, generator=generator(heads)).to(DEVICE) for heads in (4, 2, 2))
+    v = v.transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    rows = [[(0, 0)] * 3 + [(0, 1)] * 2 + [(0, 2)] + [(1, 0)] * 3]
+    doc_start, prompt = (x.to(DEVICE, torch.int32) for x in layout_of(rows))
+    documents = (doc_start, triton_attention.doc_ends(doc_start, None), None, None)
+    prompts = (doc_start, triton_attention.doc_ends(doc_start, prompt), *prompt)
+    for layout in ((None,) * 4, documents, prompts):
+        torch.library.opcheck(triton_attention.forward_op, (*inputs, *layout))
+        detached = [x.detach() for x in inputs]
+        saved = (*detached, *layout, *triton_attention.forward_op(*detached, *layout))
+        torch.library.opcheck(triton_attention.backward_op, (torch.randn_like(q), *saved))
+
+
+def test_log_prob_operators():
+    """The same of the log-prob, whose gradient takes the outputs that are used."""
+    inputs = log_prob_inputs(7, 40, 16)
+    torch.library.opcheck(triton_log_prob.forward_op, (*inputs, 0.6))
+    detached = [x.detach() for x in inputs]
+    outs = triton_log_prob.forward_op(*detached, 0.6)
+    for grads in ((outs[0], None, None), outs):
+        torch.library.opcheck(triton_log_prob.backward_op, (*grads, *detached, *outs[1:], 0.6))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
     python -m tools.kernel_report report      for sm_80, sm_90, sm_100: registers, spills, memory; needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates, print the fastest as lines of kernels/blocks.py
 
-Both call the kernels' autograd Functions at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own: in `report` it
-only keeps what would be launched, in `tune` it launches and times. A new kernel is called in `launches` and in `tune`.
+Both call the functions that launch the kernels at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own: in `report`
+it only keeps what would be launched, in `tune` it launches and times. A new kernel is called in `launches` and in `tune`.
 """
 
 import importlib.util
@@ -43,13 +43,12 @@ def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int
     """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args, block,
     constants), each kernel once.
 
-    arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too). head: the head size. group: query heads to one key head.
+    arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too). head: the
+    head size. group: query heads to one key head.
     On the meta device: all shapes, no data.
     """
-    from kernels import triton_decode
+    from kernels import triton_attention, triton_decode, triton_log_prob
     from kernels.blocks import Launcher
-    from kernels.triton_attention import Attention
-    from kernels.triton_log_prob import LinearLogProb
 
     made = {}
 
@@ -58,26 +57,28 @@ def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int
             made.setdefault(kernel.__name__, (kernel, args, block, constants))
 
     def new(*shape, **kwargs):
-        return torch.empty(*shape, device="meta", **{"dtype": dtype, "requires_grad": True, **kwargs})
+        return torch.empty(*shape, device="meta", **{"dtype": dtype, **kwargs})
+
+    launch, fp32, ints = Recorder(arch), dict(dtype=torch.float32), dict(dtype=torch.int32)
 
     q, k, v = (new(4, 4096, heads, head) for heads in (16, 16 // group, 16 // group))
-    doc_start = new(4, 4096, dtype=torch.int64, requires_grad=False) if layout != "causal" else None
-    prompt = new(2, 4, 4096, dtype=torch.int64, requires_grad=False) if layout == "prompts" else None
-    Attention.apply(q, k, v, doc_start, prompt, Recorder(arch)).sum().backward()
-    hidden, weight = new(16384, 2048), new(100352, 2048, dtype=torch.float32)
-    targets = new(16384, dtype=torch.int64, requires_grad=False)
-    sum(x.sum() for x in LinearLogProb.apply(hidden, weight, targets, 0.6, True, Recorder(arch))).backward()
+    given = {"causal": 0, "documents": 2, "prompts": 4}[layout]  # of doc_start, doc_end, prompt_start, prompt_end
+    layout = [new(4, 4096, **ints)] * given + [None] * (4 - given)
+    out, lse = triton_attention.forward(launch, q, k, v, *layout)
+    triton_attention.backward(launch, out, q, k, v, *layout, out, lse)
+    hidden, weight, targets = new(16384, 2048), new(100352, 2048, **fp32), new(16384, dtype=torch.int64)
+    log_prob, entropy, logsumexp = triton_log_prob.forward(launch, hidden, weight, targets, 0.6)
+    grads = (log_prob, entropy, logsumexp)
+    triton_log_prob.backward(launch, *grads, hidden, weight, targets, entropy, logsumexp, 0.6)
 
-    x, fp32 = new(512, 1, 2048), dict(dtype=torch.float32)
+    x = new(512, 1, 2048)
     q, k, v = new(512, 16, head, **fp32), new(512, 16 // group, head, **fp32), new(512, 16 // group, head)
-    pool, pages = new(8000, 16, 16 // group, head), new(512, 64, dtype=torch.int32, requires_grad=False)
+    pool, pages = new(8000, 16, 16 // group, head), new(512, 64, **ints)
     length = pages[:, 0]
-    with torch.no_grad():
-        launch = Recorder(arch)
-        triton_decode.attention(q, k, v, pool, pool, pages, length, length, launch)
-        triton_decode.rms_norm(x, new(2048, **fp32), 1e-6, launch)
-        triton_decode.rotary(q[:, None], *new(2, 512, 1, 1, head, **fp32), launch)
-        triton_decode.swiglu(new(512, 1, 8192), new(512, 1, 8192), launch)
+    triton_decode.attention(q, k, v, pool, pool, pages, length, length, launch)
+    triton_decode.rms_norm(x, new(2048, **fp32), 1e-6, launch)
+    triton_decode.rotary(q[:, None], *new(2, 512, 1, 1, head, **fp32), launch)
+    triton_decode.swiglu(new(512, 1, 8192), new(512, 1, 8192), launch)
     return list(made.values())
 
 
@@ -149,9 +150,9 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
+    from kernels import triton_attention, triton_log_prob
     from kernels.blocks import Block, Launcher, architecture
-    from kernels.triton_attention import Attention
-    from kernels.triton_log_prob import VOCAB_CHUNK, LinearLogProb
+    from kernels.triton_log_prob import VOCAB_CHUNK
 
     device = torch.device("cuda")
     arch = architecture(device)
@@ -174,7 +175,7 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
                 self.milliseconds = do_bench(lambda: again(*args, **constants), return_mode="median")
 
     def new(*shape):
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16).requires_grad_()
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
 
     for head in heads:
         if head:
@@ -194,9 +195,13 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
                 timer = Timer(name, block)
                 try:
                     if head:
-                        Attention.apply(q, k, v, None, None, timer).sum().backward()
+                        layout = (None,) * 4
+                        out, lse = triton_attention.forward(timer, q, k, v, *layout)
+                        triton_attention.backward(timer, out, q, k, v, *layout, out, lse)
                     else:
-                        LinearLogProb.apply(hidden, weight, targets, 1.0, False, timer)[0].sum().backward()
+                        outs = triton_log_prob.forward(timer, hidden, weight, targets, 1.0)
+                        saved = (hidden, weight, targets, *outs[1:])
+                        triton_log_prob.backward(timer, outs[0], None, None, *saved, 1.0)
                 except OutOfResources:
                     continue
                 times[block] = timer.milliseconds
