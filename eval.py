@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_model
@@ -39,9 +40,10 @@ from measures import Judged, judge_answers, summary
 from model import GPT
 from process import Process, end_process, start_process
 from runtime import Run
-from sampler import SamplerConfig, sample
+from sampler import Continuation, SamplerConfig, sample
 from verifier import GRADERS
 
+SHADED = 4  # answers to each question that are written with the probabilities of their tokens
 HELD_OUT_SAMPLES = 8  # answers to each question in an evaluation while training
 HELD_OUT_TOKENS = 10_000  # of each source, for bits per byte there
 
@@ -161,7 +163,10 @@ def evaluate_questions(
         for i, answers in zip(mine, sampled, strict=False):  # on a signal `sampled` is empty
             texts, finished = [tokenizer.decode(a.text_tokens) for a in answers], [a.finished for a in answers]
             lengths = [len(a.tokens) for a in answers]
-            yield judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
+            of_one = judge_answers(questions[i], texts, finished, lengths, config.grader, config.truncated)
+            for answer, row in zip(answers[:SHADED], of_one.samples, strict=False):
+                row |= probabilities(answer, tokenizer)
+            yield of_one
 
     judged = process.spread(len(prompts), judged_answers)
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "max_new_tokens")}
@@ -171,6 +176,14 @@ def evaluate_questions(
         for q, j in zip(questions, judged, strict=True)
     ]
     return {"n": n, "shots": shots, "left_out": long, **settings, **means}, rows
+
+
+def probabilities(answer: Continuation, tokenizer: Tokenizer) -> dict[str, list]:
+    """What tools/reader.py shades an answer by: p of each token at the sampling temperature, before top-p, to three digits, and
+    where it ends in the text, in characters. Without the stop token."""
+    tokens = answer.text_tokens
+    p = np.exp(answer.log_probs[: len(tokens)].astype(np.float64))
+    return {"p": p.round(3).tolist(), "ends": tokenizer.ends(tokens)}
 
 
 def build_prompts(

@@ -22,7 +22,7 @@ class Judged:
 
     counts: dict  # how many are right, have a box, ...: the question's row in the record
     values: list[str | None]  # what each answer says, in normal form (verifier.canonical); None: nothing
-    samples: list[dict]  # text and verdict of each
+    samples: list[dict]  # text and verdict of each; cut: True where it has no stop token
 
 
 def judge_answers(
@@ -37,6 +37,8 @@ def judge_answers(
     said = [grade.answer for grade in grades]
     values = [answer if answer is None else canonical(answer) for answer in said]  # 1/2 and 0.5 are one value
     samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
+    for row, whole in zip(samples, finished, strict=True):
+        row |= {} if whole else {"cut": True}
     vote = majority_vote(said)
     counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
     counts["c"] = sum(grade.right for grade in grades)

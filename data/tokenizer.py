@@ -8,6 +8,7 @@ shipped.
 """
 
 import base64
+import codecs
 import hashlib
 import os
 import re
@@ -92,6 +93,15 @@ class Tokenizer:
         """Text of token ids. Broken UTF-8 becomes U+FFFD, eos and pad their names, ids that stand for nothing vanish."""
         known = (int(i) for i in ids if 0 <= i < self.vocab_size)
         return b"".join(self._pieces[i] for i in known).decode("utf-8", errors="replace")
+
+    def ends(self, ids) -> list[int]:
+        """Where the text of each token ends in `decode(ids)`, in characters; one of several tokens belongs to the last of them."""
+        decoder, at, ends = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
+        for number, i in enumerate(ids, 1):
+            piece = self._pieces[i] if i < self.vocab_size else b""
+            at += len(decoder.decode(piece, final=number == len(ids)))
+            ends.append(at)
+        return ends
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

@@ -41,8 +41,9 @@ def shown_samples(path: Path) -> list[dict]:
         rows = [json.loads(line) for line in file]
     shown = []
     for name in dict.fromkeys(row["set"] for row in rows):
-        first = [row for row in rows if row["set"] == name][:SHOWN]
-        shown += [{**row, "samples": row["samples"][:4]} for row in first]
+        for row in [row for row in rows if row["set"] == name][:SHOWN]:
+            samples = [{key: s[key] for key in ("text", "right", "process") if key in s} for s in row["samples"][:4]]
+            shown.append({**row, "samples": samples})
     return shown
 
 

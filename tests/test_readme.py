@@ -37,6 +37,7 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "eval": "--limit 2 --samples 2 --k 1 2 --max_new_tokens 4 --val_tokens 200",
     "excursion": "",
     "tools.plot": "",
+    "tools.reader": "",
 }
 
 PROGRAMS = {"excursion": "excursion.command"}  # where the flags and main() of a package are
@@ -82,6 +83,7 @@ def stand_in(path: Path) -> None:
     if path.parts[-2:] == ("eval", "last.json"):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(next(Path("out/pretrain/eval").glob("*.json")), path)
+        shutil.copy(next(Path("out/pretrain/eval").glob("*.jsonl.gz")), path.with_suffix(".jsonl.gz"))
 
 
 def hub(repository: str, config: str, split: str, *_) -> list[dict]:
