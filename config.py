@@ -42,7 +42,8 @@ class RunConfig:
     # log-spaced over the last factor 8 of the run
     save_at: str = ""
     save_every: str = "30m"  # how often last.pt is written: 100 (steps) or 30m (minutes); 0: only when one is kept
-    logger: str = ""  # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard)
+    # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard): metrics, and of RL some answers
+    logger: str = ""
 
     def check(self) -> None:
         """UserError for flags that no run can have."""

@@ -137,13 +137,12 @@ def figure_of(found: list[tuple[str, list[Curve | None]]], names: list[str]):
                 draw_curve(ax, *curve, look)
         ax.set_xlim(-0.02 * longest, 1.02 * longest)
         ax.locator_params(axis="x", nbins=5, integer=True)
-        if title == "Gradient norm" and all((curve[1] > 0).all() for curve in curves if curve is not None):
+        values = np.concatenate([curve[1] for curve in curves if curve is not None])
+        if title == "Gradient norm" and values.max() > 5 * values.min() > 0:
             ax.set_yscale("log")  # a spike is many times the rest
             ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(
-                lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""
-            )  # 0.2 and 0.5 of a decade
-        elif ax.get_ylim()[0] < 0 and all((curve[1] >= 0).all() for curve in curves if curve is not None):
+            ax.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+        elif ax.get_ylim()[0] < 0 <= values.min():
             ax.set_ylim(bottom=0)
         if i + 2 >= len(found):
             ax.set_xlabel("step")

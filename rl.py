@@ -58,7 +58,7 @@ from verifier import judge
 
 BETAS = (0.9, 0.999)  # of AdamW
 WRITTEN = 4  # groups (questions with their answers) of each step that go to rollouts.jsonl.gz
-SHOW_EVERY = 16  # steps from one answer that is printed to the next
+SHOW_EVERY = 16  # steps from one answer that is printed, and one table for --logger, to the next
 
 
 @dataclass
@@ -449,8 +449,8 @@ def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops
 
 
 class RolloutLog:
-    """Appends a few groups of every step to OUT/rollouts.jsonl.gz, prints an answer now and then, and warns where no group
-    has signal."""
+    """Appends a few groups of every step to OUT/rollouts.jsonl.gz; now and then prints an answer and gives those groups to --logger;
+    warns where no group has signal."""
 
     def __init__(self, run: Run):
         self.run, self.path, self.steps_without_signal = run, run.out / "rollouts.jsonl.gz", 0
@@ -482,10 +482,19 @@ class RolloutLog:
                 row["samples"] = [a.text for a in group]
                 file.write(json.dumps(row) + "\n")
         if step % SHOW_EVERY == 1:
+            written = [answer for group in groups[:WRITTEN] for answer in group]
+            self.run.log_table(step, "rollouts", [answer_row(answer) for answer in written])
             a = groups[0][0]
             text = self.run.tokenizer.decode(a.prompt) + a.text
             tqdm.write(f"step {step}  reward {a.reward:g}  (right: {a.question['answer']})\n"
                        "  | " + text.replace("\n", "\n  | "))  # fmt: skip
+
+
+def answer_row(answer: Answer) -> dict:
+    """An answer in the tables of --logger."""
+    question = answer.question
+    return {"id": question["id"], "question": question["question"], "right": question["answer"], "answer": answer.text,
+            "reward": answer.reward, "advantage": answer.advantage, "finished": answer.finished}  # fmt: skip
 
 
 def drop_after(path: Path, step: int) -> None:

@@ -387,6 +387,19 @@ class Run:
                 if isinstance(value, int | float):
                     self._tensorboard.add_scalar(key, value, step)
 
+    def log_table(self, step: int, name: str, rows: list[dict]) -> None:
+        """Rows with the same keys: a table in wandb, text in TensorBoard, nothing without --logger."""
+        if self._wandb:
+            import wandb
+
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._wandb.log({name: table}, step=step)
+        if self._tensorboard:
+            # In markdown an indented block is shown as it is, whatever a model has written
+            texts = ["\n".join(f"{key}: {value}" for key, value in row.items()) for row in rows]
+            block = "\n\n".join(texts).replace("\n", "\n    ")
+            self._tensorboard.add_text(name, f"    {block}", step)
+
     def save(self, keep: bool) -> Path:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
         model, progress = self.model, self.progress

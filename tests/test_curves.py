@@ -89,6 +89,9 @@ def test_figure():
     legend = [line.get_color() for line in figure.artists]
     assert legend == [reward.lines[1].get_color(), reward.lines[2].get_color()] and len(set(legend)) == 2
     assert [text.get_text() for text in figure.texts] == ["long", "short"]
+    for lowest, scale in ((0.0, "linear"), (0.1, "log"), (0.9, "linear")):
+        (ax,) = curves.figure_of([("Gradient norm", [(x[:2], np.array([lowest, 1.0]))])], ["a"]).axes
+        assert ax.get_yscale() == scale
     many = curves.figure_of([("Reward", [(x, x)] * 12)], [str(i) for i in range(12)])
     assert len({(line.get_color(), line.get_linestyle()) for line in many.artists}) == 12
 

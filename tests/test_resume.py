@@ -1,5 +1,6 @@
 """One resume rule for all stages: what goes on, what is refused, what a kill between two writes costs (nothing)."""
 
+import gzip
 import json
 import sys
 import types
@@ -188,6 +189,40 @@ def test_a_logger_that_is_not_installed(logger, base, world, tmp_path, monkeypat
     with pytest.raises(UserError, match="is not installed: pip install"):
         sft.main(config("sft", tmp_path / "run", base, world, logger=logger))
     assert not (tmp_path / "run").exists()
+
+
+def test_rollouts_in_wandb_and_tensorboard(base, world, tmp_path, monkeypatch):
+    """RL gives what it writes to rollouts.jsonl.gz at the first step and every 16th after it: the same answers and rewards, a row
+    an answer, at the step of their metrics. In TensorBoard each line stands in a block that is shown as it is."""
+    tables, texts = [], []
+    log = types.SimpleNamespace(log=lambda values, step: tables.append((step, values)), finish=lambda: None)
+    fake = types.SimpleNamespace(
+        init=lambda **_: log, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    find = runtime.importlib.util.find_spec
+    installed = ("wandb", "tensorboard")
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name, *more: name in installed or find(name, *more))
+    board = types.SimpleNamespace(
+        add_scalar=lambda *_: None, add_text=lambda *words: texts.append(words), close=lambda: None
+    )
+    writer = types.SimpleNamespace(SummaryWriter=lambda *_, **__: board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+    monkeypatch.setattr(rl, "SHOW_EVERY", 2)
+    for logger in ("wandb:mine", "tensorboard"):
+        rl.main(config("rl", tmp_path / logger, base, world, steps=4, logger=logger))
+    logged = {step: values["rollouts"] for step, values in tables if "rollouts" in values}
+    written = {1: [], 3: []}
+    for row in map(json.loads, gzip.open(tmp_path / "wandb:mine/rollouts.jsonl.gz")):
+        for answer in zip(row["samples"], row["rewards"], row["finished"], strict=True):
+            if row["step"] in written:
+                written[row["step"]].append((row["id"], row["question"], row["answer"], *answer))
+    keys = ("id", "question", "right", "answer", "reward", "finished")
+    assert {step: [tuple(row[key] for key in keys) for row in table] for step, table in logged.items()} == written
+    assert [step for step, _ in tables] == [1, 1, 2, 3, 3, 4]
+    assert [(name, step) for name, _, step in texts] == [("rollouts", 1), ("rollouts", 3)]
+    assert all(line.startswith("    ") for _, text, _ in texts for line in text.split("\n"))
+    assert all(text.count("    reward: ") == len(written[step]) for _, text, step in texts)
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_run(base, world, tmp_path, monkeypatch):
