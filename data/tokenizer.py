@@ -129,8 +129,8 @@ def load_tokenizer(name: str) -> Tokenizer:
         ranks = parse_ranks(WORLD_RANKS.read_bytes())
         pattern, eos, pad, vocab_size = WORLD_PATTERN, len(ranks), len(ranks) + 1, len(ranks) + 2
     elif name in PUBLISHED:
-        file, sha256, pattern, eos, pad, vocab_size = PUBLISHED[name]
-        ranks = parse_ranks(_published_ranks(name, RANKS_URL + file, sha256))
+        *_, pattern, eos, pad, vocab_size = PUBLISHED[name]
+        ranks = parse_ranks(_published_ranks(name))
     else:
         raise UserError(f"unknown tokenizer {name!r}: use one of {', '.join(NAMES)}")
     special = {"<|endoftext|>": eos} | ({"<|pad|>": pad} if pad != eos else {})
@@ -175,14 +175,27 @@ def parse_ranks(content: bytes) -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
-def _published_ranks(name: str, url: str, sha256: str) -> bytes:
+def ranks_path(name: str) -> Path:
+    """Where tiktoken keeps the rank file of a published tokenizer: $TIKTOKEN_CACHE_DIR, or a folder of its own."""
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
+    return folder / hashlib.sha1((RANKS_URL + PUBLISHED[name][0]).encode()).hexdigest()
+
+
+def keep_ranks(name: str, content: bytes) -> None:
+    """Put a rank file that came from elsewhere (tools/hf_tokenizer.py) where it is looked for. Its digest must be right."""
+    path = ranks_path(name)
+    assert hashlib.sha256(content).hexdigest() == PUBLISHED[name][1], name
+    if not path.exists() or path.read_bytes() != content:
+        write_bytes(path, content)
+
+
+def _published_ranks(name: str) -> bytes:
     """A published rank file from tiktoken's cache, or downloaded into it.
 
     tiktoken would do this by itself, but waits without limit where a firewall drops packets.
     """
-    default = Path(tempfile.gettempdir()) / "data-gym-cache"
-    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
-    path = folder / hashlib.sha1(url.encode()).hexdigest()
+    url, sha256, path = RANKS_URL + PUBLISHED[name][0], PUBLISHED[name][1], ranks_path(name)
     by_hand = (
         f"save it as {path.name} in a folder and set TIKTOKEN_CACHE_DIR to that folder, or use the world tokenizer"
     )

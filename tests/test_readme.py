@@ -20,8 +20,19 @@ from data import inputs as data_inputs
 from data import prepare
 from data import questions as data_questions
 
-PAGES = ("README.md", "docs/data.md", "docs/paper.md", "docs/kernels.md", "docs/files.md", "docs/launch.md")
+PAGES = (
+    "README.md",
+    "docs/data.md",
+    "docs/paper.md",
+    "docs/kernels.md",
+    "docs/files.md",
+    "docs/launch.md",
+    "docs/huggingface.md",
+)
+HUB = "python -m tools.olmo2 import allenai/OLMo-2-0425-1B out/m10.pt --revision stage1-step10000-tokens21B"
 NOT_RUN = {
+    HUB: "the hub may be out of reach; test_hf.py runs the same with a stand-in",
+    "python -m tools.olmo2 import olmo2-1b out/olmo2-1b.pt --tokens 4000000000000": "a model of 6 GB; test_hf.py has a small one",
     "make excursion": "half an hour; test_excursion.py runs the same program at the smoke scale",
     "make smoke": "installs, then runs commands that are run here",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
@@ -38,6 +49,7 @@ SMALL = {  # what is appended to a command of a program, so that it ends in a se
     "excursion": "",
     "tools.plot": "",
     "tools.reader": "",
+    "tools.olmo2": "",
 }
 
 PROGRAMS = {"excursion": "excursion.command"}  # where the flags and main() of a package are

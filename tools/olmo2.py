@@ -1,35 +1,64 @@
-"""OLMo2 weights of Hugging Face's transformers as a checkpoint of this project, for sft.py, rl.py and eval.py.
+"""OLMo2 models of Hugging Face as checkpoints of this project, and checkpoints as folders that transformers, vLLM and
+lm-evaluation-harness load.
 
-    hf download allenai/OLMo-2-0425-1B --local-dir olmo2-1b        # by huggingface_hub; nothing is downloaded here
-    python -m tools.olmo2 --weights olmo2-1b --out out/olmo2-1b.pt
+    python -m tools.olmo2 import allenai/OLMo-2-0425-1B out/m10.pt --revision stage1-step10000-tokens21B    # from the hub
+    python -m tools.olmo2 import olmo2-1b out/olmo2-1b.pt         # a folder: hf download allenai/OLMo-2-0425-1B --local-dir olmo2-1b
+    python -m tools.olmo2 export out/rl/last.pt out/rl_hf         # config.json, *.safetensors, generation_config.json, the tokenizer
 
-Only OLMo2's own architecture is taken: config.json must say so. transformers itself is not needed for this.
+Only OLMo2's own architecture is taken: config.json must say so. transformers itself is not needed for this. Weights pass through
+one by one: in memory there is at most one copy of them, in fp32 (of an export, one tensor).
 """
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from tyro.conf import Positional
 
-from checkpoint import DTYPES, FORMAT, check_config, check_weights, save_checkpoint
-from cli import UserError, cli
+from checkpoint import DTYPES, FORMAT, check_config, check_weights, load_checkpoint, save_checkpoint
+from cli import UserError, cli, refuse_idle
 from data.tokenizer import PUBLISHED, load_tokenizer, tokenizer_digest
-from files import MALFORMED
+from files import MALFORMED, read_json, replacing, replacing_path, write_text
 from model import GPT, GPTConfig
+from tools.hf_tokenizer import tokenizer_files, tokenizer_of
 
 
 @dataclass
 class Config:
-    """Conversion: from which file to which"""
+    """Conversion: from which model to which"""
 
-    weights: str = ""  # folder with config.json and *.safetensors, or one .safetensors file beside its config.json
-    out: str = ""  # the checkpoint to write, such as out/olmo2-1b.pt
-    tokenizer: str = "cl100k"  # the ids that the model was trained on; cl100k is OLMo2's
-    tokens: int = 0  # pretraining tokens behind the weights: a label in records and tables
+    command: Positional[Literal["import", "export"]] = (
+        "import"  # import: theirs → a checkpoint; export: a checkpoint → theirs
+    )
+    # of `import`: a folder with config.json and *.safetensors, one .safetensors file beside its config.json, or a model of
+    # the hub, OWNER/NAME; of `export`: a checkpoint
+    source: Positional[str] = ""
+    target: Positional[str] = ""  # of `import`: the checkpoint to write; of `export`: the folder to make
+    revision: str = ""  # of a model of the hub: branch, tag or commit, such as stage1-step10000-tokens21B
+    # of `import`: the ids that the model was trained on; empty: what the folder's tokenizer.json is, else cl100k, OLMo2's
+    tokenizer: str = ""
+    # of `import`: pretraining tokens behind the weights, a label in records and tables; 0: what --revision or the folder's
+    # name says (tokens21B)
+    tokens: int = 0
+    shard_gib: float = 4.0  # of `export`: the largest .safetensors file
+    weights: str = ""  # the same as SOURCE of `import`
+    out: str = ""  # the same as TARGET of `import`
+
+    def idle(self) -> dict[str, str]:
+        """flag → why it has no effect; giving such a flag is an error (cli.refuse_idle)."""
+        if self.command == "export":
+            return dict.fromkeys(("revision", "tokenizer", "tokens", "weights", "out"), "outside of `import`")
+        idle = {"shard_gib": "outside of `export`"}
+        if self.source or self.target:
+            idle |= dict.fromkeys(("weights", "out"), "beside SOURCE and TARGET")
+        return idle
 
 
 # Our names → transformers'. A block's are blocks.LAYER.OURS.weight and model.layers.LAYER.THEIRS.weight.
@@ -132,21 +161,19 @@ def read_config(path: Path) -> GPTConfig:
         }
         return check_config(values)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; --weights needs the model's config.json") from None
+        raise UserError(f"{path}: {error.strerror}; config.json must lie beside the weights") from None
     except MALFORMED as error:
         raise UserError(f"{path}: not a config.json of transformers ({type(error).__name__}: {error})") from None
 
 
 def read_weights(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and transformers state_dict of a folder, or of one .safetensors file beside its config.json. UserError."""
+    """Config and transformers state_dict of a folder, or of one .safetensors file beside its config.json. The tensors are mapped:
+    they take memory as they are read. UserError."""
     if not path.exists():
-        raise UserError(f"--weights {path}: no such folder or file (nothing is downloaded)")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        raise UserError(f"{path}: no such folder or file")
     config = read_config((path if path.is_dir() else path.parent) / "config.json")
-    if not files:
-        raise UserError(f"--weights {path}: there is no .safetensors file in it")
     state = {}
-    for file in files:
+    for file in weight_files(path):
         try:
             state |= load_file(file)
         except (SafetensorError, OSError) as error:
@@ -154,45 +181,199 @@ def read_weights(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return config, state
 
 
-def main(flags: Config) -> None:
-    if not flags.weights or not flags.out:
-        raise UserError("--weights and --out: name the model's folder and the checkpoint to write")
-    out = Path(flags.out)
+def weight_files(path: Path) -> list[Path]:
+    """The .safetensors files of a folder: those that its index names, or all. UserError if there is none, or one is missing."""
+    if not path.is_dir():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        files = sorted(path.glob("*.safetensors"))
+    else:
+        try:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            if any(Path(name).name != name for name in names):
+                raise ValueError("a file of another folder")
+        except MALFORMED as error:
+            raise UserError(f"{index}: not an index of safetensors ({type(error).__name__}: {error})") from None
+        files = [path / name for name in names]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            raise UserError(
+                f"{path}: {missing[0]} is missing: the download is not whole ({len(missing)} of {len(files)} files)"
+            )
+    if not files:
+        raise UserError(f"{path}: there is no .safetensors file in it")
+    return files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Import
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def download(name: str, revision: str) -> Path:
+    """A model of the hub in the hub's own cache; its folder. UserError with the way without network if it cannot be had."""
+    import huggingface_hub
+
+    wanted = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    try:
+        huggingface_hub.HfApi().model_info(
+            name, revision=revision or None, timeout=20
+        )  # asks once; a download tries for long
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:  # network, HTTP, a missing or closed model, a wrong name, a full disk: dozens of kinds
+        reason = (str(error).splitlines() or [""])[0][:200]
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"cannot have {name} from the hub: {type(error).__name__}: {reason}; where there is network, "
+            f"hf download {name}{at} --local-dir DIR, then here import DIR"
+        ) from None
+
+
+def label_of(text: str) -> tuple[int, int]:
+    """(step, tokens) that the name of a revision or folder says, as AI2 names them: stage1-step10000-tokens21B; 0: nothing."""
+    found = re.search(r"step(\d{1,12})-tokens(\d{1,7})B", text)
+    return (int(found[1]), int(found[2]) * 10**9) if found else (0, 0)
+
+
+def import_model(flags: Config, source: str, out: Path) -> None:
     if out.exists():
-        raise UserError(f"--out {out} exists: name another file")
-    config, theirs = read_weights(Path(flags.weights))
+        raise UserError(f"{out} exists: name another file")
+    # Where is it?
+    path = Path(source)
+    if path.exists() and flags.revision:
+        raise UserError(f"--revision {flags.revision}: {source} is here, and has one revision; leave --revision out")
+    if not path.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix == ".safetensors":
+            raise UserError(f"{source}: no such folder or file, nor OWNER/NAME of a model of the hub")
+        path = download(source, flags.revision)
+    # Read it, and see that it is what it says
+    config, theirs = read_weights(path)
+    tokenizer = tokenizer_of(path if path.is_dir() else path.parent, flags.tokenizer)
     # a published tokenizer's size is known without its ranks, which may have to be downloaded
-    known = PUBLISHED.get(flags.tokenizer)
-    vocab_size = known[-1] if known else load_tokenizer(flags.tokenizer).vocab_size
+    known = PUBLISHED.get(tokenizer)
+    vocab_size = known[-1] if known else load_tokenizer(tokenizer).vocab_size
     if vocab_size > config.vocab_size:
         raise UserError(
-            f"--tokenizer {flags.tokenizer} has {vocab_size} ids, the model's table {config.vocab_size}: "
+            f"--tokenizer {tokenizer} has {vocab_size} ids, the model's table {config.vocab_size}: "
             "name the tokenizer that the model was trained with"
         )
-    weights = {name: tensor.float() for name, tensor in from_olmo2(theirs, config).items()}
+    renamed = from_olmo2(theirs, config)
+    theirs.clear()  # so that each tensor goes when its fp32 one is there
+    weights = {name: renamed.pop(name).float() for name in list(renamed)}
     try:
         check_weights(weights, config)
     except ValueError as error:
-        raise UserError(f"--weights {flags.weights}: {error}") from None
-    args = asdict(flags)
+        raise UserError(f"{source}: {error}") from None
+    # Write it
+    step, tokens = label_of(flags.revision or Path(source).name)
+    tokens = flags.tokens or tokens
+    args = asdict(flags) | {"tokenizer": tokenizer}
     save_checkpoint(
         out,
         {
             "format": FORMAT,
             "stage": "pretrain",
             "config": asdict(config),
-            "tokenizer": flags.tokenizer,
-            "tokenizer_digest": tokenizer_digest(flags.tokenizer),
+            "tokenizer": tokenizer,
+            "tokenizer_digest": tokenizer_digest(tokenizer),
             "model": weights,
-            "step": 0,
-            "tokens": flags.tokens,
+            "step": step,
+            "tokens": tokens,
             "flops": None,  # unknown, and so it stays in all that comes of it
-            "lineage": [{"stage": "pretrain", "step": 0, "flops": None, "args": args}],
+            "lineage": [{"stage": "pretrain", "step": step, "flops": None, "args": args}],
             "args": args,
             "metrics": {},
         },
     )
-    print(f"wrote {out}; next: python eval.py --checkpoint {out}")
+    said = f"{tokens:,} pretraining tokens" if tokens else "pretraining tokens unknown (--tokens)"
+    print(f"wrote {out}: {tokenizer}, {said}; next: python eval.py --checkpoint {out}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Export
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def their_config(config: GPTConfig, eos: int, pad: int) -> dict:
+    """config.json, in the form of AI2's own. transformers 4 and 5, vLLM and read_config read it."""
+    return {
+        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "torch_dtype": "float32",
+        "vocab_size": config.vocab_size, "hidden_size": config.d_model, "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads, "num_key_value_heads": config.n_kv_heads,
+        "max_position_embeddings": config.context, "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
+        "rope_scaling": None, "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
+        "tie_word_embeddings": False, "use_cache": True, "initializer_range": 0.02,
+        "bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad,
+    }  # fmt: skip
+
+
+def shards(sizes: dict[str, int], largest: float) -> Iterator[list[str]]:
+    """Names in their order, as many in a shard as fit into `largest` bytes; at least one."""
+    shard, filled = [], 0
+    for name, size in sizes.items():
+        if shard and filled + size > largest:
+            yield shard
+            shard, filled = [], 0
+        shard.append(name)
+        filled += size
+    yield shard
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A .safetensors file in fp32, written tensor by tensor: 8 bytes length of the header, the header in JSON, the numbers.
+    (safetensors' own save_file copies all of them first.)"""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + 4 * tensor.numel()]}
+        end += 4 * tensor.numel()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.float().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def export_model(flags: Config, source: str, folder: Path) -> None:
+    """DIR, whole or not at all. The weights are those of the checkpoint, bit for bit."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: name another folder")
+    checkpoint = load_checkpoint(source)  # mapped
+    config, tokenizer = GPTConfig(**checkpoint["config"]), load_tokenizer(checkpoint["tokenizer"])
+    theirs = to_olmo2(checkpoint.pop("model"), config)
+    files = {
+        "config.json": their_config(config, tokenizer.eos, tokenizer.pad),
+        "generation_config.json": {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "do_sample": False},
+        **tokenizer_files(tokenizer, config.context),
+    }
+    split = list(shards({name: 4 * tensor.numel() for name, tensor in theirs.items()}, flags.shard_gib * 2**30))
+    with replacing_path(folder) as part:
+        part.mkdir()
+        place = {}  # name → its file
+        for i, names in enumerate(split):
+            file = f"model-{i + 1:05d}-of-{len(split):05d}.safetensors" if len(split) > 1 else "model.safetensors"
+            place |= dict.fromkeys(names, file)
+            write_safetensors(part / file, {name: theirs[name] for name in names})
+        if len(split) > 1:
+            total = sum(4 * tensor.numel() for tensor in theirs.values())
+            files["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": place}
+        for name, content in files.items():
+            write_text(part / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(
+        f"wrote {folder}: {len(split)} .safetensors, tokenizer {tokenizer.name}; next: lm_eval --model hf --model_args pretrained={folder}"
+    )
+
+
+def main(flags: Config) -> None:
+    refuse_idle(flags)
+    source, target = flags.source or flags.weights, flags.target or flags.out
+    if not source or not target:
+        raise UserError(f"{flags.command} SOURCE TARGET: name the model to read and what to write")
+    if flags.command == "export":
+        export_model(flags, source, Path(target))
+    else:
+        import_model(flags, source, Path(target))
 
 
 if __name__ == "__main__":
