@@ -73,11 +73,15 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 
 def joined(arguments: list[str], config_class: type) -> list[str]:
     """["--sbatch", "--gres=gpu:8"] → ["--sbatch=--gres=gpu:8"], for the flags that config_class.DASHED names: the parser would
-    take such a value for a flag."""
-    dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())}, []
+    take such a value for a flag. Those of config_class.PAIRED take two words: --stage_flags rl "--kl 0.01"."""
+    paired = {f"--{name}" for name in getattr(config_class, "PAIRED", ())}
+    dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())} | paired, []
     for word in arguments:
+        last = words[-1].partition("=") if words else ("", "", "")
         if words and words[-1] in dashed:
             words[-1] += f"={word}"
+        elif last[0] in paired and " " not in last[2]:
+            words[-1] += f" {word}"
         else:
             words.append(word)
     return words

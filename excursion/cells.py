@@ -16,6 +16,7 @@ from cli import UserError
 from data.tokenizer import load_tokenizer
 from eval import HELD_OUT_SAMPLES
 from excursion.config import PAPER_COOLING, Config
+from excursion.given import count_name, parse_stage_flags, read_bases
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
 from model import config_of, train_flops
@@ -57,11 +58,6 @@ def variant_name(variant: dict) -> str:
     """{"band": "0:1", "n": 5} → "0-1_n5", for the name of a folder (a colon would mean something to make)."""
     words = (f"{k}{v:g}" if isinstance(v, int | float) else str(v) for k, v in variant.items())
     return "_".join(words).replace(":", "-")
-
-
-def count_name(tokens: float) -> str:
-    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; names sort by tokens up to a billion."""
-    return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
 
 
 def record_name(cell: Cell) -> str:
@@ -120,6 +116,7 @@ class Builder:
     def __init__(self, config: Config, factors: dict[str, float], chosen: dict[str, list[float]]):
         self.config, self.factors, self.chosen = config, factors, chosen
         self.out = Path(config.out)
+        self.own_flags = parse_stage_flags(config.stage_flags)  # stage → flag → its words
         self.part = ""  # of the plan, of the cells that are added now
         self.cells: dict[str, Cell] = {}
 
@@ -127,6 +124,12 @@ class Builder:
         cell.part = self.part
         assert self.cells.setdefault(cell.name, cell).command == cell.command, cell.name
         return self.cells[cell.name]
+
+    def command(self, stage: str, flags: dict, *before: str) -> list[str]:
+        """A stage's command with these flags; one that the user gave (--stage_flags) stands in the plan's place."""
+        own = self.own_flags.get(stage, {})
+        words = [word for given in own.values() for word in given]
+        return [script(stage), *before, *flags_of({k: v for k, v in flags.items() if k not in own}), *words]
 
     def seconds(self, scale: str, **counts: float) -> float:
         """Estimated for a command on one idle core."""
@@ -161,7 +164,10 @@ class Builder:
     def pretrain(
         self, seed: int, source: int = -1, scale: str = "", tokens: str = "", mix: str = "", variant: dict | None = None
     ) -> list[Base]:
-        """A pretraining run (of seed `source`; -1: the same) and its checkpoints as `seed` starts from them, in order."""
+        """A pretraining run (of seed `source`; -1: the same) and its checkpoints as `seed` starts from them, in order; with --bases
+        those, which nothing has to make."""
+        if self.config.bases:
+            return self.given(seed)
         c, variant, source = self.config, variant or {}, seed if source < 0 else source
         scale, tokens, mix = scale or c.scale, tokens or c.tokens, mix or c.mix
         preset = pretrain.PRESETS[scale]
@@ -188,13 +194,26 @@ class Builder:
         flags |= dict(mix=mix) if mix else {}
         flags |= dict(save_every=max(20, steps // 20), out=run)
         paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_at(counts + kept), steps})}
-        command = [script("pretrain"), *flags_of(flags)]
+        command = self.command("pretrain", flags)
         seconds = self.seconds(scale, token=total)
         self.add(Cell(f"{place}/pretrain/train", f"pretrain {scale}", command, list(paths.values()), [], seconds, run))
         return [
             Base(f"{folder}/{count_name(n * per_step)}", paths[n], n * per_step, seed, source, n in primary_steps, scale, variant)
             for n in all_steps
         ]  # fmt: skip
+
+    def given(self, seed: int) -> list[Base]:
+        """The checkpoints of --bases as `seed` starts from them. Where tokens do not tell two apart, or are unknown, its name makes
+        one a variant: a row of the report's table, without a place on an axis of tokens."""
+        bases, source = read_bases(self.config.bases), self.config.seeds[0]
+        counts = [g.tokens for g in bases]
+        made = []
+        for i, g in enumerate(bases):
+            variant = {} if g.tokens and counts.count(g.tokens) == 1 else {"base": g.label}
+            made.append(
+                Base(f"seed{seed}/{g.label}", g.path, g.tokens, seed, source, i == len(bases) // 2, g.scale, variant)
+            )
+        return made
 
     def main(self, seed: int) -> Base:
         """The checkpoint of the plans that have one: the last of the primary ones."""
@@ -241,17 +260,22 @@ class Builder:
         if r.run:  # no run of its own: the end of another recipe's
             self.train(r.run, base, start, **changes)
             return last
+        # a flag that makes this recipe or this plan what it is cannot be another
+        for name in self.own_flags.get(r.stage, {}).keys() & {*r.flags, *changes}:
+            where = f"the plan {self.config.plan} varies it" if name in changes else f"the recipe {recipe} sets it"
+            raise UserError(f"--stage_flags {r.stage} --{name}: {where} (excursion/recipes.py, excursion/plan.py)")
         # what it starts from
         init = start or (self.train(r.after, base, **changes) if r.after else base.checkpoint)
         if r.mode == "soup":  # no training: the mean of two finished models
             other = self.train("sft", base, **changes)
-            command = [script("average"), *flags_of(dict(init=init) | r.flags | dict(other=other, out=run))]
+            flags = dict(init=init) | r.flags | dict(other=other, out=run)
+            command = [script("average"), *flags_of(flags)]  # a mean, to which no flag of a training run applies
             self.add(Cell(f"{name}/train", "soup", command, [run / "last.pt"], [init, other], SECONDS["start"]))
             return run / "last.pt"
         # its run, kept at each named step
         flags = self.training_flags(recipe, base, init, points)
         flags |= {k: v for k, v in changes.items() if k != "needs"} | dict(out=run)
-        command = [script(r.stage), *flags_of(flags)]
+        command = self.command(r.stage, flags)
         kept = [run / f"step_{step:07d}.pt" for step in points]
         needs = [init, *changes.get("needs", ())]
         self.add(Cell(f"{name}/train", r.stage, command, kept, needs, self.training_seconds(base.scale, flags), run))
@@ -298,7 +322,7 @@ class Builder:
         samples = self.config.samples
         flags = dict(checkpoint=model, data=self.config.data, questions=flags["questions"], samples=samples) | flags
         flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= samples) or (samples,), shots=shots)
-        command = [script("eval"), *flags_of(flags | self.length() | dict(out=folder))]
+        command = self.command("eval", flags | self.length() | dict(out=folder))
         return self.add(Cell(name, "eval", command, [folder / f"{model.stem}.json"], [model], seconds, meta=meta))
 
     def evaluate(self, recipe: str, base: Base, start: Path | None = None, **changes) -> None:
@@ -322,6 +346,12 @@ class Builder:
             rates=self.rates_of(recipe) if points else {},
         )  # fmt: skip
         meta["rates"] |= {k: v for k, v in changes.items() if k in ("lr", "sft_lr")}
+        own = self.own_flags.get(r.stage, {})
+        meta["rates"] |= {k: own[k][-1].split("=")[-1] for k in meta["rates"].keys() & own}
+        if self.own_flags:
+            meta["stage_flags"] = [
+                f"{stage} {shlex.join(w for g in own.values() for w in g)}" for stage, own in self.own_flags.items()
+            ]
         if r.stage == "rl":
             meta["rate"] = base.variant.get("rate", 1.0)  # times the rate of all RL stages
             meta["paper"] = (recipe, meta["rate"]) in (("rl", 1.0), ("sft_rl", max(c.factors)))  # see plan_sharpening
@@ -360,7 +390,7 @@ class Builder:
         c, name = self.config, f"{base.folder}/difficulty/{recipe}"
         flags = dict(checkpoint=model, data=c.data, limit=c.pool) | self.length() | dict(out=self.out / name)
         command, result = (
-            [script("eval"), "--preset", "difficulty", *flags_of(flags)],
+            self.command("eval", flags, "--preset", "difficulty"),
             self.out / name / f"{model.stem}.difficulty.json",
         )
         self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))

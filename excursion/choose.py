@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pretrain
 from cli import UserError
-from excursion.cells import count_name, grid_of
+from excursion.cells import grid_of
 from excursion.config import Config
+from excursion.given import count_name
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, read_state
 from files import MALFORMED, read_json, replacing_path, write_text

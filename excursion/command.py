@@ -6,6 +6,8 @@
     python -m excursion run --plan sweep --budget study          # checkpoints, at which rates (both on validation
     python -m excursion run --budget study                       # questions), then the grid and order x rate x dose
     python -m excursion run --plan sharpening --budget study
+    python -m excursion run --bases a.pt b.pt                # the same from given checkpoints: nothing is pretrained
+    python -m excursion run --bases out/pretrain/step_*.pt --recipes base_0shot rl --stage_flags rl "--kl 0.01"    # an ablation
     python -m excursion report --records results/excursion   # tables and figures again, from committed records alone
     python -m excursion compare BASE.json SEED0.json SEED1.json      # the change from one record of eval.py to others
 
@@ -166,7 +168,7 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
         print(SUBMIT.format(here=here, out=out, bin=interpreter, sbatch=config.sbatch))
         maker = {path: i for i, cell in enumerate(cells) for path in cell.results}
         for i, cell in enumerate(cells):
-            after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs))
+            after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs if path in maker))
             command = shell(cell, config)
             if not cell.run:  # a run decides by itself whether anything is left to do
                 command = f"[ -e {shlex.quote(str(cell.result))} ] || {{ {command}; }}"

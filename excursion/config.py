@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 import average
 import cli
@@ -24,6 +24,7 @@ from cli import UserError
 from data.loader import integer_weights, parse_mix
 from data.questions import BANDS, HUB_QUESTIONS
 from data.world import SPLITS
+from excursion.given import read_bases
 from excursion.recipes import RECIPES
 from model import SCALES
 
@@ -34,6 +35,7 @@ class Config:
 
     RANGES: ClassVar[dict] = {"limit": "[-1, 2147483647]", "rollout_counts": cli.RANGES["rollouts"]}
     DASHED: ClassVar[tuple] = ("sbatch",)  # flags whose value may begin with a dash (cli.joined)
+    PAIRED: ClassVar[tuple] = ("stage_flags",)  # flags of two words, of which the second may
 
     # plan: print the commands; run: execute what is missing, then report; report: tables and figures of what is there;
     # choose: (a cell of a plan) link the kept checkpoint of OUT/run that is best on validation to OUT/best.pt;
@@ -63,6 +65,13 @@ class Config:
     retry: bool = False  # of `run`: failed cells again
     jobs: int = 0  # cells side by side; 0: as many as there are cores, divided by --threads
     threads: int = 1  # of each cell (OMP_NUM_THREADS); with another number the results differ in their last bits
+
+    # In place of the plan's own
+    bases: tuple[
+        str, ...
+    ] = ()  # checkpoints to start from, whatever the seed; the middle one by tokens is the main one
+    # STAGE "FLAGS", again for each stage: rl "--kl 0.01 --advantage mean" for all cells of pretrain, sft, rl, average or eval
+    stage_flags: UseAppendAction[tuple[str, ...]] = ()
 
     # Which models are made
     seeds: tuple[int, ...] = ()  # of everything after pretraining
@@ -120,6 +129,11 @@ class Config:
             idle["mix"] = "beside --shares"
         if self.plan == "scale":
             idle |= dict.fromkeys(("checkpoints", "primary"), "where each size is judged at its end")
+        if self.bases:
+            own = ("scale", "tokens", "mix", "checkpoints", "primary", "kept", "pretraining")
+            idle |= dict.fromkeys(own, "beside --bases: nothing is pretrained")
+        if self.plan in ("checkpoints", "mixture", "scale"):
+            idle["bases"] = f"in the plan {self.plan}, which pretrains"
         return idle
 
     @property
@@ -191,6 +205,9 @@ def resolve(config: Config) -> Config:
     """Fill what was left to the budget. UserError for what no plan can do, before hours are spent on its first part."""
     cli.refuse_idle(config)
     asked_t1 = config.points_t1
+    if config.bases:
+        config.bases = cli.expand("--bases", config.bases)
+        config.scale, config.pretraining = read_bases(config.bases)[-1].scale, "one"
     paper = config.scale in ("olmo2-1b", "4b")
     config.budget = config.budget or ("smoke" if config.scale == "smoke" else "paper" if paper else "short")
     for name, value in BUDGETS[config.budget].items():
@@ -232,7 +249,7 @@ def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "bands", bands, f"{', '.join(BANDS)} or LOW:HIGH"
     for name in ("sweep", "factors"):
         yield name, all(0 < factor < math.inf for factor in getattr(c, name)), "of a learning rate, above 0"
-    context = SCALES[c.scale]["context"]
+    context = min((g.context for g in read_bases(c.bases)), default=SCALES[c.scale]["context"])
     yield "max_new_tokens", c.max_new_tokens < context, f"less than the {context} tokens of {c.scale}'s context"
     folder = Path(c.data) / "questions"
     names = sorted(path.stem for path in folder.glob("*.jsonl")) or (list(SPLITS) if c.data == pretrain.WORLD else [])

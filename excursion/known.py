@@ -44,7 +44,7 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
             standing |= {cell.name for cell in known}
         elif known and base is not None:
             half[base] = known
-    if half and run(needed(cells, [maker[base] for base in half])):
+    if half and run(needed(cells, [maker[base] for base in half if base in maker])):
         for base, known in half.items():
             weights = load_checkpoint(base)["lineage"][-1].get("weights")
             same = {cell.name for cell in known if base_weights(records / f"{record_name(cell)}.json") == weights}
@@ -57,11 +57,12 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
 
 
 def base_of(cell: Cell, maker: dict[Path, Cell]) -> Path | None:
-    """The base checkpoint behind a cell: what it, or what it starts from, needs of a pretraining run."""
+    """The base checkpoint behind a cell: what it, or what it starts from, needs of a pretraining run, or of --bases."""
     for path in cell.needs:
         made = maker.get(path)
-        if made is not None:
-            return path if made.kind.startswith("pretrain") else base_of(made, maker)
+        if made is None or made.kind.startswith("pretrain"):  # None: it was given (--bases)
+            return path
+        return base_of(made, maker)
     return None
 
 

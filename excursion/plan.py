@@ -13,6 +13,7 @@ from data.tokenizer import load_tokenizer
 from excursion.cells import Builder, vary
 from excursion.choose import chosen_checkpoints, chosen_rates
 from excursion.config import Config
+from excursion.given import check_commands
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
 from model import config_of, train_flops
@@ -169,4 +170,6 @@ def make_plan(config: Config) -> list[Cell]:
     """The cells of --plan, each after those that it needs, the most telling ones first."""
     builder = Builder(config, chosen_rates(config), chosen_checkpoints(config))
     PLANS[config.plan](builder)
-    return list(builder.cells.values())
+    cells = list(builder.cells.values())
+    check_commands(cells, builder.own_flags)
+    return cells

@@ -126,10 +126,11 @@ def design(entries: list[Entry]) -> str:
         return f"{len(things)} {word}{'s' * (len(things) > 1)}"
 
     checkpoints = {e.tokens for e in entries if not e.variant} or {e.tokens for e in entries}
+    own = sorted({flags for e in entries for flags in e.meta.get("stage_flags", ())})
     return (
         f"{len(entries)} models from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
         f"{count({s for _, s in keys}, 'seed')}, were judged on {asked} test questions × {samples} samples at temperature "
-        f"{temperatures}."
+        f"{temperatures}." + (f" With flags beside the plan's: {'; '.join(own)}." if own else "")
     )
 
 

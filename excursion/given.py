@@ -1,0 +1,173 @@
+"""What a user gives in place of a plan's own: checkpoints to start from (--bases), flags of stages (--stage_flags).
+
+read_bases(("a.pt", "b.pt"))                        [Given(path=a.pt, label="4.00M", tokens=4000000, ...), ...]
+parse_stage_flags(("rl --kl 0.01 --lr 1e-5",))      {"rl": {"kl": ["--kl", "0.01"], "lr": ["--lr", "1e-5"]}}
+check_commands(cells)                               UserError for a flag that its stage refuses, before hours are spent
+"""
+
+import contextlib
+import io
+import math
+import re
+import shlex
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import tyro
+
+import average
+import cli
+import eval as evaluation
+import pretrain
+import rl
+import sft
+from checkpoint import load_checkpoint
+from cli import UserError
+from excursion.runner import Cell
+from model import SCALES, GPTConfig, config_of, forward_flops
+
+# Flag of a stage → the flag of the excursion that sets it; "": the plan itself does
+SET_BY = {
+    "init": "--bases", "checkpoint": "", "other": "", "out": "--out", "resume": "", "data": "--data", "seed": "--seeds",
+    "scale": "--scale", "tokens": "--tokens", "mix": "--mix", "save_at": "--points", "steps": "--points", "eval_every": "",
+    "limit": "--pool or --limit", "prompts": "--prompts", "rollouts": "--rollouts", "rows": "--rows or --average_rows",
+    "max_new_tokens": "--max_new_tokens", "eval_limit": "--val_limit", "questions": "--questions", "samples": "--samples",
+    "k": "--samples", "val_tokens": "--val_tokens", "shots": "--recipes", "temperature": "--points_t1", "difficulty": "--plan",
+    "mode": "--recipes", "tasks": "", "batch": "", "seq_len": "",
+}  # fmt: skip
+STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --bases
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Given:
+    """A checkpoint of --bases."""
+
+    path: Path
+    label: str  # of its folder: 4.00M; its file's name where the tokens are unknown, or two have as many
+    tokens: int  # of pretraining; 0: unknown
+    scale: str  # the one of SCALES that is nearest in FLOPs: its budget and the estimates of a plan are those of this
+    context: int
+
+
+@lru_cache
+def read_bases(paths: tuple[str, ...]) -> list[Given]:
+    """The checkpoints, by their pretraining tokens. UserError for a missing or damaged one, for one that is named twice, and for
+    models with different tokenizers."""
+    found = []
+    for path in map(Path, paths):
+        checkpoint = load_checkpoint(path)
+        found.append((path, int(checkpoint["tokens"]), GPTConfig(**checkpoint["config"]), checkpoint["tokenizer"]))
+    if len({path.resolve() for path, *_ in found}) < len(found):
+        raise UserError(f"--bases {' '.join(paths)}: one of them is named twice")
+    if len(kinds := sorted({tokenizer for *_, tokenizer in found})) > 1:
+        raise UserError(
+            f"--bases: have different tokenizers ({', '.join(kinds)}): the same data cannot be for all of them"
+        )
+    counts = [tokens for _, tokens, *_ in found]
+    names = file_names([path for path, *_ in found])
+    given = []
+    for (path, tokens, config, _), name in zip(found, names, strict=True):
+        label = count_name(tokens) if tokens and counts.count(tokens) == 1 else name
+        given.append(Given(path, label, tokens, nearest_scale(config), config.context))
+    labels = [g.label for g in given]  # steps of the smallest scale differ by less than a label shows
+    given = [g if labels.count(g.label) == 1 else replace(g, label=name) for g, name in zip(given, names, strict=True)]
+    return sorted(given, key=lambda g: (g.tokens, g.label))
+
+
+def count_name(tokens: float) -> str:
+    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; names sort by tokens up to a billion."""
+    return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
+
+
+def file_names(paths: list[Path]) -> list[str]:
+    """For each path as much of its end as tells it from the others: a/last.pt, b/last.pt → a_last, b_last. Without what would mean
+    something in a path or a makefile."""
+    names = []
+    for depth in range(1, 1 + max((len(path.resolve().parts) for path in paths), default=0)):
+        names = ["_".join(path.resolve().with_suffix("").parts[-depth:]) for path in paths]
+        names = [
+            re.sub(r"[^\w.]", "_", name) for name in names
+        ]  # a dash would look like the next part of a record's name
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def nearest_scale(config: GPTConfig) -> str:
+    def distance(scale: str) -> float:
+        other = config_of(scale, config.vocab_size)
+        return abs(math.log(forward_flops(config, 128) / forward_flops(other, 128)))
+
+    return min(SCALES, key=distance)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# --stage_flags
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_stage_flags(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
+    """Stage → flag → its words, of values such as "rl --kl 0.01". UserError for a stage or flag that there is not, and for what the
+    plan, or another flag of the excursion, sets."""
+    flags: dict[str, dict[str, list[str]]] = {}
+    for value in values:
+        try:
+            stage, *words = shlex.split(value)
+        except ValueError:
+            raise UserError(f"--stage_flags {value}: name a stage, then its flags in quotes: rl '--kl 0.01'") from None
+        if stage not in STAGES or not words or not words[0].startswith("--"):
+            raise UserError(
+                f"--stage_flags {value}: one of {', '.join(STAGES)}, then its flags in quotes: rl '--kl 0.01'"
+            )
+        own = flags.setdefault(stage, {})
+        for word in words:
+            if word.startswith("--"):
+                name = word[2:].split("=")[0].replace("-", "_")
+                name = name if name in fields_of(stage) else name.removeprefix("no_")
+                if name not in fields_of(stage):
+                    raise UserError(f"--stage_flags {stage} {word}: {stage}.py has no such flag")
+                if name in SET_BY:
+                    instead = f"pass {SET_BY[name]} instead" if SET_BY[name] else "leave it out"
+                    raise UserError(f"--stage_flags {stage} --{name}: the plan sets it; {instead}")
+                if name in own:
+                    raise UserError(f"--stage_flags {stage} --{name}: given twice")
+                own[name] = []
+            own[name].append(word)
+    return flags
+
+
+def fields_of(stage: str) -> dict:
+    return STAGES[stage].Config.__dataclass_fields__
+
+
+def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) -> None:
+    """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see files."""
+    seen = {}  # stage and names of its flags → a command
+    for cell in cells:
+        stage, words = Path(cell.command[0]).stem, cell.command[1:]
+        if stage in flags:
+            seen.setdefault((stage, *(word for word in words if word.startswith("--"))), words)
+    for stage in flags.keys() - {stage for stage, *_ in seen}:
+        raise UserError(f"--stage_flags {stage}: this plan has no cell of {stage}.py")
+    for (stage, *_), words in seen.items():
+        given = " ".join(word for own in flags[stage].values() for word in own)
+        printed, module = io.StringIO(), STAGES[stage]
+        try:
+            with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+                config = tyro.cli(module.Config, args=words, use_underscores=True)
+            config.given = cli.given_on(words, config)
+            cli.check_ranges(config)
+            cli.apply_preset(config, getattr(module, "PRESETS", {}))
+            (module.Config.check if hasattr(module.Config, "check") else cli.refuse_idle)(config)
+        except SystemExit:
+            raise UserError(
+                f"--stage_flags {stage} {given}: {stage}.py cannot read it (python {stage}.py --help)"
+            ) from None
+        except UserError as error:
+            raise UserError(f"--stage_flags {stage} {given}: {error}") from None
