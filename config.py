@@ -29,6 +29,9 @@ class MachineConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
     micro_tokens: int = 0  # tokens in one forward pass, which bounds memory; 0: 2048 on a CPU, 16384 on a GPU
+    # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a tenth
+    # longer), or those of the whole block (a third longer); changes memory and time, not the gradient
+    recompute: Literal["none", "attention", "block"] = "none"
 
 
 @dataclass

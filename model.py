@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 
@@ -94,6 +95,10 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
+    # What backward computes again instead of keeping it (arXiv 2205.05198): "none"; "attention", the first of the two halves;
+    # "block", all but the block's input
+    recompute = "none"
+
     def __init__(self, c: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, c.head_dim
@@ -113,11 +118,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """(B, T, C) → (B, T, C). cos, sin: of the tokens' positions, see `rotary`."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        # norm over the full width first, then heads, then rotation (arXiv 2501.00656 §2.2)
-        q = rotary(self.q_norm(self.q(x)).view(heads), cos, sin)  # (B, T, H, D)
-        k = rotary(self.k_norm(self.k(x)).view(heads), cos, sin)  # (B, T, H_kv, D)
-        v = self.v(x).view(heads)  # (B, T, H_kv, D)
-        x = x + self.attention_norm(self.o(attend(self.layer, q, k, v).flatten(2)))
+
+        def attention(x):
+            # norm over the full width first, then heads, then rotation (arXiv 2501.00656 §2.2)
+            q = rotary(self.q_norm(self.q(x)).view(heads), cos, sin)  # (B, T, H, D)
+            k = rotary(self.k_norm(self.k(x)).view(heads), cos, sin)  # (B, T, H_kv, D)
+            v = self.v(x).view(heads)  # (B, T, H_kv, D)
+            return self.attention_norm(self.o(attend(self.layer, q, k, v).flatten(2)))
+
+        if self.recompute == "attention" and torch.is_grad_enabled():
+            x = x + checkpoint(attention, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = x + attention(x)
         return x + self.mlp_norm(self.down(F.silu(self.gate(x)) * self.up(x)))
 
 
@@ -177,7 +189,10 @@ class GPT(nn.Module):
 
         x = self.embed(tokens)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, attend)
+            if block.recompute == "block" and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin, attend)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

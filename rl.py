@@ -261,7 +261,7 @@ class GRPO:
         if config.temperature <= 0:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
-        self.reference = reference  # on the CPU, moved to the device while it is used
+        self.reference = reference  # on the device
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
         self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # (question, prompt) pairs
         if long and process.main:
@@ -369,8 +369,6 @@ class GRPO:
         weights = token_weights(lengths, valid, c.aggregation, self.max_new_tokens).tolist()
         for answer, weight in zip(all_answers, weights, strict=True):
             answer.weight = weight
-        if self.reference is not None:
-            self.reference.to(device)
 
         # The loss and its gradient, one micro-batch after the other
         sums = dict.fromkeys(("loss", "weight", "clip_fraction", "ratio", "kl", "trained_tokens", "flops"), 0.0)
@@ -399,8 +397,6 @@ class GRPO:
             for key, value in stats.items():
                 sums[key] += value
 
-        if self.reference is not None:
-            self.reference.to("cpu")
         # Means over the tokens that were trained on: `batches` leaves groups out, so their weights need not sum to 1
         total = self.process.sum(sums)
         weight = max(total.pop("weight"), 1e-12)
@@ -514,22 +510,25 @@ def drop_after(path: Path, step: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def kl_reference(model: GPT, dtype: torch.dtype) -> GPT:
+    """`model` as the reference of the KL: without gradients, and the matrices of its products in `dtype`, as autocast would
+    multiply them. The rest stays fp32, as autocast leaves it. So its log-probs have the bits of the policy's at equal weights."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(module.weight.detach().to(dtype))
+    return model.eval().requires_grad_(False)
+
+
 def make_grpo(run: Run) -> GRPO:
     """The GRPO side of a stage, from its flags (PostConfig and GRPOConfig)."""
-    config = run.config
+    config, process, reference = run.config, run.process, None
     questions = find_questions(config.data, config.questions, "train", config.limit)
     if config.difficulty:
         questions = in_band(questions, *file_and_band(config.difficulty))
     questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale
-    return GRPO(
-        config,
-        questions,
-        run.tokenizer,
-        run.process,
-        config.seed,
-        run.model.config.context,
-        reference=load_model(load_checkpoint(config.init)).eval().requires_grad_(False) if config.kl > 0 else None,
-    )
+    if config.kl > 0:
+        reference = kl_reference(load_model(load_checkpoint(config.init), process.device), process.dtype)
+    return GRPO(config, questions, run.tokenizer, process, config.seed, run.model.config.context, reference)
 
 
 def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: RolloutLog, lr: float) -> dict:

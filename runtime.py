@@ -157,7 +157,7 @@ class Progress:
 
 # Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates
 FREE = {
-    *"out resume device compile micro_tokens kv_gib verify logger save_every save_at".split(),
+    *"out resume device compile micro_tokens recompute kv_gib verify logger save_every save_at".split(),
     *"val_tokens eval_every eval_questions eval_limit eval_tasks".split(),
 }
 LENGTH = {"steps", "tokens"}  # and these, where no schedule depends on the length of the run
@@ -309,6 +309,8 @@ class Run:
     def use(self, model: GPT, tokenizer: Tokenizer) -> None:
         """The model that this run trains and saves."""
         self.model, self.tokenizer = model, tokenizer
+        for block in model.blocks:
+            block.recompute = self.config.recompute
 
     def restore(self, **things: "torch.optim.Optimizer | Cursor") -> None:
         """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save writes

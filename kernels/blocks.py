@@ -78,11 +78,12 @@ class Launcher:
         """The block of a kernel ("forward", ...) for inputs like this tensor. head: the second part of the keys of BLOCKS.
 
         An fp32 number takes twice the shared memory of a bf16 one. So on a GPU fp32 gets half the columns and half the
-        depth, 64 rows at most, and two stages.
+        depth, 16 columns at least (tl.dot takes no fewer), 64 rows at most, and two stages.
         """
         block = BLOCKS[self.architecture, head][kernel]
         if like.dtype == torch.float32 and self.architecture:
-            block = block._replace(rows=min(64, block.rows), cols=block.cols // 2, depth=block.depth // 2, stages=2)
+            cols = max(16, block.cols // 2)
+            block = block._replace(rows=min(64, block.rows), cols=cols, depth=block.depth // 2, stages=2)
         return block
 
     def __call__(self, kernel, grid: tuple[int, ...], args: tuple, block: Block, **constants) -> None:

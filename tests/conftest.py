@@ -21,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+# Tests compute on the CPU, whatever the machine has: they compare bits with a CPU's, and start more ranks than it may have
+# GPUs. The test marked gpu starts a process of its own, with TESTS_ON_GPU
+if "TESTS_ON_GPU" not in os.environ:
+    os.environ.setdefault("HIDDEN_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # A pretraining run of seconds
 SMALL = "--scale smoke --batch 4 --seq_len 64 --steps 12 --eval_every 0 --save_every 2".split()
 

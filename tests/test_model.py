@@ -1,5 +1,6 @@
 """The model against transformers, by hand counts, and its two cheaper forms (cache, packed answers) against itself."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -107,6 +108,51 @@ def test_documents_kept_apart_are_as_if_alone():
     for start, document in zip(starts, documents, strict=True):
         alone = model(torch.tensor([document]))[0]
         torch.testing.assert_close(packed[start : start + len(document)], alone, atol=2e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Activations that are computed again
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed answers"])
+def test_what_is_computed_again_changes_no_bit(packed, dtype):
+    """--recompute attention and block: the gradients of --recompute none to the bit; each keeps less for backward than the one
+    before; block computes the blocks' forward pass twice. A pass without gradients is as it was."""
+    model, rng = tiny(n_layers=3, n_kv_heads=1), np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(128, size=(3, 40)))
+    batch = Packed(random_ids(rng, [5, 9]), random_ids(rng, [30, 20, 1]), [0, 0, 1], CPU)
+    cast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
+    found = {}
+    for recompute in ("none", "attention", "block"):
+        for block in model.blocks:
+            block.recompute = recompute
+        model.zero_grad()
+        kept = {}  # bytes of what autograd keeps, by its place
+
+        def keep(x, kept=kept):
+            kept[x.data_ptr()] = x.nbytes
+            return x
+
+        with FlopCounterMode(display=False) as flops:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), cast:
+                if packed:
+                    loss = batch.log_probs(model, 0.9, entropy=True).log_prob.sum()
+                else:
+                    loss = model(ids, doc_start=torch.zeros_like(ids)).square().sum()
+            loss.backward()
+        with torch.no_grad(), cast, FlopCounterMode(display=False) as forward:
+            hidden = model(ids)
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found[recompute] = grads, hidden, sum(kept.values()), flops.get_total_flops(), forward.get_total_flops()
+    grads, hidden, most, flops, forward = found["none"]
+    for recompute in ("attention", "block"):
+        again, same_hidden, less, more_flops, same_forward = found[recompute]
+        assert torch.equal(hidden, same_hidden) and len(grads) > 30 and all(map(torch.equal, grads, again))
+        assert less < 0.85 * most and more_flops > flops and same_forward == forward
+        most = less
+    assert found["block"][3] == pytest.approx(flops * 4 / 3, rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

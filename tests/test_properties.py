@@ -135,6 +135,22 @@ def test_10_rollouts_after_an_update_come_from_the_new_weights(tmp_path, monkeyp
 BF16 = Process(0, 1, torch.device("cpu"), torch.bfloat16)
 
 
+def test_22_the_reference_in_bf16_has_the_policys_bits():
+    """Property 22 under autocast: the reference, whose matrices are kept in bf16, has the log-probs of an equal policy to the
+    bit, so that the KL is exactly 0; it takes 2 bytes for each of their numbers, and fp32 leaves it as it was."""
+    model, groups = for_the_world(), make_groups(REWARDS)
+    reference = rl.kl_reference(for_the_world(), torch.bfloat16)
+    with torch.no_grad(), BF16.autocast():
+        for packed, _ in grpo(BF16).batches(groups):
+            ours, theirs = (packed.log_probs(m, 0.7).log_prob for m in (model, reference))
+            assert torch.equal(ours, theirs)
+    assert grpo(BF16, reference, kl=0.1).backward(model, groups, True)["kl"] == 0
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert sum(p.nbytes for p in reference.parameters()) == 4 * model.n_params - 2 * matrices
+    exact = rl.kl_reference(for_the_world(), torch.float32)
+    assert all(map(torch.equal, exact.parameters(), model.parameters()))
+
+
 @pytest.mark.parametrize("flags", [{"minibatch": 1}, {"inner_epochs": 2}, {"minibatch": 2, "inner_epochs": 2}])
 @pytest.mark.parametrize("process", [CPU, BF16])
 def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, flags):

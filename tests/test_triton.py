@@ -1,10 +1,13 @@
 """The Triton kernels: numbers (triton_numerics.py, in its own process), compiled code, the choice between them."""
 
+import ast
 import importlib.util
 import os
+import pkgutil
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -18,11 +21,21 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+def with_gpus() -> dict[str, str]:
+    """The environment of a process that sees the GPUs that conftest.py hides."""
+    hidden = os.environ["HIDDEN_GPUS"]
+    env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")}
+    return env | {"TESTS_ON_GPU": "1"} | ({} if hidden == "all" else {"CUDA_VISIBLE_DEVICES": hidden})
+
+
+def there_is_a_gpu() -> bool:
+    command = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    return torch.version.cuda is not None and subprocess.run(command, env=with_gpus()).returncode == 0
+
+
 def numerics(interpret: bool) -> str:
     """Run triton_numerics.py; returns what pytest printed."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if interpret:
-        env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = os.environ | {"TRITON_INTERPRET": "1"} if interpret else with_gpus()
     command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "tests/triton_numerics.py"]
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -38,9 +51,10 @@ def test_numbers_in_the_interpreter():
 
 @needs_triton
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the numbers were checked in the interpreter")
 def test_numbers_on_the_gpu():
     """The same on the GPU."""
+    if not there_is_a_gpu():
+        pytest.skip("needs a GPU: the numbers were checked in the interpreter")
     print(numerics(interpret=False))
 
 
@@ -68,6 +82,50 @@ def test_compiled_code(arch, unit, monkeypatch):
         assert needed is None or needed in c.instructions, c
 
 
+@needs_triton
+@pytest.mark.parametrize("arch", [86, 90])
+def test_small_tiles_of_fp32_compile(arch, monkeypatch):
+    """The smallest tiles of triton_numerics.py, which on a GPU runs them in fp32, compile: tl.dot takes no side below 16."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
+    from kernels.blocks import BLOCKS, Block
+    from tools import kernel_report
+
+    monkeypatch.setitem(BLOCKS, (arch, 32), dict.fromkeys(("forward", "dq", "dkv", "decode"), Block(16, 16)))
+    launches = kernel_report.launches(arch, dtype=torch.float32, head=32, group=2)
+    for launch in launches:
+        if "attention" in launch[0].__name__:
+            assert kernel_report.compile_for(arch, *launch).block[:2] == (16, 16)
+
+
+def test_every_stage_on_fake_cuda_tensors():
+    """fake_cuda.py, where PyTorch is built for CUDA. Elsewhere: it imports, and every name that it takes from another file
+    is there."""
+    if torch.version.cuda is not None:
+        done = subprocess.run([sys.executable, "tests/fake_cuda.py"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return
+    fake_cuda = pytest.importorskip("fake_cuda")
+    names = 0
+    for node in ast.walk(ast.parse((ROOT / "tests/fake_cuda.py").read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):  # rl.GRPO
+            owner, name = getattr(fake_cuda, node.value.id, None), node.attr
+        elif (
+            isinstance(node, ast.Call) and ast.unparse(node.func) == "mock.patch.object"
+        ):  # mock.patch.object(rl, "GRPO", ..)
+            owner, name = pkgutil.resolve_name(f"fake_cuda:{ast.unparse(node.args[0])}"), ast.literal_eval(node.args[1])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "mock.patch":  # mock.patch("rl.GRPO", ..)
+            name = ast.literal_eval(node.args[0])
+            assert pkgutil.resolve_name(name) is not None
+            continue
+        else:
+            continue
+        if isinstance(owner, types.ModuleType | type):
+            assert hasattr(owner, name), f"{ast.unparse(node)}: there is no {name}"
+            names += 1
+    assert names > 50
+
+
 def test_choice_of_kernels(monkeypatch):
     """auto on a CPU is the plain path; triton there needs the interpreter, and says so in one line."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -92,7 +150,6 @@ def test_without_triton():
 
 
 @needs_triton
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_tune_without_a_gpu():
     code, _, err = run("-m", "tools.kernel_report", "tune")
     assert code == 2 and "no CUDA device" in err and len(err.splitlines()) == 1

@@ -46,8 +46,17 @@ def exact():
 
 
 @pytest.fixture(autouse=True)
-def no_tf32():
-    torch.backends.cuda.matmul.allow_tf32 = False  # start_process of a whole step allows it
+def no_tf32(monkeypatch):
+    """fp32 products in fp32, in whole steps too, whose start_process allows tf32."""
+    start = runtime.start_process
+
+    def exact_process(*args):
+        process = start(*args)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        return process
+
+    monkeypatch.setattr(runtime, "start_process", exact_process)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 @contextlib.contextmanager
@@ -437,6 +446,7 @@ def assert_same_step(stage, tmp_path, **flags):
     for choice in ("torch", "triton"):
         with recorded_launches() as names, mock.patch.dict(os.environ, KERNELS=choice):
             stage.main(stage.Config(out=str(tmp_path / choice), dtype="fp32", device=DEVICE.type, **flags))
+        assert not torch.backends.cuda.matmul.allow_tf32
         assert set(names) == (ALL_KERNELS if choice == "triton" else set())
     kernels.use("auto", DEVICE)
     pairs = list(zip(gradients(tmp_path / "torch"), gradients(tmp_path / "triton"), strict=True))

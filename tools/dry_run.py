@@ -20,7 +20,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, NamedTuple
 from unittest import mock
 
@@ -133,7 +133,6 @@ def fake_gpt(config: GPTConfig) -> GPT:
             module._parameters[name] = p if p is None else torch.nn.Parameter(torch.empty(p.shape))
         for name, x in module._buffers.items():
             module._buffers[name] = torch.empty(x.shape)
-    model.to = lambda _: model  # GRPO's reference goes to the device and back
     return model
 
 
@@ -146,17 +145,43 @@ def activations(
         stage: pretrain (`items` rows of --seq_len), sft or rl (`items` questions with n answers each; `prompt`, `answer`:
             their lengths in tokens). config: the stage's flags.
     """
-    counted, on_cpu = [], replace(process, device=torch.device("cpu"))
-    for layers in (1, 2):
-        with fakes(process.device.type == "cuda"):
-            model = fake_gpt(replace(c, n_layers=layers))
-            counted.append(
-                saved_bytes(
-                    model, lambda model=model: run_backward(stage, config, model, on_cpu, items, n, prompt, answer)
-                )
-            )
-    one, two = counted
-    return one + (c.n_layers - 1) * (two - one)
+    flags = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in Dry.__dataclass_fields__}
+    asked = repr((stage, flags, c, process.device, process.dtype, items, n, prompt, answer))
+    if asked not in _counted:
+        _counted[asked] = count_activations(stage, config, c, process, items, n, prompt, answer)
+    return _counted[asked]
+
+
+_counted: dict[str, int] = {}  # what `activations` was asked → its answer, which takes seconds
+
+
+def count_activations(
+    stage: str, config, c: GPTConfig, process: Process, items: int, n: int, prompt: int, answer: int
+) -> int:
+    """`activations`, counted anew."""
+    on_cpu = replace(process, device=torch.device("cpu"))
+
+    def count(recompute: str) -> tuple[int, int]:  # bytes with one block, and of a further block
+        counted = []
+        for layers in (1, 2):
+            with fakes(process.device.type == "cuda"):
+                model = fake_gpt(replace(c, n_layers=layers))
+                for block in model.blocks:
+                    block.recompute = recompute
+                args = stage, config, model, on_cpu, items, n, prompt, answer
+                counted.append(saved_bytes(model, lambda args=args: run_backward(*args)))
+        return counted[0], counted[1] - counted[0]
+
+    one, further = count(config.recompute)
+    # What is computed again is there for one block at a time
+    again = count("none")[1] - further if config.recompute != "none" else 0
+    if config.recompute == "attention":
+        again = max(0, again - further)  # when the other half of the block has been freed
+    elif config.recompute == "block" and process.dtype != torch.float32:
+        again = max(
+            again, product_bytes(c, process)
+        )  # or, as forward ends, the copies of weights that autocast has made
+    return one + (c.n_layers - 1) * further + again
 
 
 def run_backward(
@@ -264,11 +289,11 @@ def memory(
     snapshot = {"snapshot": n} if two else {}
     phases = {}
     if stage in ("rl", "average"):
-        copies = process.dtype.itemsize * n / 4 if process.dtype != torch.float32 else 0
-        parts = static | {"gradients": 0} | snapshot | {"copies": copies}
+        copies = product_bytes(c, process) if process.dtype != torch.float32 else 0
+        reference = {"reference": reference_bytes(c, process)} if config.kl else {}
+        parts = static | {"gradients": 0} | snapshot | {"copies": copies} | reference
         held = sampling(config, c, process, dry, config.kv_gib or 0.9 * max(1e-9, dry.gb - total(parts)) * GB / 2**30)
         phases["sampling"] = parts | {"KV": held.kv, "log-prob": held.logits}
-        reference = {"reference": n + copies} if config.kl else {}
         phases["RL update"] = static | snapshot | reference | update_bytes("rl", config, c, process, dry, micro_tokens)
     if stage in ("sft", "average"):
         delta = {"snapshot": 2 * n} if two else {}
@@ -281,6 +306,19 @@ def memory(
 def parameters(c: GPTConfig) -> int:
     with torch.device("meta"):
         return GPT(c).n_params
+
+
+def product_bytes(c: GPTConfig, process: Process) -> int:
+    """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once."""
+    with torch.device("meta"):
+        linear = [m for m in GPT(c).modules() if isinstance(m, torch.nn.Linear)]
+    return process.dtype.itemsize * sum(m.weight.numel() for m in linear)
+
+
+def reference_bytes(c: GPTConfig, process: Process) -> int:
+    """Of the model that --kl measures against, as rl.py keeps it."""
+    with torch.device("meta"):
+        return sum(p.nbytes for p in rl.kl_reference(GPT(c), process.dtype).parameters())
 
 
 def total(parts: dict[str, float]) -> float:
@@ -326,6 +364,12 @@ def smaller(stage: str, phase: str, config, c: GPTConfig, process: Process, dry:
         fits = memory(stage, config, c, process, dry, tokens)[phase]
         if total(fits) <= dry.gb:
             return f"--micro_tokens {tokens} fits in {total(fits):.1f} GB"
+    short = replace(config, recompute="block")
+    for tokens in (process.micro_tokens, least):
+        fits = memory(stage, short, c, process, dry, tokens)[phase]
+        if config.recompute != "block" and total(fits) <= dry.gb:
+            smaller = f" and --micro_tokens {tokens} fit" if tokens < process.micro_tokens else " fits"
+            return f"--recompute block{smaller} in {total(fits):.1f} GB"
     fits = memory(stage, config, c, process, dry, least)[phase]
     if total(fits) - fits.get("reference", 0) / GB <= dry.gb:
         return f"--kl 0 and --micro_tokens {least} fit: no reference model"
@@ -435,13 +479,16 @@ def run_lines(stage: str, config, c: GPTConfig) -> list[str]:
     steps, said = steps_of(stage, config, config)
     done = work(stage, config, c, config, steps)
     seconds = done["FLOPs"] / (config.gpus * config.tflops * 1e12 * config.mfu)
+    again = {"none": "", "attention": " and a tenth for --recompute", "block": " and a third for --recompute"}[
+        config.recompute
+    ]
     sampled = f", {done['sampled'] / 1e6:,.1f} M sampled ({done['sampling']:.1e} FLOPs)" if done["sampled"] else ""
     n = 4 * parameters(c) / GB
     last = n + (4 if stage == "average" and config.mode == "parallel" else 2) * n
     kept = len(config.kept(steps))
     return [
         f"{said}: {done['trained'] / 1e6:,.1f} M tokens trained{sampled}",
-        f"training {done['FLOPs']:.1e} FLOPs: {duration(seconds)} at {config.mfu:.0%} of {config.gpus} × {config.tflops:g} TFLOP/s"
+        f"training {done['FLOPs']:.1e} FLOPs: {duration(seconds)} at {config.mfu:.0%} of {config.gpus} × {config.tflops:g} TFLOP/s{again}"
         + (", beside sampling" if sampled else ""),
         f"disk {kept * n + 2 * last:.0f} GB: {kept} kept of {n:.1f}, last.pt of {last:.1f} twice while it is written",
     ]
