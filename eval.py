@@ -14,7 +14,8 @@ against the right answers of other questions. Base models are shown worked examp
 has a bootstrap 95% interval over questions. measures.py has the formulas, likelihood.py the tasks and the bits per byte.
 
 For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
-every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz.
+every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz, of which
+`python -m tools.reader RECORD.json` makes a page to read them.
 """
 
 import json
