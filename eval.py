@@ -2,6 +2,7 @@
 
     python eval.py --checkpoint out/pretrain/step_*.pt                     # the world's questions, tasks and text
     python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has 12 pears. He buys 5 more. How many pears are there?"
+    python eval.py --checkpoint out/pretrain/last.pt --ask "Tom has" --prompt none      # continues a text
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate
 
@@ -32,7 +33,7 @@ from checkpoint import load_checkpoint, load_model
 from cli import UserError, cli, expand, given, refuse_idle
 from data.loader import Loader
 from data.prompt import few_shot_prompt, fitting, left_out
-from data.questions import find_questions, load_examples
+from data.questions import find_questions, load_examples, what_to_expect
 from data.tasks import check_pairs, find_tasks, task_pairs
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from files import write_jsonl, write_text
@@ -68,8 +69,8 @@ class Config(SamplerConfig):
     # empty: DATA/questions/examples.jsonl
     examples: str = ""
     # of a prompt with worked examples: the prompt that is trained on; or Question: ..., Answer: ... as the authors', in
-    # GSM8K's form (answers after ####) or boxed (their MATH)
-    prompt: Literal["plain", "question_answer", "question_answer_boxed"] = "plain"
+    # GSM8K's form (answers after ####) or boxed (their MATH); none, beside --ask: its text as it is, to be continued
+    prompt: Literal["plain", "question_answer", "question_answer_boxed", "none"] = "plain"
     # how the column `strict` finds an answer in the text: the last closed box; what a reader would take for the answer;
     # or as the authors judge GSM8K (first ####, else last box, else last number)
     grader: Literal["strict", "lenient", "gsm8k"] = "strict"
@@ -85,7 +86,8 @@ class Config(SamplerConfig):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; auto: bf16 on CUDA
     overwrite: bool = False  # replace a record that is there; else a checkpoint that has one is refused
-    ask: str = ""  # answer this one question (greedily unless --temperature is given) and stop
+    # answer this one question, greedily unless --temperature is given, and stop; with --prompt none: continue this text
+    ask: str = ""
     # paper: the authors' evaluation of GSM8K (docs/paper.md). difficulty: the pass rate of each training question over
     # 64 samples, to NAME.difficulty.json, which rl.py --difficulty takes. Flags beside it win
     preset: Literal["", "paper", "difficulty"] = ""
@@ -96,6 +98,8 @@ class Config(SamplerConfig):
                       "dtype"}  # fmt: skip
             of_examples = {"examples", "prompt", "data"}
             why = dict.fromkeys({f.name for f in fields(self)} - acting - of_examples, "beside --ask")
+            if self.prompt == "none":
+                return why | dict.fromkeys(("shots", "grader", "examples", "data"), "beside --prompt none")
             shown = self.preset or self.shots not in ("0", "auto")
             return (
                 why if shown else why | dict.fromkeys(of_examples, "beside --ask without worked examples (--shots 8)")
@@ -449,6 +453,8 @@ def check(config: Config) -> None:
     refuse_idle(config)
     if not config.checkpoint:
         raise UserError("--checkpoint: name one or more .pt files")
+    if config.prompt == "none" and not config.ask:
+        raise UserError("--prompt none: goes with --ask TEXT, which the model then continues")
     if config.shots != "auto" and not config.shots.isdecimal():
         raise UserError(f"--shots {config.shots}: a number, or auto")
     if not config.k:
@@ -480,11 +486,12 @@ def record_places(config: Config) -> list[tuple[Path, str]]:
 def prepare_all(config: Config, process: Process) -> list[Evaluation]:
     """Read all that the checkpoints are evaluated on, and check each of them against it."""
     # Of each checkpoint: tokenizer, context, number of worked examples
-    known = []
+    known, tokens = [], []
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)
         shots = shots_for(config, checkpoint)
         known.append((path, load_tokenizer(checkpoint["tokenizer"]), checkpoint["config"]["context"], shots))
+        tokens.append(checkpoint["tokens"])
 
     # The files are read once, for all checkpoints
     examples = find_examples(config, max(shots for *_, shots in known)) if config.questions else []
@@ -493,7 +500,8 @@ def prepare_all(config: Config, process: Process) -> list[Evaluation]:
         prepare(config, questions, tasks, examples[:shots], path, tokenizer, context, process)
         for path, tokenizer, context, shots in known
     ]
-    say([note for e in evaluations for note in e.notes], process)
+    expected = [line for of_set in questions.values() for line in what_to_expect(of_set, max(tokens))]
+    say([*expected, *(note for e in evaluations for note in e.notes)], process)
     return evaluations
 
 
@@ -510,15 +518,16 @@ def find_examples(config: Config, n: int) -> list[dict]:
 
 
 def ask(config: Config, process: Process) -> None:
-    """Print what each checkpoint answers to one question: greedily and without worked examples, unless a flag or --preset
-    says otherwise."""
+    """Print what each checkpoint answers to one question, or how it continues a text (--prompt none): greedily and without
+    worked examples, unless a flag or --preset says otherwise."""
     chosen = given(config) | PRESETS.get(config.preset, {}).keys()  # flags that the user set
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)
         tokenizer = load_tokenizer(checkpoint["tokenizer"])
         model = load_model(checkpoint, process.device).eval()
         new = config.max_new_tokens or default_new_tokens(tokenizer)
-        examples = find_examples(config, shots_for(config, checkpoint) if "shots" in chosen else 0)
+        shown = "shots" in chosen and config.prompt != "none"
+        examples = find_examples(config, shots_for(config, checkpoint) if shown else 0)
         room = model.config.context - new
         prompts, shots = build_prompts([{"question": config.ask}], tokenizer, examples, room, config.prompt)
         with process.autocast():
@@ -526,11 +535,14 @@ def ask(config: Config, process: Process) -> None:
                 model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, seed=config.seed, top_p=config.top_p,
                 temperature=config.temperature if "temperature" in chosen else 0.0,
             )  # fmt: skip
-        text = tokenizer.decode(answer.text_tokens)
+        text, cut = tokenizer.decode(answer.text_tokens), "" if answer.finished else " (cut at --max_new_tokens)"
+        if config.prompt == "none":
+            print(f"{path}:\n" * (len(config.checkpoint) > 1) + f"{config.ask}{text}{cut}")
+            continue
         # What a grader finds in the text; the right answer ("") is not known here
         said = GRADERS[config.grader if "grader" in chosen else "lenient"](text, "").answer
         title = f"{path}, {shots} worked examples:\n" if examples or len(config.checkpoint) > 1 else ""
-        print(f"{title}{text}\n\nanswer: {said}" + ("" if answer.finished else " (cut at --max_new_tokens)"))
+        print(f"{title}{text}\n\nanswer: {said}{cut}")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ from checkpoint import load_checkpoint, load_model
 from cli import UserError, cli
 from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import fitting, left_out
-from data.questions import file_and_band, find_questions, in_band
+from data.questions import file_and_band, find_questions, in_band, what_to_expect
 from data.tokenizer import Tokenizer, default_new_tokens
-from eval import HeldOut, make_evaluate
+from eval import HeldOut, make_evaluate, say
 from files import named, write_jsonl
 from model import GPT, sequence_flops
 from packing import packed_batches
@@ -523,6 +523,7 @@ def make_grpo(run: Run) -> GRPO:
     """The GRPO side of a stage, from its flags (PostConfig and GRPOConfig)."""
     config, process, reference = run.config, run.process, None
     questions = find_questions(config.data, config.questions, "train", config.limit)
+    say(what_to_expect(questions, run.progress.tokens), run.process)
     if config.difficulty:
         questions = in_band(questions, *file_and_band(config.difficulty))
     questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale

@@ -28,9 +28,9 @@ import torch
 from cli import UserError, cli
 from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import encode_prompt, encode_solution, listed
-from data.questions import find_questions
+from data.questions import find_questions, what_to_expect
 from data.tokenizer import Tokenizer
-from eval import HeldOut, make_evaluate
+from eval import HeldOut, make_evaluate, say
 from model import GPT
 from packing import packed_batches
 from process import Process
@@ -179,6 +179,8 @@ def make_sft(run: Run) -> SFT:
     """The SFT side of a stage, from its flags (PostConfig and SFTConfig)."""
     config = run.config
     questions = find_questions(config.data, config.questions, "train", config.limit)
+    if run.stage == "sft":  # average.py has an RL side too, which says it
+        say(what_to_expect(questions, run.progress.tokens), run.process)
     return SFT(config, questions, run.tokenizer, run.process, config.seed, run.model.config.context)
 
 

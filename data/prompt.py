@@ -39,7 +39,9 @@ def few_shot_prompt(examples: list[dict], question: str, tokenizer, form: str = 
     """Token ids of worked examples and then the prompt of `question`.
 
     form "plain": each example is its prompt, its first solution and eos. A form of PROMPT_FORMS: the authors' plain text
-    without eos. Without examples the prompt is always plain."""
+    without eos. Without examples the prompt is always plain. "none": `question` as it is, a text to be continued."""
+    if form == "none":
+        return tokenizer.encode(question)
     if form != "plain" and examples:
         last_line, instruction = PROMPT_FORMS[form]
         text = ""

@@ -46,6 +46,9 @@ HUB_QUESTIONS = {
 # name → groups of problem_source values of which so many questions each are held out (the authors' split for the MATH runs)
 VALIDATION_GROUPS = {"openmathinstruct2-full": (("gsm8k", "augmented_gsm8k"), ("math", "augmented_math"))}
 
+# GSM8K over pretraining tokens in the paper: billions of tokens → pass@1 in % after RL, 1.5 B parameters (docs/paper.md)
+GSM8K_AFTER_RL = {2: 3.8, 4: 15.6, 6: 19.9, 10: 29.8, 12: 35.6, 14: 38.3, 20: 47.4, 28: 51.9, 44: 54.8}
+
 # Worked examples for base models, which do not know the format: NAME.jsonl; NOTICE beside them has sources and licences.
 # (The world has its own, in questions/examples.jsonl of its data folder.)
 EXAMPLES = Path(__file__).with_name("examples")
@@ -210,6 +213,22 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
     if not rows:
         raise UserError(f"{source}: holds no usable question ({skipped.count} rows skipped)")
     return list(rows.values())
+
+
+def what_to_expect(questions: list[dict], tokens: int) -> list[str]:
+    """Where GSM8K's questions (or those made of them) are among these: one line that says what the paper's model gets after as
+    many pretraining tokens, or from how many on it gets any. tokens: behind the model; 0: unknown."""
+    if not any("gsm8k" in str(question.get("source")) for question in questions):
+        return []
+    billions = tokens / 1e9
+    first, second = list(GSM8K_AFTER_RL.items())[:2]
+    here = f"here: {billions:.3g} B tokens (docs/paper.md)" if tokens else "(docs/paper.md)"
+    if billions < second[0]:
+        found = f"leaves the floor between {first[0]} and {second[0]} B pretraining tokens (after RL {first[1]}%, then {second[1]}%)"
+    else:
+        at = max(b for b in GSM8K_AFTER_RL if b <= billions)
+        found = f"is {GSM8K_AFTER_RL[at]}% after RL from {at} B pretraining tokens"
+    return [f"GSM8K: in the paper, pass@1 of 1.5 B parameters {found}; {here}"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Evaluation: the statistics by brute force, the records by hand-made samples and log-probs, the real files."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -524,6 +525,38 @@ def test_ask_with_the_papers_preset(monkeypatch, base, world, tokenizer, capsys)
     assert seen.pop() == (format_prompt("What?"), 0.0, 0.95, 16)
     said = ask("--checkpoint", str(base / "last.pt"), str(base / "last.pt"))
     assert said.count("answer: 7") == said.count("last.pt, 0 worked examples:") == len(seen) == 2
+
+
+def test_ask_continues_a_text(monkeypatch, base, tokenizer, capsys):
+    """--ask TEXT --prompt none: the model goes on with exactly the tokens of the text, greedily or at a --temperature; text and
+    continuation are printed, and no answer is looked for. What has no effect there is refused, and so is none without --ask."""
+    seen = []
+
+    def go_on(model, prompts, n, *, temperature, **_):
+        seen.append((prompts, n, temperature))
+        ended = [tokenizer.eos] if temperature else []
+        return [[Continuation(tokenizer.encode(" upon a time") + ended, np.zeros(0), bool(ended))]]
+
+    monkeypatch.setattr(evaluation, "sample", go_on)
+
+    def ask(*flags: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--checkpoint", str(base / "last.pt"), "--prompt", "none", *flags])
+        with contextlib.suppress(SystemExit):
+            cli(evaluation.main, evaluation.Config, evaluation.PRESETS)
+        return tuple(capsys.readouterr())
+
+    assert ask("--ask", "Once")[0] == "Once upon a time (cut at --max_new_tokens)\n"
+    both = ask("--ask", "Once", "--temperature", "0.8", "--checkpoint", *[str(base / "last.pt")] * 2)[0]
+    assert both == f"{base / 'last.pt'}:\nOnce upon a time\n" * 2
+    assert seen == [([tokenizer.encode("Once")], 1, t) for t in (0.0, 0.8, 0.8)]
+    for flags, refused in [
+        (("--ask", "Once", "--shots", "2"), "--shots has no effect beside --prompt none"),
+        (("--ask", "Once", "--grader", "gsm8k"), "--grader has no effect beside --prompt none"),
+        (("--questions", "test_easy"), "--prompt none: goes with --ask TEXT"),
+        (("--ask", "word " * 300, "--max_new_tokens", "8"), "the longest question has"),
+    ]:
+        assert refused in ask(*flags)[1]
+    assert len(seen) == 3
 
 
 def test_table_of_checkpoints_that_were_measured_on_different_things(capsys):

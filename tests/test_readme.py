@@ -102,7 +102,14 @@ def hub(repository: str, config: str, split: str, *_) -> list[dict]:
     """What stands for the hub: a few rows in the form of each data set."""
     if repository == "openai/gsm8k":
         return [json.loads(line) for line in (data_questions.EXAMPLES / "gsm8k_train.jsonl").read_text().splitlines()]
-    return question_rows(30) if "OpenMathInstruct" in repository else [{"text": f"{config} {t}"} for t in texts(60)]
+    if repository == "EleutherAI/hendrycks_math":
+        return [{"problem": f"{config} {i}", "solution": "\\boxed{7}", "level": "Level 1"} for i in range(2)]
+    if "OpenMathInstruct" in repository:
+        of_math = [
+            row | {"problem": f"In math: {row['problem']}", "problem_source": "math"} for row in question_rows(30)
+        ]
+        return question_rows(30) + of_math
+    return [{"text": f"{config} {t}"} for t in texts(60)]
 
 
 @pytest.fixture

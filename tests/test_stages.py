@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,25 @@ import torch
 import two_ranks
 from conftest import ROOT, assert_same_run, run, same
 from safetensors.torch import save_file
+from test_prepare import parquet
 
 import average
 import eval as evaluation
 import rl
 import runtime
 import sft
+from checkpoint import load_checkpoint
 from cli import UserError, apply_preset
-from data.questions import file_and_band, find_questions, in_band
+from data.questions import (
+    GSM8K_AFTER_RL,
+    HUB_QUESTIONS,
+    file_and_band,
+    find_questions,
+    in_band,
+    load_questions,
+    normalise,
+    what_to_expect,
+)  # fmt: skip
 from model import GPTConfig
 from tools import olmo2
 
@@ -234,6 +246,121 @@ def test_gsm8k_itself_as_rl_and_sft_data(base, world, tmp_path, capsys):
     sft.main(sft.Config(**common, out=str(tmp_path / "sft"), rows=4))
     assert "rows longer than the context" in capsys.readouterr().err
     assert not same(weights(base), weights(tmp_path / "sft"))
+
+
+def test_what_to_expect_of_gsm8k(base, world, tmp_path, capsys):
+    """Runs on GSM8K's questions, or on those made of them, say once where the paper's pass@1 leaves the floor and how many tokens
+    are behind the model; later models are told the paper's number at no more tokens than theirs; other runs are told nothing."""
+    assert what_to_expect([{"source": "world"}], 10) == what_to_expect([], 10) == []
+    for source, tokens, said in [
+        (
+            "gsm8k",
+            3_999_999_999,
+            "floor between 2 and 4 B pretraining tokens (after RL 3.8%, then 15.6%); here: 4 B tokens",
+        ),
+        ("augmented_gsm8k", int(4e9), "is 15.6% after RL from 4 B"),
+        ("gsm8k_test", int(13.9e9), "is 35.6% after RL from 12 B"),
+        ("gsm8k", int(1e12), "is 54.8% after RL from 44 B"),
+        ("gsm8k", 0, "then 15.6%); (docs/paper.md)"),
+    ]:
+        (line,) = what_to_expect([{"source": "world"}, {"source": source}], tokens)
+        assert said in line, line
+    file = tmp_path / "gsm8k.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in GSM8K))
+    common = dict(init=str(base / "last.pt"), data=str(world), questions=str(file), eval_every=0, steps=1)
+    answers = dict(prompts=2, rollouts=2, max_new_tokens=4)
+    rl.main(rl.Config(**common, **answers, out=str(tmp_path / "rl")))
+    sft.main(sft.Config(**common, rows=2, out=str(tmp_path / "sft")))
+    average.main(average.Config(**common, **answers, rows=2, out=str(tmp_path / "average")))
+    measured = dict(questions=(str(file),), tasks=("none",), samples=2, k=(1,), shots="0", max_new_tokens=4)
+    evaluation.main(evaluation.Config(checkpoint=(str(base / "last.pt"),), out=str(tmp_path / "eval"), **measured))
+    tokens = load_checkpoint(base / "last.pt")["tokens"]
+    said = capsys.readouterr().err
+    assert said.count("GSM8K: in the paper") == said.count(f"here: {tokens / 1e9:.3g} B tokens") == 4
+    table = re.search(r"^\| B pretraining tokens .*?\n\n", (ROOT / "docs/paper.md").read_text(), re.M | re.S)[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()]
+    assert {int(b): float(p) for b, p in zip(rows[0], rows[2], strict=True)} == GSM8K_AFTER_RL
+
+
+def must(*command) -> str:
+    code, out, err = run(*command)
+    assert code == 0, err
+    return out + err
+
+
+MATH_ANSWERS = ["--prompts", "4", "--rollouts", "4", "--max_new_tokens", "24", "--eval_limit", "4"]
+
+
+def test_math_from_the_hubs_layout_to_a_record(base, tmp_path):
+    """MATH by the commands, from a local copy in the hub's layout: prepared, learned from its solutions, RL, evaluated on its test
+    set. The answer of every question is a half, so that even this model learns it: rewards and pass@1 rise from 0."""
+    for subject in HUB_QUESTIONS["math"][1]:
+        for split, of_split in ("train", range(8)), ("test", range(8, 12)):
+            rows = [
+                {"problem": f"Let $x = {i}$. Find $y$ ({subject}).", "level": "Level 5", "type": subject, "solution": "$y = \\boxed{\\frac12}$."}
+                for i in of_split
+            ]  # fmt: skip
+            parquet(tmp_path / "copy" / subject / f"{split}-00000-of-00001.parquet", rows)
+    data = tmp_path / "math"
+    prepare = ["-m", "data.prepare", "--input", "math", "--local", tmp_path / "copy", "--questions", "only"]
+    said = must(*prepare, "--validation_questions", "8", "--out", data)
+    assert "28 test, 48 train, 8 validation" in said
+    must("sft.py", "--init", base / "last.pt", "--data", data, "--steps", "60", "--rows", "16", "--lr", "2e-3", "--eval_every", "0", "--out", tmp_path / "sft")  # fmt: skip
+    must(
+        "rl.py",
+        "--init",
+        tmp_path / "sft/last.pt",
+        "--data",
+        data,
+        *MATH_ANSWERS,
+        "--steps",
+        "2",
+        "--out",
+        tmp_path / "rl",
+    )
+    assert max(line.get("reward", 0) for line in metrics(tmp_path / "rl")) > 0.2
+    asked = ["--data", data, "--questions", "test", "--samples", "4", "--k", "1", "4", "--max_new_tokens", "24"]
+    for name, place in ("base", base), ("rl", tmp_path / "rl"):
+        must("eval.py", "--checkpoint", place / "last.pt", *asked, "--shots", "0", "--out", tmp_path / "eval" / name)
+    pass_1 = {
+        name: json.loads((tmp_path / "eval" / name / "last.json").read_text())["questions"]["test"]["strict"]["pass@1"]
+        for name in ("base", "rl")
+    }
+    assert pass_1["base"]["mean"] == 0 and pass_1["rl"]["mean"] > 0.5
+
+
+@pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
+def test_math_itself_from_its_files_to_a_record(base, tmp_path):
+    """The published MATH by the commands: its test problems are banned from training (two are in both of its own splits), RL
+    samples answers to its problems and judges them against its answers, and its test set is evaluated with worked examples."""
+    train, test, data = REALDATA / "math_train.jsonl.gz", REALDATA / "math_test.jsonl.gz", tmp_path / "math"
+    prepare = ["-m", "data.prepare", "--input", train, "--source", "math", "--questions", "only", "--ban", test]
+    said = must(*prepare, "--validation_questions", "500", "--out", data)
+    assert "6968 train, 500 validation; 2 removed as banned" in said
+    held_out = {normalise(row["question"]) for row in load_questions(test)}
+    rows = {name: load_questions(data / f"questions/{name}.jsonl") for name in ("train", "validation")}
+    assert not held_out & {normalise(row["question"]) for of_split in rows.values() for row in of_split}
+    said = must("rl.py", "--init", base / "last.pt", "--data", data, "--limit", "200", *MATH_ANSWERS, "--steps", "2", "--out", tmp_path / "rl")  # fmt: skip
+    assert "questions leave no room" in said
+    answers = {row["question"]: row["answer"] for row in rows["train"]}
+    with gzip.open(tmp_path / "rl/rollouts.jsonl.gz", "rt") as file:
+        written = [json.loads(line) for line in file]
+    assert len(written) == 8 and all(answers[row["question"]] == row["answer"] for row in written)
+    asked = [
+        "--questions",
+        test,
+        "--examples",
+        "math",
+        "--shots",
+        "2",
+        "--prompt",
+        "question_answer_boxed",
+        "--limit",
+        "20",
+    ]
+    must("eval.py", "--checkpoint", tmp_path / "rl/last.pt", "--data", data, *asked, "--samples", "2", "--k", "1", "--max_new_tokens", "24")  # fmt: skip
+    record = json.loads((tmp_path / "rl/eval/last.json").read_text())["questions"]["math_test"]
+    assert len(record["questions"]) + len(record["left_out"]) == 20 and record["strict"]["pass@1"]["mean"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
