@@ -28,6 +28,7 @@ PAGES = (
     "docs/files.md",
     "docs/launch.md",
     "docs/huggingface.md",
+    "docs/wishes.md",
 )
 HUB = "python -m tools.olmo2 import allenai/OLMo-2-0425-1B out/m10.pt --revision stage1-step10000-tokens21B"
 NOT_RUN = {
@@ -35,6 +36,9 @@ NOT_RUN = {
     "python -m tools.olmo2 import olmo2-1b out/olmo2-1b.pt --tokens 4000000000000": "a model of 6 GB; test_hf.py has a small one",
     "make excursion": "half an hour; test_excursion.py runs the same program at the smoke scale",
     "make smoke": "installs, then runs commands that are run here",
+    "make bench": "minutes: it measures",
+    "pip install -e .": "installs; test_package.py compares its lists",
+    "python -m tools.dry_run rl.py --preset paper --init_scale 190m --gb 24": "test_dry_run.py runs such lines",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
 }
 EVALUATION = "--eval_limit 2"
@@ -56,9 +60,12 @@ PROGRAMS = {"excursion": "excursion.command"}  # where the flags and main() of a
 
 
 def commands(markdown: str) -> list[str]:
-    """The commands of a page's code blocks (indented or fenced), each once, without comments."""
+    """The commands of a page's code blocks (indented or fenced) and tables, each once, without comments."""
     blocks = "".join(line + "\n" for line in re.findall(r"^ {4}(.*)$", markdown, re.M))
     blocks += "".join(re.findall(r"^```\w*\n(.*?)^```", markdown, re.M | re.S))
+    blocks += "".join(
+        f"{cell}\n" for row in re.findall(r"^\|.*", markdown, re.M) for cell in re.findall(r"`([^`]+)`", row)
+    )
     found = []
     for line in blocks.splitlines():
         line = line.strip().removeprefix(".venv/bin/")
