@@ -2,7 +2,7 @@
 
 On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, triton_decode.py); use() chooses.
 
-    python -m tools.kernel_report report      what Triton's compiler makes of them for sm_80, sm_90, sm_100: needs no GPU
+    python -m tools.kernel_report report      what Triton's compiler makes of them for each architecture: needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates for their block sizes
 
 Shapes are named as in model.py: B rows, T tokens, S keys, H heads, D head size, C model width, V vocabulary, N = B*T.

@@ -27,34 +27,38 @@ class Block(NamedTuple):
 
 
 # (architecture, head size) → the block of each kernel. The head size is rounded up to a power of two; 0 stands for the
-# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90); 86 stands for all GPUs with 99 KB
-# of shared memory (sm_86, 89, 120), 0 for the interpreter.
-# From `python -m tools.kernel_report report` (no spills); nobody has timed them yet: `python -m tools.kernel_report tune`.
+# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90), 0 the interpreter. sm_86, 89 and 120
+# have 99 KB of shared memory for a program, which decides.
+# `python -m tools.kernel_report report` holds them to: no spills, and no more warps than the rows of a tile feed (16 each, of
+# dkv the columns). Nobody has timed them yet: `python -m tools.kernel_report tune`.
+SMALL = (86, 89, 120)
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
-    (90, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
-    (100, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 256, 64, 8, 3)},
-    (86, 0): {"forward": Block(128, 128, 32, 8, 3), "backward": Block(128, 128, 32, 8, 3)},
+    (90, 0): {"forward": Block(128, 128, 64, 8, 3), "backward": Block(128, 128, 64, 8, 4)},
+    (100, 0): {"forward": Block(128, 128, 64, 8, 3), "backward": Block(128, 256, 64, 8, 3)},
     (0, 0): {"forward": Block(128, 256, 64), "backward": Block(128, 256, 64)},
 }
-for _arch in (80, 90, 100):
-    BLOCKS[_arch, 32] = BLOCKS[_arch, 64] = {
-        "forward": Block(128, 64, warps=4, stages=3),
-        "dq": Block(64, 64, warps=4, stages=2),
-        "dkv": Block(64, 64, warps=4, stages=2),
-        "decode": Block(16, 64, warps=4, stages=3),
-    }
-    BLOCKS[_arch, 128] = {
-        "forward": Block(128, 64, warps=8, stages=3),
-        "dq": Block(64, 64, warps=8, stages=2),
-        "dkv": Block(64, 64, warps=8, stages=2),
-        "decode": Block(16, 64, warps=4, stages=3),
-    }
-BLOCKS[80, 64]["dkv"] = Block(64, 64, warps=8, stages=2)
+for _arch in SMALL:
+    BLOCKS[_arch, 0] = {"forward": Block(128, 128, 32, 8, 3), "backward": Block(128, 128, 32, 8, 3)}
 for _head in (32, 64, 128):
-    BLOCKS[86, _head] = {"forward": Block(64, 64), "dq": Block(64, 32), "dkv": Block(32, 64)}
-    BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64)}
-    BLOCKS[86, _head]["decode"], BLOCKS[0, _head]["decode"] = Block(16, 64, warps=4, stages=2), Block(16, 32)
+    for _arch in (80, 90, 100):
+        BLOCKS[_arch, _head] = {
+            "forward": Block(128, 64, warps=8 if _head == 128 else 4, stages=3),
+            "dq": Block(64, 64, warps=4, stages=2),
+            "dkv": Block(64, 64, warps=4, stages=2),
+            "decode": Block(16, 64, warps=4, stages=3),
+        }
+    for _arch in SMALL:
+        BLOCKS[_arch, _head] = {
+            "forward": Block(128, 32),
+            "dq": Block(64, 32, warps=4),
+            "dkv": Block(32, 64, warps=4),
+            "decode": Block(16, 64, warps=4),
+        }
+    BLOCKS[80, _head]["dkv"] = Block(32, 64, warps=4)
+    BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64), "decode": Block(16, 32)}
+for _kernel in ("dq", "dkv"):  # tensor memory holds the sums; 4 warps spill
+    BLOCKS[100, 128][_kernel] = Block(64, 64)
 
 
 def architecture(device: torch.device) -> int:
@@ -62,7 +66,8 @@ def architecture(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
-    return {(8, 0): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), 86)
+    known = {(8, 0): 80, (8, 9): 89, (9, 0): 90, (10, 0): 100, (10, 3): 100, (12, 0): 120, (12, 1): 120}
+    return known.get((major, minor), 86)
 
 
 class Launcher:

@@ -7,17 +7,18 @@
 Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at all.
 With the keys of a tile of queries in order,
 
-    prompt_from ...... prompt_to     first ......... full_from ............... full_to ......... end
-     mask: their prompt, if any       edge: mask      no mask                   edge: mask (the diagonal)
+    prompt                      first
+    | n_prompt tiles: mask      | n_first tiles: mask | n_full tiles: no mask | n_last tiles: mask (the diagonal)
+    the prompt, if any          the document of the first query ...
 
-tiles outside these two ranges are never visited, and few pay for a mask. Between prompt_to and first lie other answers
-to the same prompt. Seen from a key both ranges are one: it is seen by the queries from itself to the end of its
-document, and a key of a prompt by those to the end of the last answer. So doc_end says all about what is visible.
+other tiles are never visited, and few pay for a mask. Between the two ranges lie other answers to the same prompt. Seen
+from a key they are one: it is seen by the queries from itself to the end of its document, and a key of a prompt by those to
+the end of the last answer. So doc_end says all about what is visible. The tiles with a mask are visited in one loop and those
+without in another; a loop for each range would need more registers than there are.
 
 Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start,
 doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP = H / H_kv, the query heads
-of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded now. The loop over `zone` takes
-the parts of the line above in turn. blocks.py says what a Triton kernel is.
+of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded now. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -31,10 +32,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _load(x, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(rows, BLOCK_D) of x, whose rows are STRIDE apart. Rows behind the last are copies of it; columns from D on are 0."""
+def _load(x, row, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(rows, BLOCK_D) of x, whose rows are STRIDE apart. Columns from D on are 0."""
     col = tl.arange(0, BLOCK_D)
-    at = x + tl.minimum(row, T - 1)[:, None] * STRIDE + col[None, :]
+    at = x + row[:, None] * STRIDE + col[None, :]
     return tl.load(at) if D == BLOCK_D else tl.load(at, mask=(col < D)[None, :], other=0.0)
 
 
@@ -47,8 +48,14 @@ def _store(x, tile, row, T, STRIDE, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def _masked(i, n_first, n_full):
+    """The place of the i-th tile that has a mask, where after n_first of them n_full tiles have none."""
+    return i + tl.where(i < n_first, 0, n_full)
+
+
+@triton.jit
 def _keys_of(doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The keys that a tile of queries visits: prompt_from, prompt_to, first, full_from, full_to, end.
+    """The keys that a tile of queries visits, as above: prompt, n_prompt, first, n_first, n_full, n_last.
 
     Neither documents nor prompts fall along a row: what the first query sees begins first, and what the last query sees of
     its own document is seen by all of them, up to the diagonal.
@@ -56,15 +63,17 @@ def _keys_of(doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q: tl.conste
     top = tile * BLOCK_Q
     end = tl.minimum(top + BLOCK_Q, T)
     full_to = (top + 1) // BLOCK_K * BLOCK_K  # tiles up to here lie below the diagonal for the first query
-    first = tile * 0
-    full_from, prompt_from, prompt_to = first, first, first
+    first, prompt = tile * 0, tile * 0
+    full_from, n_prompt = first, prompt
     if doc_start is not None:
         first = tl.load(doc_start + b * T + top) // BLOCK_K * BLOCK_K
         full_from = tl.minimum(tl.cdiv(tl.load(doc_start + b * T + end - 1), BLOCK_K) * BLOCK_K, full_to)
     if prompt_start is not None:
-        prompt_from = tl.load(prompt_start + b * T + top) // BLOCK_K * BLOCK_K
+        prompt = tl.load(prompt_start + b * T + top) // BLOCK_K * BLOCK_K
         prompt_to = tl.minimum(tl.load(prompt_end + b * T + top), first)
-    return prompt_from, prompt_to, first, full_from, full_to, end
+        n_prompt = tl.cdiv(tl.maximum(prompt_to - prompt, 0), BLOCK_K)
+    n_first, n_full, n_last = full_from - first, full_to - full_from, end - full_to
+    return prompt, n_prompt, first, n_first // BLOCK_K, n_full // BLOCK_K, tl.cdiv(n_last, BLOCK_K)
 
 
 @triton.jit
@@ -99,29 +108,32 @@ def attention_forward(
     H_KV = H // GROUP
     k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
     v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
-    prompt_from, prompt_to, first, full_from, full_to, end = _keys_of(
+    prompt, n_prompt, first, n_first, n_full, n_last = _keys_of(
         doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q, BLOCK_K
     )
 
-    query = _load(q, row, T, H * D, D, BLOCK_D)
+    own = tl.minimum(row, T - 1)  # rows behind the last read it once more
+    query = _load(q, own, H * D, D, BLOCK_D)
     m = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_Q], tl.float32)
     o = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for zone in tl.static_range(0 if prompt_start is not None else 1, 4):  # prompt, edge, full, edge
-        begin = prompt_from if zone == 0 else (first if zone == 1 else (full_from if zone == 2 else full_to))
-        stop = prompt_to if zone == 0 else (full_from if zone == 1 else (full_to if zone == 2 else end))
-        for at in range(begin, stop, BLOCK_K):
+    for full in tl.static_range(2):
+        for i in range(n_full if full else n_prompt + n_first + n_last):
+            at = first + BLOCK_K * (n_first + i if full else _masked(i - n_prompt, n_first, n_full))
+            if not full:
+                at = tl.where(i < n_prompt, prompt + BLOCK_K * i, at)
             key = at + tl.arange(0, BLOCK_K)
-            keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
+            inside = key if full else tl.minimum(key, T - 1)
+            keys = _load(k, inside, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
-            if zone != 2:
+            if not full:
                 s = tl.where(_visible(key[None, :], row[:, None], doc_end, b, T), s, float("-inf"))
             new_m = tl.maximum(m, tl.max(s, 1))
             safe_m = tl.where(new_m == float("-inf"), 0.0, new_m)  # no key seen yet: -inf - -inf is not a number
             p = tl.math.exp2(s - safe_m[:, None])
             rescale = tl.math.exp2(m - safe_m)
             l = l * rescale + tl.sum(p, 1)
-            values = _load(v, key, T, H_KV * D, D, BLOCK_D)
+            values = _load(v, inside, H_KV * D, D, BLOCK_D)
             o = tl.dot(p.to(values.dtype), values, o * rescale[:, None], input_precision=PRECISION)
             m = new_m
     seen = l > 0
@@ -149,27 +161,30 @@ def attention_dq(
     H_KV = H // GROUP
     k += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
     v += b.to(tl.int64) * T * H_KV * D + h // GROUP * D
-    prompt_from, prompt_to, first, full_from, full_to, end = _keys_of(
+    prompt, n_prompt, first, n_first, n_full, n_last = _keys_of(
         doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q, BLOCK_K
     )
 
-    do = _load(grad + at_head, row, T, H * D, D, BLOCK_D)
-    o = _load(out + at_head, row, T, H * D, D, BLOCK_D)
+    own = tl.minimum(row, T - 1)
+    do = _load(grad + at_head, own, H * D, D, BLOCK_D)
+    o = _load(out + at_head, own, H * D, D, BLOCK_D)
     row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta + bh * T + row, row_delta, mask=row < T)
-    row_lse = tl.load(lse + bh * T + tl.minimum(row, T - 1))
-    query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
+    row_lse = tl.load(lse + bh * T + own)
+    query = _load(q + at_head, own, H * D, D, BLOCK_D)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for zone in tl.static_range(0 if prompt_start is not None else 1, 4):
-        begin = prompt_from if zone == 0 else (first if zone == 1 else (full_from if zone == 2 else full_to))
-        stop = prompt_to if zone == 0 else (full_from if zone == 1 else (full_to if zone == 2 else end))
-        for at in range(begin, stop, BLOCK_K):
+    for full in tl.static_range(2):
+        for i in range(n_full if full else n_prompt + n_first + n_last):
+            at = first + BLOCK_K * (n_first + i if full else _masked(i - n_prompt, n_first, n_full))
+            if not full:
+                at = tl.where(i < n_prompt, prompt + BLOCK_K * i, at)
             key = at + tl.arange(0, BLOCK_K)
-            keys = _load(k, key, T, H_KV * D, D, BLOCK_D)
-            values = _load(v, key, T, H_KV * D, D, BLOCK_D)
+            inside = key if full else tl.minimum(key, T - 1)
+            keys = _load(k, inside, H_KV * D, D, BLOCK_D)
+            values = _load(v, inside, H_KV * D, D, BLOCK_D)
             s = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
             p = tl.math.exp2(s - row_lse[:, None])
-            if zone != 2:
+            if not full:
                 p = tl.where(_visible(key[None, :], row[:, None], doc_end, b, T), p, 0.0)
             dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
             ds = p * (dp - row_delta[:, None])
@@ -194,8 +209,9 @@ def attention_dkv(
     tile = tl.program_id(1)  # early keys are seen by the most queries, and start first
     key = tile * BLOCK_K + tl.arange(0, BLOCK_K)
     at_kv_head = b.to(tl.int64) * T * H_KV * D + h_kv * D
-    keys = _load(k + at_kv_head, key, T, H_KV * D, D, BLOCK_D)
-    values = _load(v + at_kv_head, key, T, H_KV * D, D, BLOCK_D)
+    own = tl.minimum(key, T - 1)
+    keys = _load(k + at_kv_head, own, H_KV * D, D, BLOCK_D)
+    values = _load(v + at_kv_head, own, H_KV * D, D, BLOCK_D)
     first = tile * BLOCK_K // BLOCK_Q * BLOCK_Q
     full_from = tl.cdiv(tile * BLOCK_K + BLOCK_K - 1, BLOCK_Q) * BLOCK_Q  # from here on behind the last key
     if doc_end is None:
@@ -203,10 +219,12 @@ def attention_dkv(
         end = T
         full_to = T // BLOCK_Q * BLOCK_Q
     else:
-        doc_stop = tl.load(doc_end + b * T + tl.minimum(key, T - 1))
+        doc_stop = tl.load(doc_end + b * T + own)
         end = tl.max(doc_stop, 0)
         full_to = tl.min(doc_stop, 0) // BLOCK_Q * BLOCK_Q
     full_to = tl.maximum(full_to, full_from)
+    n_first, n_full = tl.cdiv(tl.minimum(full_from, end) - first, BLOCK_Q), (full_to - full_from) // BLOCK_Q
+    n_last = tl.cdiv(tl.maximum(end - full_to, 0), BLOCK_Q)
 
     acc_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -214,23 +232,22 @@ def attention_dkv(
         h = h_kv * GROUP + g
         at_head = b.to(tl.int64) * T * H * D + h * D
         at_row = (b * H + h) * T
-        for zone in tl.static_range(3):
-            begin = first if zone == 0 else (full_from if zone == 1 else full_to)
-            stop = tl.minimum(full_from, end) if zone == 0 else (full_to if zone == 1 else end)
-            for at in range(begin, stop, BLOCK_Q):
+        for full in tl.static_range(2):
+            for i in range(n_full if full else n_first + n_last):
+                at = first + BLOCK_Q * (n_first + i if full else _masked(i, n_first, n_full))
                 row = at + tl.arange(0, BLOCK_Q)
-                query = _load(q + at_head, row, T, H * D, D, BLOCK_D)
-                do = _load(grad + at_head, row, T, H * D, D, BLOCK_D)
-                at_rows = at_row + tl.minimum(row, T - 1)
-                row_lse, row_delta = tl.load(lse + at_rows), tl.load(delta + at_rows)
+                inside = row if full else tl.minimum(row, T - 1)
+                query = _load(q + at_head, inside, H * D, D, BLOCK_D)
+                do = _load(grad + at_head, inside, H * D, D, BLOCK_D)
+                row_lse = tl.load(lse + at_row + inside)
                 s = tl.dot(keys, tl.trans(query), input_precision=PRECISION) * scale  # (keys, queries)
                 p = tl.math.exp2(s - row_lse[None, :])
-                if zone != 1:
+                if not full:
                     visible = (row[None, :] >= key[:, None]) & (row[None, :] < doc_stop[:, None])
                     p = tl.where(visible, p, 0.0)
                 acc_v = tl.dot(p.to(do.dtype), do, acc_v, input_precision=PRECISION)
                 dp = tl.dot(values, tl.trans(do), input_precision=PRECISION)
-                ds = p * (dp - row_delta[None, :])
+                ds = p * (dp - tl.load(delta + at_row + inside)[None, :])  # loaded late: registers are full here
                 acc_k = tl.dot(ds.to(query.dtype), query, acc_k, input_precision=PRECISION)
     _store(dk + at_kv_head, acc_k * (scale / LOG2_E), key, T, H_KV * D, D, BLOCK_D)
     _store(dv + at_kv_head, acc_v, key, T, H_KV * D, D, BLOCK_D)

@@ -70,11 +70,10 @@ def log_prob_forward(
     row, word, z, tile_v = _logits_tile(
         hidden, weight, N, V, C, inv_temperature, BLOCK_N, BLOCK_V, BLOCK_C, EVEN, PRECISION
     )
-    inside = (word < V)[None, :]
-    z = tl.where(inside, z, float("-inf"))
+    z = tl.where((word < V)[None, :], z, -1e38)  # not -inf: 0 · -inf is not a number
     m = tl.max(z, 1)
-    p = tl.exp(z - m[:, None])
-    shifted = tl.where(inside, z - m[:, None], 0.0)  # 0 · -inf is not a number
+    shifted = z - m[:, None]
+    p = tl.exp(shifted)
     at = tile_v.to(tl.int64) * N + row
     tl.store(top + at, m, mask=row < N)
     tl.store(total + at, tl.sum(p, 1), mask=row < N)

@@ -59,10 +59,13 @@ def test_numbers_on_the_gpu():
 
 
 @needs_triton
-@pytest.mark.parametrize("arch, unit", [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05.mma")])
+@pytest.mark.parametrize("arch, unit", [
+    (80, "mma.sync"), (90, "wgmma"), (100, "tcgen05.mma"), (120, "mma.sync"),
+    pytest.param(86, "mma.sync", marks=pytest.mark.slow), pytest.param(89, "mma.sync", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_compiled_code(arch, unit, monkeypatch):
-    """At OLMo2-1B's shapes every kernel compiles for the GPU, keeps its registers, fits its shared memory and, where it
-    multiplies, uses the matrix units (for the 16 rows of decoding the oldest kind). Needs no GPU."""
+    """At OLMo2-1B's shapes every kernel compiles for the GPU, keeps its registers, feeds its warps, fits its shared memory
+    and, where it multiplies, uses the matrix units (for the 16 rows of decoding the oldest kind). Needs no GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
     from kernels.triton_attention import attention_forward
@@ -77,9 +80,29 @@ def test_compiled_code(arch, unit, monkeypatch):
     ]  # fmt: skip
     units = dict.fromkeys(("rms_norm_rows", "rotary_rows", "swiglu_rows"), None) | {"decode_attention": "mma.sync"}
     for c in made:
-        assert c.spilled == 0 and c.shared_kb <= kernel_report.SHARED_KB[arch], c
+        assert not c.fault() and c.spilled == 0 and c.programs >= 1, c
         needed = units.get(c.kernel, unit)
         assert needed is None or needed in c.instructions, c
+
+
+@needs_triton
+def test_report_refuses_warps_without_rows(monkeypatch, capsys):
+    """8 warps on tiles of 64 queries: on sm_90 two of them compute each row of S and dP. The report says so and fails."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
+    from kernels.blocks import BLOCKS, Block
+    from tools import kernel_report
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    monkeypatch.setitem(BLOCKS[90, 128], "dq", Block(64, 64, warps=8))
+    (dq,) = [launch for launch in kernel_report.launches(90) if launch[0].__name__ == "attention_dq"]
+    monkeypatch.setattr(kernel_report, "launches", lambda arch: [dq])
+    monkeypatch.setattr(kernel_report, "SMS", {90: kernel_report.SMS[90]})
+    with pytest.raises(SystemExit) as exit:
+        kernel_report.report()
+    out, err = capsys.readouterr()
+    assert exit.value.code == 1 and "| 64x64, 8, 2 | 8 |" in out
+    assert err == "error: attention_dq on sm_90: 8 warps exceed its rows: 8 a warp, an instruction takes 16\n"
 
 
 @needs_triton

@@ -1,6 +1,6 @@
 """What Triton's compiler makes of the kernels, and which block sizes are fastest.
 
-    python -m tools.kernel_report report      for sm_80, sm_90, sm_100: registers, spills, memory; needs no GPU
+    python -m tools.kernel_report report      registers, spills, memory, warps on each architecture; needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates, print the fastest as lines of kernels/blocks.py
 
 Both call the functions that launch the kernels at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own: in `report`
@@ -19,9 +19,26 @@ from typing import NamedTuple
 
 import torch
 
-ARCHITECTURES = (80, 90, 100)
-SHARED_KB = {80: 163, 86: 99, 90: 227, 100: 227}  # shared memory that one program may have
-# The matrix units of sm_80, 90 and 100, and loads that run beside them
+
+class SM(NamedTuple):
+    """What a streaming multiprocessor has for all programs that run on it at a time (CUDA C++ Programming Guide, table of
+    compute capabilities). All have 65536 registers."""
+
+    shared_kb: int  # 1 KB of it goes to the system for each program, so a program may have one less
+    warps: int
+    programs: int
+
+
+SMS = {
+    80: SM(164, 64, 32),
+    86: SM(100, 48, 16),
+    89: SM(100, 48, 24),
+    90: SM(228, 64, 32),
+    100: SM(228, 64, 32),
+    120: SM(100, 48, 24),
+}
+UNIT_ROWS = 16  # rows that a warp's instruction multiplies: where a warp has fewer, two warps compute the same
+# The matrix units of sm_80 (86, 89, 120), 90 and 100, and loads that run beside them
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
 
 
@@ -37,6 +54,16 @@ class Compiled(NamedTuple):
     spilled: int  # bytes of them that went to memory: the kernel would be many times slower
     shared_kb: float
     instructions: list[str]
+    rows_per_warp: int | None  # rows of a tile's products for each warp that takes rows; None: not multiplied by warps
+    programs: int  # that run on a streaming multiprocessor at a time
+
+    def fault(self) -> str:
+        """What is wrong with the block, or nothing."""
+        if self.spilled:
+            return f"spills {self.spilled} bytes"
+        if self.rows_per_warp is not None and self.rows_per_warp < UNIT_ROWS:
+            return f"{self.block.warps} warps exceed its rows: {self.rows_per_warp} a warp, an instruction takes {UNIT_ROWS}"
+        return ""
 
 
 def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
@@ -105,22 +132,44 @@ def compile_for(arch: int, kernel, args: tuple, block, constants: dict) -> Compi
         usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
     resource = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
     found = [name for name in INSTRUCTIONS if name in compiled.asm["ptx"]]
-    spilled = resource["STACK"] + resource["LOCAL"]
-    return Compiled(kernel.__name__, block, resource["REG"], spilled, compiled.metadata.shared / 1024, found)
+    spilled, shared_kb = resource["STACK"] + resource["LOCAL"], compiled.metadata.shared / 1024
+    # How many programs fit: by shared memory, registers (given to warps in units of 8 a thread), warps, tensor memory
+    sm, columns = SMS[arch], getattr(compiled.metadata, "tmem_size", 0)
+    registers = -(-resource["REG"] // 8) * 8 * 32 * block.warps
+    limits = [sm.programs, sm.shared_kb // (shared_kb + 1), 65536 // registers, sm.warps // block.warps]
+    limits += [512 // columns] if columns else []
+    rows = rows_per_warp(compiled.asm["ttgir"])
+    return Compiled(kernel.__name__, block, resource["REG"], spilled, shared_kb, found, rows, int(min(limits)))
+
+
+def rows_per_warp(ttgir: str) -> int | None:
+    """The fewest rows that a warp has in a product, from Triton's intermediate code: a layout says how many warps share the
+    rows of a tile (`warpsPerCTA = [8, 1]`), and each product names its layout. Products that are not a warp's
+    (of sm_100's tensor memory, of fp32 without tf32) do not count."""
+    warps = dict(re.findall(r"^(#\w+) = #ttg.nvidia_mma<.*warpsPerCTA = \[(\d+), ", ttgir, re.MULTILINE))
+    products = re.findall(r"(?:tt.dot|warp_group_dot) .*-> tensor<(\d+)x\d+x\w+, (#\w+)>", ttgir)
+    return min((int(rows) // int(warps[layout]) for rows, layout in products if layout in warps), default=None)
 
 
 def report() -> None:
-    """Print a table: each kernel on each architecture."""
+    """Print a table: each kernel on each architecture. Exit code 1 and one line if a block is wrong."""
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-    print("| kernel | sm | block, warps, stages | registers | spilled bytes | shared KB | instructions |")
-    print("|---|---|---|---|---|---|---|")
-    for arch in ARCHITECTURES:
+    print(
+        "| kernel | sm | block, warps, stages | rows per warp | registers | spilled bytes | shared KB | programs per SM | instructions |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    faults = []
+    for arch, sm in SMS.items():
         for launch in launches(arch):
             c = compile_for(arch, *launch)
             sides = "x".join(str(side) for side in c.block[:3] if side)
-            shared = f"{c.shared_kb:.0f} of {SHARED_KB[arch]}"
-            print(f"| {c.kernel} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {c.registers} | {c.spilled} | "
-                  f"{shared} | {', '.join(c.instructions)} |", flush=True)  # fmt: skip
+            print(f"| {c.kernel} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {c.rows_per_warp or ''} | {c.registers} | "
+                  f"{c.spilled} | {c.shared_kb:.0f} of {sm.shared_kb - 1} | {c.programs} | {', '.join(c.instructions)} |", flush=True)  # fmt: skip
+            if c.fault():
+                faults.append(f"{c.kernel} on sm_{arch}: {c.fault()}")
+    if faults:
+        print(f"error: {'; '.join(faults)}", file=sys.stderr)
+        sys.exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,9 +188,9 @@ LOG_PROB_CANDIDATES = (
 )
 # Rows and columns of the attention kernels, each tried with 4 and 8 warps, 2 and 3 stages
 ATTENTION_CANDIDATES = {
-    "forward": ((128, 64), (128, 128), (64, 64)),
-    "dq": ((64, 64), (128, 64), (128, 32)),
-    "dkv": ((64, 64), (64, 128), (32, 128)),
+    "forward": ((128, 64), (128, 128), (64, 64), (128, 32)),
+    "dq": ((64, 64), (128, 64), (128, 32), (64, 32)),
+    "dkv": ((64, 64), (64, 128), (32, 128), (32, 64)),
 }
 
 
