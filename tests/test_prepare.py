@@ -28,8 +28,10 @@ from data.readers import Record, stream_hub
 from data.shards import shard_dtype
 from data.tokenizer import load_tokenizer
 from files import take_lock
+from verifier import strict
 
 ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared" / "realdata"
 TOKENIZER = load_tokenizer("world")
 
 
@@ -338,6 +340,47 @@ def test_local_copy_of_math(tmp_path):
     out = run(tmp_path, "math", subset="algebra", out=str(tmp_path / "algebra"), **flags)
     rows = [row for path in (out / "questions").glob("*.jsonl") for row in load_questions(path)]
     assert len(rows) == 12 and all(row["question"].startswith("algebra") for row in rows)
+
+
+def real(name):
+    with (gzip.open if name.endswith(".gz") else open)(REAL / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/realdata")
+def test_published_rows_in_the_hubs_layouts(tmp_path):
+    """The published GSM8K, MATH (its test problems, the 500 of MATH-500 as the test split) and a sample of OpenMathInstruct-2 in
+    the hub's layouts: every row becomes a question whose first solution earns the reward, and no test question is trained on."""
+    parquet(tmp_path / "gsm8k/main/train-00000-of-00001.parquet", real("gsm8k_train.jsonl.gz"))
+    parquet(tmp_path / "gsm8k/main/test-00000-of-00001.parquet", real("gsm8k_test.jsonl.gz"))
+    rows = real("math_test.jsonl.gz")
+    for subject in {row["subject"] for row in rows}:
+        folder = tmp_path / "math" / subject.lower().replace(" & ", "_and_").replace(" ", "_")
+        for split, asked in ("train", False), ("test", True):
+            of_split = [row for row in rows if row["subject"] == subject and row["in_math500"] == asked]
+            columns = [{"problem": r["problem"], "level": r["level"], "type": subject, "solution": r["solution"]} for r in of_split]  # fmt: skip
+            parquet(folder / f"{split}-00000-of-00001.parquet", columns)
+    sample = real("openmathinstruct2_sample.jsonl")
+    for shard in range(2):
+        parquet(tmp_path / f"openmathinstruct2-full/data/train-0000{shard}-of-00002.parquet", sample[shard::2])
+    for name, held_out, sizes in [
+        ("gsm8k", 1000, {"train": 6473, "validation": 1000, "test": 1319}),
+        ("math", 1000, {"train": 3500, "validation": 1000, "test": 500}),
+        ("openmathinstruct2-full", 1, {"train": 98, "validation": 2}),
+    ]:
+        flags = {
+            "local": str(tmp_path / name),
+            "questions": "only",
+            "out": str(tmp_path / f"out_{name}"),
+            "strict": True,
+        }
+        out = run(tmp_path, name, validation_questions=held_out, **flags)
+        found = {path.stem: load_questions(path) for path in (out / "questions").glob("*.jsonl")}
+        assert {split: len(rows) for split, rows in found.items()} == sizes, name
+        asked = [normalise(row["question"]) for rows in found.values() for row in rows]
+        assert len(set(asked)) == len(asked)
+        for row in [row for rows in found.values() for row in rows[:300]]:
+            assert strict(row["solutions"][0], row["answer"]).right, row
 
 
 def test_local_copy_of_fineweb_edu(tmp_path):

@@ -162,9 +162,13 @@ def test_every_command_of_readme_and_docs(place, monkeypatch, capsys):
 
 
 def test_parser_of_the_readme():
-    """Commands are those of indented and fenced blocks, without comments and repetitions; prose and listings are none."""
+    """Commands are those of indented and fenced blocks and of tables, without comments and repetitions; prose and listings are none."""
     page = "Run `python no.py`.\n\n    .venv/bin/python a.py --x 'b c'  # why\n    OUT/file   what\n\n```bash\ntorchrun b.py\npython a.py --x 'b c'\n```\n"
     assert commands(page) == ["python a.py --x 'b c'", "torchrun b.py"]
+    assert commands("| a | `python c.py --x 1`, or `rl.py`; `make smoke` |\n`python no.py x`") == [
+        "python c.py --x 1",
+        "make smoke",
+    ]
     assert parse("torchrun --nnodes=2 --nproc_per_node=8 rl.py --lr 1")[:1] == ("rl",)
     assert parse("python -m excursion plan --format list > a.txt") == ("excursion", ["plan", "--format", "list"])
     assert parse("python -m data.prepare --input x")[1][:2] == ["--input", "x"]
