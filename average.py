@@ -37,6 +37,7 @@ from model import GPT
 from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
 from runtime import Run, begin, make_optimizer, optimizer_step
 from sft import SFT, SFTConfig, make_sft, sft_step
+from sharding import gather_weights, masters
 
 
 @dataclass
@@ -126,9 +127,10 @@ PRESETS = {
 def take_update(model: GPT, snapshot: list[Tensor]) -> list[Tensor]:
     """Δ = θ - θ̄ of each parameter; puts the weights back to the snapshot θ̄."""
     delta = []
-    for p, before in zip(model.parameters(), snapshot, strict=True):
+    for p, before in zip(masters(model), snapshot, strict=True):
         delta.append(p - before)
         p.copy_(before)
+    gather_weights(model)
     return delta
 
 
@@ -140,11 +142,12 @@ def average_updates(model: GPT, snapshot: list[Tensor], delta: list[Tensor] | No
         model: its weights are θ̄ + Δ_SFT: the SFT step was the last one, so Δ_SFT needs no buffer.
         delta: Δ_RL, which is overwritten; None: no RL update was made. weight: w.
     """
-    for i, (p, before) in enumerate(zip(model.parameters(), snapshot, strict=True)):
+    for i, (p, before) in enumerate(zip(masters(model), snapshot, strict=True)):
         update = p.sub_(before).mul_(1 - weight)  # in place: `update` is p
         if delta is not None:
             update.add_(delta[i].mul_(weight))
         update.add_(before)
+    gather_weights(model)
 
 
 def weight_at(config: Config, step: int, steps: int, rl_norm: float, sft_norm: float, signal: float) -> float:
@@ -226,7 +229,7 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
     number: of the step, from 0. lr: of the RL side. Returns the step's metrics.
     """
     run, config, model, process = sides.run, sides.run.config, sides.run.model, sides.run.process
-    snapshot = [p.detach().clone() for p in model.parameters()]  # θ̄
+    snapshot = [p.detach().clone() for p in masters(model)]  # θ̄
 
     # The RL side: answers and their gradient at θ̄, an AdamW step, its Δ; then back to θ̄
     groups, sampled = sides.grpo.sample(model)

@@ -4,6 +4,7 @@ A stage's Config is made of these classes and its own; what stands in none of th
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,11 @@ class MachineConfig:
     # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a tenth
     # longer), or those of the whole block (a third longer); changes memory and time, not the gradient
     recompute: Literal["none", "attention", "block"] = "none"
+    # spread what only the optimizer needs over the ranks: half the memory for weights, gradients and AdamW on 8 ranks
+    shard: bool = False
+
+    def idle(self) -> dict[str, str]:
+        return {} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {"shard": "on one process (torchrun starts several)"}
 
 
 @dataclass

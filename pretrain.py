@@ -166,14 +166,15 @@ def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
     tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
     try:
         with process.autocast():
-            fast(tokens, doc_start=tokens if config.doc_mask else None).sum().backward()
+            total = fast(tokens, doc_start=tokens if config.doc_mask else None).sum()
+        # Not backward(): with --shard a gradient that it leaves could not be cleared
+        torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
     except Exception as error:  # dozens of kinds: no C++ compiler, no OpenMP, an unknown device
         if config.compile == "on":
             raise UserError(f"--compile on: {str(error).splitlines()[0][:160]}; use --compile off") from None
         if process.main:
             print(f"not compiled, which is slower: {str(error).splitlines()[0][:160]}", file=sys.stderr)
         fast = model
-    model.zero_grad()
     return fast
 
 

@@ -66,6 +66,7 @@ class Process:
     updated: bool = False  # optimizer_step sets it, the end of the step clears it
     micro_tokens: int = 2048  # tokens in one forward pass (--micro_tokens)
     idle: float = 0.0  # of the last `spread`: share of its time that ranks waited for the slowest, mean over ranks
+    sharded: bool = False  # --shard: what optimizers need is spread over the ranks (sharding.py)
     main: bool = field(init=False)  # rank 0, which alone writes files and prints
 
     def __post_init__(self) -> None:
@@ -149,7 +150,9 @@ class Process:
                 dist.barrier()
 
 
-def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, micro_tokens: int = 0) -> Process:
+def start_process(
+    device: str = "auto", dtype: str = "auto", seed: int = 0, micro_tokens: int = 0, shard: bool = False
+) -> Process:
     """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
@@ -176,7 +179,8 @@ def start_process(device: str = "auto", dtype: str = "auto", seed: int = 0, micr
     bf16 = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
     precision = torch.bfloat16 if bf16 else torch.float32
     micro_tokens = micro_tokens or (2048 if device == "cpu" else 16384)
-    return Process(rank, world, torch.device(device), precision, micro_tokens=micro_tokens)
+    sharded = shard and world > 1  # a run that was sharded may go on in one process
+    return Process(rank, world, torch.device(device), precision, micro_tokens=micro_tokens, sharded=sharded)
 
 
 def end_process() -> None:

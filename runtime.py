@@ -35,6 +35,7 @@ from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
 from files import named, remove_stale, take_lock, write_text
 from model import GPT
 from process import Process, end_process, start_process, together
+from sharding import collect, gather_weights, parts, shard, sum_gradients
 
 FINAL_LR = 0.1  # a cosine or linear schedule ends at this fraction of --lr
 MAX_SKIPPED = 20  # a run stops after so many steps with a non-finite loss or gradient (each is skipped and counted)
@@ -64,6 +65,7 @@ def first_state(optimizer: torch.optim.Optimizer) -> dict:
     """Name → value of what an optimizer keeps for a parameter, found by a step on a small trial parameter. AdamW keeps "step",
     "exp_avg", "exp_avg_sq"; a fork's optimizer something else. The model's parameters must not have gradients yet."""
     like = optimizer.param_groups[0]["params"][0].detach()
+    like = like.to_local() if hasattr(like, "to_local") else like  # --shard
     trial = torch.zeros_like(like[:1]).requires_grad_()
     trial.grad = torch.zeros_like(trial)
     optimizer.add_param_group({"params": [trial]})
@@ -76,14 +78,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """The state of a checkpoint into an optimizer of the same kind and parameters. UserError if it does not fit: each tensor
     must be finite, and have the shape of its parameter or, such as a count of steps, none."""
     wanted = first_state(optimizer)
-    if optimizer.param_groups[0]["params"][0].device.type == "cpu":
-        state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
+        if hasattr(parameters[0], "to_local"):  # --shard
+            state = {**state, "state": parts(state["state"], parameters)}
+        elif parameters[0].device.type == "cpu":
+            state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
         # settings are those of the flags, but for the rate of the last step, so that what is saved again has the same bits
         pairs = zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
         groups = [{**ours, "lr": float(theirs["lr"])} for ours, theirs in pairs]
         optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if optimizer.state and len(optimizer.state) < len(parameters):
             raise ValueError("a parameter has no state")
         for p, values in optimizer.state.items():
@@ -122,7 +126,9 @@ def optimizer_step(
     is updated.
     """
     # Sum over ranks. One that saw no data contributes zeros
-    if process.world > 1:
+    if process.sharded:
+        sum_gradients(model, process)
+    elif process.world > 1:
         with together():
             for p in model.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
@@ -131,12 +137,15 @@ def optimizer_step(
 
     # Clip and update. From here on a signal waits until the step is whole
     process.updated = True
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+    norm = (norm.full_tensor() if process.sharded else norm).item()
     if math.isfinite(norm):
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
     optimizer.zero_grad()
+    if process.sharded:
+        gather_weights(model)
     return norm
 
 
@@ -157,7 +166,7 @@ class Progress:
 
 # Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates
 FREE = {
-    *"out resume device compile micro_tokens recompute kv_gib verify logger save_every save_at".split(),
+    *"out resume device shard compile micro_tokens recompute kv_gib verify logger save_every save_at".split(),
     *"val_tokens eval_every eval_questions eval_limit eval_tasks".split(),
 }
 LENGTH = {"steps", "tokens"}  # and these, where no schedule depends on the length of the run
@@ -211,7 +220,7 @@ def begin(config: RunConfig, stage: str) -> "Run":
     """
     checkpoint = flags_of_last(config, stage)
     config.check()
-    run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens))
+    run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens, config.shard))
     if checkpoint:  # --resume
         run.progress = Progress(**checkpoint["train"]["progress"])
         run.lineage = checkpoint["lineage"][:-1]  # without this stage, which every save adds as it then is
@@ -307,18 +316,18 @@ class Run:
             raise UserError(problem)
 
     def use(self, model: GPT, tokenizer: Tokenizer) -> None:
-        """The model that this run trains and saves."""
+        """The model that this run trains and saves. Its optimizers are made between this and `restore`."""
         self.model, self.tokenizer = model, tokenizer
         for block in model.blocks:
             block.recompute = self.config.recompute
+        if self.process.sharded:
+            shard(model, self.process)
 
     def restore(self, **things: "torch.optim.Optimizer | Cursor") -> None:
         """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save writes
         them. UserError if last.pt has something else."""
         self._saved_things = things
-        if not self.config.resume:
-            return
-        for name, thing in things.items():
+        for name, thing in things.items() if self.config.resume else ():
             if isinstance(thing, Cursor):
                 thing.position = self.to_restore.get(name)
                 if type(thing.position) is not int or not 0 <= thing.position < 2**63:
@@ -328,6 +337,8 @@ class Run:
             else:
                 load_optimizer(thing, self.to_restore.get(name))
         self.to_restore = {}  # the file is mapped, and would stay in use
+        if self.process.sharded:
+            gather_weights(self.model)
 
     def _take_state(self) -> None:
         """Of optimizers and cursors, once a step is whole: a signal in the next step saves these."""
@@ -407,19 +418,23 @@ class Run:
         model, progress = self.model, self.progress
         path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
         self.last_good, self._saved_at = path, time.monotonic()
+        if self.process.sharded:
+            weights, states = collect(model, self._whole_step)
+        else:
+            weights, states = model.state_dict(), self._whole_step
         if not self.process.main:
             return path
         args = asdict(self.config)
         args.pop("resume")  # a resumed run's checkpoints and records are those of an uninterrupted one
         entry = {"stage": self.stage, "step": progress.step, "flops": progress.flops, "args": args}
-        entry["weights"] = weights_digest(model)  # says later from exactly which model another was made
+        entry["weights"] = weights_digest(weights)  # says later from exactly which model another was made
         checkpoint = {
             "format": FORMAT,
             "stage": self.stage,
             "config": asdict(model.config),
             "tokenizer": self.tokenizer.name,
             "tokenizer_digest": tokenizer_digest(self.tokenizer.name),
-            "model": model.state_dict(),
+            "model": weights,
             "step": progress.step,
             "tokens": progress.tokens,
             "flops": progress.flops,
@@ -427,9 +442,7 @@ class Run:
             "args": args,
             "metrics": {"skipped": progress.skipped},
         }
-        save_checkpoint(
-            self.out / "last.pt", {**checkpoint, "train": {**self._whole_step, "progress": asdict(progress)}}
-        )
+        save_checkpoint(self.out / "last.pt", {**checkpoint, "train": {**states, "progress": asdict(progress)}})
         if keep:
             save_checkpoint(path, checkpoint)
         return path
@@ -483,8 +496,10 @@ class Run:
                 # there loses nothing
                 self.log(progress.step, **values)
                 keep = progress.step in kept
-                # rank 0's clock alone counts: the other ranks write nothing
+                # Rank 0's clock alone counts: the other ranks write nothing, and with --shard they have to know
                 late = self.save_seconds and time.monotonic() - self._saved_at >= self.save_seconds
+                if process.sharded:
+                    late = process.gather(late)[0]
                 if keep or late or (self.save_steps and progress.step % self.save_steps == 0):
                     self.save(keep)
                 if config.due(progress.step, total, kept):
@@ -514,7 +529,7 @@ class Run:
         """Of a resumed run: write the kept checkpoint that a kill after last.pt has cost; say so if there is nothing to do."""
         step = self.progress.step
         self.last_good = self.out / (f"step_{step:07d}.pt" if step in kept else "last.pt")
-        if not self.last_good.exists():
+        if not self.process.gather(self.last_good.exists())[0]:
             self.save(keep=True)
         if step > total:
             raise UserError(f"{self.out / 'last.pt'} is at step {step}, beyond the {total} steps of this run (--steps)")

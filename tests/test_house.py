@@ -17,6 +17,7 @@ FLOORS = (
     ("model",),
     ("checkpoint", "paged", "curves"),
     ("measures", "packing", "sampler", "process"),
+    ("sharding",),
     ("likelihood", "runtime"),
     ("eval",),
     ("sft", "rl", "pretrain"),
