@@ -29,8 +29,8 @@ class Block(NamedTuple):
 # (architecture, head size) → the block of each kernel. The head size is rounded up to a power of two; 0 stands for the
 # log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90), 0 the interpreter. sm_86, 89 and 120
 # have 99 KB of shared memory for a program, which decides.
-# `python -m tools.kernel_report report` holds them to: no spills, and no more warps than the rows of a tile feed (16 each, of
-# dkv the columns). Nobody has timed them yet: `python -m tools.kernel_report tune`.
+# `python -m tools.kernel_report report` holds them to two rules, with triton 3.7 (PyTorch 2.13's for CUDA) and 3.9: no spills, and
+# no two warps that compute the same. Nobody has timed them yet: `python -m tools.kernel_report tune`.
 SMALL = (86, 89, 120)
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},
@@ -40,6 +40,7 @@ BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
 }
 for _arch in SMALL:
     BLOCKS[_arch, 0] = {"forward": Block(128, 128, 32, 8, 3), "backward": Block(128, 128, 32, 8, 3)}
+BLOCKS[120, 0]["forward"] = Block(128, 64, 64, 4, 3)  # the above spills with triton 3.7
 for _head in (32, 64, 128):
     for _arch in (80, 90, 100):
         BLOCKS[_arch, _head] = {
@@ -55,7 +56,7 @@ for _head in (32, 64, 128):
             "dkv": Block(32, 64, warps=4),
             "decode": Block(16, 64, warps=4),
         }
-    BLOCKS[80, _head]["dkv"] = Block(32, 64, warps=4)
+    BLOCKS[80, _head]["dkv"], BLOCKS[120, _head]["dkv"] = Block(32, 64, warps=4), Block(64, 32, warps=4)
     BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64), "decode": Block(16, 32)}
 for _kernel in ("dq", "dkv"):  # tensor memory holds the sums; 4 warps spill
     BLOCKS[100, 128][_kernel] = Block(64, 64)

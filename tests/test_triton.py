@@ -102,7 +102,23 @@ def test_report_refuses_warps_without_rows(monkeypatch, capsys):
         kernel_report.report()
     out, err = capsys.readouterr()
     assert exit.value.code == 1 and "| 64x64, 8, 2 | 8 |" in out
-    assert err == "error: attention_dq on sm_90: 8 warps exceed its rows: 8 a warp, an instruction takes 16\n"
+    assert err == "error: attention_dq on sm_90: 8 warps exceed its rows (8 a warp): each product is computed 2 times\n"
+
+
+def test_warps_that_compute_the_same_are_counted():
+    """From the layouts in Triton's code: 8 warps across 32 columns, of which an instruction takes 8, and 4 warps down 64 rows."""
+    from tools.kernel_report import warp_shares
+
+    code = """
+#mma = #ttg.nvidia_mma<{versionMajor = 2, versionMinor = 0, warpsPerCTA = [1, 8], instrShape = [16, 8]}>
+#mma1 = #ttg.nvidia_mma<{versionMajor = 3, versionMinor = 0, warpsPerCTA = [4, 1], instrShape = [16, 64, 16]}>
+  %1 = ttng.warp_group_dot %a, %b, %c : !ttg.memdesc<64x128xbf16> -> tensor<64x64xf32, #mma1> loc(#1)
+"""
+    assert warp_shares(code) == (16, 1) and warp_shares("") == (None, 1)
+    assert warp_shares(code + "  %2 = tt.dot %a, %b, %c : tensor<64x16xbf16> -> tensor<64x32xf32, #mma> loc(#2)") == (
+        16,
+        2,
+    )
 
 
 @needs_triton

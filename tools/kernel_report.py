@@ -37,7 +37,6 @@ SMS = {
     100: SM(228, 64, 32),
     120: SM(100, 48, 24),
 }
-UNIT_ROWS = 16  # rows that a warp's instruction multiplies: where a warp has fewer, two warps compute the same
 # The matrix units of sm_80 (86, 89, 120), 90 and 100, and loads that run beside them
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
 
@@ -55,14 +54,15 @@ class Compiled(NamedTuple):
     shared_kb: float
     instructions: list[str]
     rows_per_warp: int | None  # rows of a tile's products for each warp that takes rows; None: not multiplied by warps
+    repeats: int  # how many warps compute the same element of a product; more than one is work for nothing
     programs: int  # that run on a streaming multiprocessor at a time
 
     def fault(self) -> str:
         """What is wrong with the block, or nothing."""
         if self.spilled:
             return f"spills {self.spilled} bytes"
-        if self.rows_per_warp is not None and self.rows_per_warp < UNIT_ROWS:
-            return f"{self.block.warps} warps exceed its rows: {self.rows_per_warp} a warp, an instruction takes {UNIT_ROWS}"
+        if self.repeats > 1:
+            return f"{self.block.warps} warps exceed its rows ({self.rows_per_warp} a warp): each product is computed {self.repeats} times"
         return ""
 
 
@@ -138,17 +138,26 @@ def compile_for(arch: int, kernel, args: tuple, block, constants: dict) -> Compi
     registers = -(-resource["REG"] // 8) * 8 * 32 * block.warps
     limits = [sm.programs, sm.shared_kb // (shared_kb + 1), 65536 // registers, sm.warps // block.warps]
     limits += [512 // columns] if columns else []
-    rows = rows_per_warp(compiled.asm["ttgir"])
-    return Compiled(kernel.__name__, block, resource["REG"], spilled, shared_kb, found, rows, int(min(limits)))
+    shares = warp_shares(compiled.asm["ttgir"])
+    return Compiled(kernel.__name__, block, resource["REG"], spilled, shared_kb, found, *shares, int(min(limits)))
 
 
-def rows_per_warp(ttgir: str) -> int | None:
-    """The fewest rows that a warp has in a product, from Triton's intermediate code: a layout says how many warps share the
-    rows of a tile (`warpsPerCTA = [8, 1]`), and each product names its layout. Products that are not a warp's
-    (of sm_100's tensor memory, of fp32 without tf32) do not count."""
-    warps = dict(re.findall(r"^(#\w+) = #ttg.nvidia_mma<.*warpsPerCTA = \[(\d+), ", ttgir, re.MULTILINE))
-    products = re.findall(r"(?:tt.dot|warp_group_dot) .*-> tensor<(\d+)x\d+x\w+, (#\w+)>", ttgir)
-    return min((int(rows) // int(warps[layout]) for rows, layout in products if layout in warps), default=None)
+def warp_shares(ttgir: str) -> tuple[int | None, int]:
+    """Compiled.rows_per_warp and repeats, from Triton's intermediate code.
+
+    A layout there says how many warps share the rows and the columns of a tile (`warpsPerCTA = [8, 1]`), and how many of
+    each a warp's instruction takes (`instrShape = [16, 64, 16]`). Warps for which a product has too few do what others do.
+    Products that are not a warp's (of sm_100's tensor memory, of fp32 without tf32) do not count.
+    """
+    layout = r"^(#\w+) = #ttg.nvidia_mma<.*warpsPerCTA = \[(\d+), (\d+)\].*instrShape = \[(\d+), (\d+)"
+    layouts = {name: [int(n) for n in sides] for name, *sides in re.findall(layout, ttgir, re.MULTILINE)}
+    rows_per_warp, repeats = None, 1
+    for rows, cols, name in re.findall(r"(?:tt.dot|warp_group_dot) .*-> tensor<(\d+)x(\d+)x\w+, (#\w+)>", ttgir):
+        if name in layouts:
+            warps_down, warps_across, height, width = layouts[name]
+            rows_per_warp = min(int(rows) // warps_down, rows_per_warp or int(rows))
+            repeats = max(repeats, warps_down * height // int(rows), warps_across * width // int(cols))
+    return rows_per_warp, repeats
 
 
 def report() -> None:
