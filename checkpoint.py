@@ -25,7 +25,7 @@ from torch import Tensor
 from cli import UserError
 from data.tokenizer import check_tokenizer
 from files import check_trailer, replacing_with_trailer
-from model import GPT, GPTConfig, rotary_tables
+from model import GPT, GPTConfig, empty_gpt
 
 FORMAT = 1
 LARGEST = {  # whole numbers of a configuration, far beyond any model of this code
@@ -133,12 +133,8 @@ def weights_digest(weights: dict[str, Tensor]) -> str:
 
 def load_model(checkpoint: dict, device: torch.device | str = "cpu") -> GPT:
     """The model of a checkpoint, in fp32 on `device`."""
-    config = GPTConfig(**checkpoint["config"])
-    with torch.device("meta"):  # not initialised: that takes longer than to read the weights
-        model = GPT(config)
-    model.to_empty(device=device)
+    model = empty_gpt(GPTConfig(**checkpoint["config"]), device)
     model.load_state_dict(checkpoint["model"])
-    model.cos, model.sin = (table.to(device) for table in rotary_tables(config))
     return model
 
 

@@ -156,12 +156,25 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> "GPT":
-        """Truncated normal (± 3 std) for every matrix, ones for gains (the weights of RMSNorm): the same on every device and rank."""
+        """Truncated normal (± 3 std) for every matrix, ones for gains (the weights of RMSNorm): the same on every device and rank.
+
+        Drawn on the CPU, a matrix at a time: another device's random numbers would be others.
+        """
         generator = torch.Generator().manual_seed(seed)
         for p in self.parameters():
-            if p.dim() > 1:
-                on_cpu = torch.empty(p.shape)
-                p.copy_(nn.init.trunc_normal_(on_cpu, std=std, a=-3 * std, b=3 * std, generator=generator))
+            if p.dim() == 1:
+                p.fill_(1)
+                continue
+            x = p.detach() if p.device.type == "cpu" else torch.empty(p.shape)
+            x.normal_(0, std, generator=generator)
+            # Numbers outside are drawn again, with a whole new matrix: the draws of nn.init.trunc_normal_, in half its time
+            flat, limit = x.view(-1), torch.tensor(3 * std)
+            outside = (flat.abs() > limit).nonzero().squeeze(1)
+            while len(outside):
+                flat[outside] = torch.empty_like(x).normal_(0, std, generator=generator).view(-1)[outside]
+                outside = outside[flat[outside].abs() > limit]
+            if p.device.type != "cpu":
+                p.copy_(x)
         return self
 
     def forward(
@@ -202,6 +215,15 @@ class GPT(nn.Module):
     @property
     def n_params(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+
+def empty_gpt(config: GPTConfig, device: torch.device | str) -> GPT:
+    """A GPT on `device` whose weights are still to be set: PyTorch's own initialisation would take longer than to read them."""
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device=device)
+    model.cos, model.sin = (table.to(device) for table in rotary_tables(config))
+    return model
 
 
 def forward_flops(c: GPTConfig, keys: float) -> float:

@@ -34,7 +34,7 @@ from data.prompt import encode_prompt
 from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from likelihood import bits_per_byte
-from model import GPT, SCALES, config_of, train_flops
+from model import GPT, SCALES, config_of, empty_gpt, train_flops
 from process import Process
 from runtime import Run, begin, make_optimizer, optimizer_step
 from sampler import sample
@@ -239,8 +239,8 @@ def main(config: Config) -> None:
     process, progress, tokens_per_step = run.process, run.progress, config.tokens_per_step
     loader, tokenizer = open_data(config, process)
     if not config.resume:
-        model = GPT(config_of(config.scale, tokenizer.padded_vocab_size)).init_weights(config.seed)
-        run.use(model.to(process.device), tokenizer)
+        model = empty_gpt(config_of(config.scale, tokenizer.padded_vocab_size), process.device)
+        run.use(model.init_weights(config.seed), tokenizer)
     elif run.tokenizer.name != tokenizer.name:
         raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
     model = run.model

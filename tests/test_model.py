@@ -14,6 +14,7 @@ from model import (
     GPT,
     GPTConfig,
     config_of,
+    empty_gpt,
     forward_flops,
     sequence_flops,
     train_flops,
@@ -108,6 +109,24 @@ def test_documents_kept_apart_are_as_if_alone():
     for start, document in zip(starts, documents, strict=True):
         alone = model(torch.tensor([document]))[0]
         torch.testing.assert_close(packed[start : start + len(document)], alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_initial_weights_are_those_of_pytorch(std):
+    """init_weights draws what nn.init.trunc_normal_ draws, to the bit, whatever the memory held before; gains are ones."""
+    model = empty_gpt(config_of("micro", 512), "cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(math.nan)
+    model.init_weights(5, std)
+    generator = torch.Generator().manual_seed(5)
+    for p in model.parameters():
+        want = torch.ones(p.shape)
+        if p.dim() > 1:
+            torch.nn.init.trunc_normal_(want, std=std, a=-3 * std, b=3 * std, generator=generator)
+        assert torch.equal(p, want) and p.requires_grad
+    whole = GPT(config_of("micro", 512))
+    assert torch.equal(model.cos, whole.cos) and torch.equal(model.sin, whole.sin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

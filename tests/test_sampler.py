@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from unittest import mock
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import rl
@@ -122,6 +124,29 @@ def test_1_recorded_log_probs_equal_a_full_forward_in_bf16(model, prompts):
             for row, answer in enumerate(answers(s))
         ]
     assert torch.cat(errors).mean() < 0.03 and torch.cat(errors).max() < 0.15
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of a model's parameters, by name."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in model.named_parameters()}
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.names:
+            self.counts[self.names[args[0].data_ptr()]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once(model, prompts):
+    """While answers are sampled in bf16, by 30 forward passes and more, each matrix of the products is cast once: autocast keeps
+    the copies as long as its context is open, and `sample` casts the head itself."""
+    with Casts(model) as casts, torch.autocast("cpu", torch.bfloat16):
+        sample(model, prompts, 2, stop=-1, max_new_tokens=30, seed=1)
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert casts.counts == dict.fromkeys(matrices, 1)
 
 
 @torch.no_grad()
