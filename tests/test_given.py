@@ -153,6 +153,25 @@ def test_a_changed_flag_is_another_cell(bases, tmp_path):
     assert stands == {"base": True, "rl": False}
 
 
+@pytest.mark.parametrize("weights", ["same", "other"])
+def test_records_of_given_checkpoints_stand(bases, tmp_path, weights, capsys):
+    """--records: of a checkpoint that is half done, records of its very weights stand, those of others are made again."""
+    content = load_checkpoint(bases / "a.pt")
+    content["lineage"][0]["weights"] = "same"
+    save_checkpoint(tmp_path / "m.pt", content)
+    cells = list(plan(tmp_path, tmp_path / "m.pt", recipes=("base", "rl")).values())
+    folder = tmp_path / "records"
+    folder.mkdir()
+    done = next(c for c in cells if c.meta and c.meta["recipe"] == "base")
+    (folder / f"{record_name(done)}.cell.json").write_text(json.dumps(known.commands_of(done, cells)))
+    (folder / f"{record_name(done)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
+    asked = []
+    left, standing = known.left(cells, folder, lambda some: asked.append(some) or True)
+    assert asked == [[]]  # nothing is pretrained for this
+    assert [c.name for c in standing] == ([done.name] if weights == "same" else [])
+    assert {c.name for c in left} == {c.name for c in cells} - {c.name for c in standing}
+
+
 def test_what_cannot_be_given_is_one_line(bases, tmp_path):
     base = bases / "a.pt"
     for flags, match in [
