@@ -413,16 +413,17 @@ def test_what_cannot_be_converted(exported, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_harness_finds_our_accuracies(base, world, tmp_path, monkeypatch):
+def test_the_harness_finds_our_accuracies(world, tmp_path, monkeypatch):
     """lm-evaluation-harness on an exported model and a task in local files: acc and acc_norm are those of eval.py, item by item."""
     harness = pytest.importorskip("lm_eval")
     pytest.importorskip("transformers")
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    convert("export", base / "last.pt", tmp_path / "hf")
+    checkpoint = write_checkpoint(tmp_path / "last.pt", dataclasses.replace(CONFIG, context=256))
+    convert("export", checkpoint, tmp_path / "hf")
     n = 400
-    code, _, err = run("eval.py", "--checkpoint", base / "last.pt", "--data", world, "--questions", "validation", "--tasks", "facts",
+    code, _, err = run("eval.py", "--checkpoint", checkpoint, "--data", world, "--questions", "validation", "--tasks", "facts",
                        "--limit", str(n), "--samples", "1", "--k", "1", "--max_new_tokens", "2", "--out", tmp_path / "eval")  # fmt: skip
     assert code == 0, err
     ours = json.loads((tmp_path / "eval/last.json").read_text())["tasks"]["facts"]
