@@ -157,7 +157,7 @@ def documents(start: np.ndarray, length: np.ndarray, group: np.ndarray, device: 
             prompt. A prompt is the first piece of its group.
     """
     first = np.searchsorted(group, group)  # for each piece, its prompt
-    per_piece = np.stack([start, start[first], start[first] + length[first]])
+    per_piece = np.stack([start, start[first], start[first] + length[first]])  # doc_start, and prompt from and to
     doc_start, *prompt = torch.from_numpy(np.repeat(per_piece, length, axis=1)).int().to(device)[:, None]  # (1, N) each
     prompt = torch.stack(prompt)  # (2, 1, N)
 

@@ -7,9 +7,9 @@
 Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at all.
 With the keys of a tile of queries in order,
 
-    prompt                      first
-    | n_prompt tiles: mask      | n_first tiles: mask | n_full tiles: no mask | n_last tiles: mask (the diagonal)
-    the prompt, if any          the document of the first query ...
+    prompt                        first
+    | n_prompt tiles: mask | ...  | n_first tiles: mask | n_full tiles: no mask | n_last tiles: mask (the diagonal) |
+      their prompt, if any          from the document of the first query on
 
 other tiles are never visited, and few pay for a mask. Between the two ranges lie other answers to the same prompt. Seen
 from a key they are one: it is seen by the queries from itself to the end of its document, and a key of a prompt by those to
@@ -17,8 +17,9 @@ the end of the last answer. So doc_end says all about what is visible. The tiles
 without in another; a loop for each range would need more registers than there are.
 
 Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start,
-doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile; GROUP = H / H_kv, the query heads
-of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded now. blocks.py says what a Triton kernel is.
+doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile;
+GROUP = H / H_kv, the query heads of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded
+now; `full` the loop over the tiles without a mask. blocks.py says what a Triton kernel is.
 """
 
 import torch
