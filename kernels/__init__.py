@@ -101,7 +101,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, 
     """
     # The Triton kernel is for documents; for whole rows the libraries behind PyTorch's attention are faster
     wanted = doc_start is not None or _choice == "triton"
-    if wanted and on_triton(q) and q.shape[-1] <= 128:  # the largest head that there is a kernel for
+    if on_triton(q) and wanted and q.shape[-1] <= 128:  # the largest head that there is a kernel for
         from kernels import triton_attention
 
         return triton_attention.attention(q, k, v, doc_start, prompt)
