@@ -234,7 +234,7 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
     # The RL side: answers and their gradient at θ̄, an AdamW step, its Δ; then back to θ̄
     groups, sampled = sides.grpo.sample(model)
     start = time.perf_counter()
-    rl = sides.grpo.backward(model, groups, on_policy=True)
+    rl = sides.grpo.backward(run.fast, groups, on_policy=True)
     values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
     sides.log(groups, rl is not None)
     rl_delta, rl_norm, finite = None, 0.0, True
@@ -244,7 +244,7 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
         rl_delta = take_update(model, snapshot) if finite else None
 
     # The SFT side: its own AdamW step from θ̄
-    sft = sides.sft.backward(model, sides.sft.draw())
+    sft = sides.sft.backward(run.fast, sides.sft.draw())
     sft_norm = optimizer_step(model, sides.sft_optimizer, process, sft_rate(config, lr), config.clip)
     finite = finite and math.isfinite(sft_norm + sft["sft_loss"])
 
@@ -266,10 +266,10 @@ def combined_step(sides: Sides, number: int, lr: float) -> dict:
     # Both gradients, scaled by w and 1 - w, add up in .grad
     groups, sampled = sides.grpo.sample(model)
     start = time.perf_counter()
-    rl = sides.grpo.backward(model, groups, on_policy=True, scale=weight)
+    rl = sides.grpo.backward(run.fast, groups, on_policy=True, scale=weight)
     values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
     sides.log(groups, rl is not None)
-    sft = sides.sft.backward(model, sides.sft.draw(), scale=1 - weight)
+    sft = sides.sft.backward(run.fast, sides.sft.draw(), scale=1 - weight)
 
     # One update with their sum
     grad_norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
@@ -291,6 +291,7 @@ def main(config: Config) -> None:
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
+    run.compile(steps)
     sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
     evaluate = make_evaluate(run)
     if process.main:

@@ -33,6 +33,8 @@ class MachineConfig:
     # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a tenth
     # longer), or those of the whole block (a third longer); changes memory and time, not the gradient
     recompute: Literal["none", "attention", "block"] = "none"
+    # torch.compile of training passes; auto: in runs of 1000 steps or more where it works, after pretraining on a GPU only
+    compile: Literal["auto", "on", "off"] = "auto"
     # spread what only the optimizer needs over the ranks: half the memory for weights, gradients and AdamW on 8 ranks
     shard: bool = False
 

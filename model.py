@@ -183,6 +183,7 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         attend: Attend | None = None,
         doc_start: Tensor | None = None,
+        run: Callable = Block.__call__,
     ) -> Tensor:
         """Final hidden states (B, T, C) of tokens (B, T).
 
@@ -190,6 +191,7 @@ class GPT(nn.Module):
             positions: (T,) or (B, T), below `config.context`; default 0 .. T-1.
             attend: what a token sees; default causal attention.
             doc_start: (B, T) for the default attend: keep packed documents apart (kernels.attention).
+            run: run(block, x, cos, sin, attend) calls a block (CompiledGPT has another one).
         """
         if positions is None:
             cos, sin = self.cos[: tokens.shape[1], None], self.sin[: tokens.shape[1], None]  # (T, 1, D)
@@ -203,9 +205,9 @@ class GPT(nn.Module):
         x = self.embed(tokens)  # (B, T, C)
         for block in self.blocks:
             if block.recompute == "block" and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(run, block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, attend)
+                x = run(block, x, cos, sin, attend)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -224,6 +226,28 @@ def empty_gpt(config: GPTConfig, device: torch.device | str) -> GPT:
     model.to_empty(device=device)
     model.cos, model.sin = (table.to(device) for table in rotary_tables(config))
     return model
+
+
+def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    """What CompiledGPT compiles: the weights are inputs of its one graph, and so it serves all blocks."""
+    return block(x, cos, sin, attend)
+
+
+class CompiledGPT:
+    """A GPT as training passes call it, with its blocks compiled. The GPT itself stays as it is, for sampling and evaluation,
+    whose shapes are others at each call.
+
+    dynamic: shapes of training passes differ from call to call, too.
+    """
+
+    def __init__(self, model: GPT, dynamic: bool):
+        self.model, self.run = model, torch.compile(run_block, dynamic=dynamic)
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        return self.model(*args, **kwargs, run=self.run)
+
+    def __getattr__(self, name: str):  # head, config and all else
+        return getattr(self.model, name)
 
 
 def forward_flops(c: GPTConfig, keys: float) -> float:

@@ -15,7 +15,6 @@ The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)²; the 
 
 import contextlib
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,9 @@ from data.prompt import encode_prompt
 from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from likelihood import bits_per_byte
-from model import GPT, SCALES, config_of, empty_gpt, train_flops
+from model import GPT, SCALES, CompiledGPT, config_of, empty_gpt, train_flops
 from process import Process
-from runtime import Run, begin, make_optimizer, optimizer_step
+from runtime import Run, begin, compile_training, make_optimizer, optimizer_step
 from sampler import sample
 
 BETAS = (0.9, 0.95)  # of AdamW
@@ -72,7 +71,6 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
     seq_len: int = 0  # tokens per sequence
     lr: float = 0.0
     schedule: str = ""
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: in runs of 1000 steps or more, where it works
     z_loss: float = 1e-5  # weight of the squared log-partition
     doc_mask: bool = False  # keep packed documents apart in attention (OLMo2 does not)
     eval_every: int = 500  # steps between evaluations of held-out text and samples; 0: only at the end
@@ -147,35 +145,18 @@ def document_starts(tokens: torch.Tensor, eos: int) -> torch.Tensor:
     return begins.cummax(1).values  # the latest beginning up to each token
 
 
-def compiled(model: GPT, config: Config, process: Process) -> torch.nn.Module:
-    """The model as training calls it: compiled, or as it is where that is not wanted or not possible.
-
-    Fused elementwise passes make a step a fifth shorter at micro scale, on a CPU that has a C++ compiler. Compiling takes
-    about half a minute, hence not for short runs.
-    """
-    if config.compile == "off" or (config.compile == "auto" and config.steps < 1000):
-        return model
-    if process.main:
-        print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
-    # A trial pass of the shape that training will have: torch.compile compiles, and fails, at the first call
-    fast = torch.compile(model)
+def compiled(model: GPT, config: Config, process: Process) -> GPT | CompiledGPT:
+    """The model as training calls it, tried with a micro-batch of zeros."""
     share = process.rows(config.batch)
     rows = min(max(1, process.micro_tokens // config.seq_len), share.stop - share.start)
     if not rows:  # more ranks than rows
         return model
-    tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
-    try:
-        with process.autocast():
-            total = fast(tokens, doc_start=tokens if config.doc_mask else None).sum()
-        # Not backward(): with --shard a gradient that it leaves could not be cleared
-        torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
-    except Exception as error:  # dozens of kinds: no C++ compiler, no OpenMP, an unknown device
-        if config.compile == "on":
-            raise UserError(f"--compile on: {str(error).splitlines()[0][:160]}; use --compile off") from None
-        if process.main:
-            print(f"not compiled, which is slower: {str(error).splitlines()[0][:160]}", file=sys.stderr)
-        fast = model
-    return fast
+
+    def trial(model):
+        tokens = torch.zeros(rows, config.seq_len, dtype=torch.long, device=process.device)
+        return model(tokens, doc_start=tokens if config.doc_mask else None)
+
+    return compile_training(model, process, config.compile, config.steps, dynamic=False, trial=trial)
 
 
 def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: int, process: Process) -> str:

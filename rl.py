@@ -543,12 +543,12 @@ def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: Rollo
     start, extra_flops = time.perf_counter(), 0.0
     minibatches = grpo.minibatches(groups)
     if len(minibatches) > 1:
-        extra_flops = grpo.recompute(model, minibatches)
+        extra_flops = grpo.recompute(run.fast, minibatches)
 
     # An AdamW update for each minibatch that has a gradient: without one no decay and no momentum acts either
     updates = []
     for minibatch in minibatches:
-        stats = grpo.backward(model, minibatch, on_policy=not updates)
+        stats = grpo.backward(run.fast, minibatch, on_policy=not updates)
         if stats is not None:
             stats["grad_norm"] = optimizer_step(model, optimizer, process, lr, run.config.clip)
             if not math.isfinite(stats["loss"] + stats["grad_norm"]):
@@ -567,6 +567,7 @@ def main(config: Config) -> None:
     steps = config.total_steps(len(grpo.questions), config.prompts)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     run.restore(optimizer=optimizer, grpo=grpo.order)
+    run.compile(steps)
     evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "

@@ -187,7 +187,7 @@ def make_sft(run: Run) -> SFT:
 def sft_step(run: Run, sft: SFT, optimizer: torch.optim.Optimizer, lr: float) -> dict:
     """One step of SFT on run.model; returns its metrics."""
     start = time.perf_counter()
-    stats = sft.backward(run.model, sft.draw())
+    stats = sft.backward(run.fast, sft.draw())
     stats["grad_norm"] = optimizer_step(run.model, optimizer, run.process, lr, run.config.clip)
     if not math.isfinite(stats["sft_loss"] + stats["grad_norm"]):
         run.skip("loss or gradient")
@@ -202,6 +202,7 @@ def main(config: Config) -> None:
     steps = config.total_steps(len(sft.data), config.rows)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     run.restore(optimizer=optimizer, sft=sft.order)
+    run.compile(steps)
     evaluate = make_evaluate(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(sft.data)} rows, {steps} steps of "

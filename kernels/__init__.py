@@ -16,7 +16,6 @@ and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softma
 log_prob` prints time and memory of both.
 """
 
-import functools
 import importlib.util
 import os
 from typing import NamedTuple
@@ -36,6 +35,8 @@ KEEP_ELEMENTS = 1 << 23  # up to so many logits (32 MB in fp32) are kept for bac
 # ---------------------------------------------------------------------------------------------------------------------
 
 _choice = "auto"
+# Type of device → can Triton's kernels run there? use() asks; torch.compile, which goes through on_triton, only looks it up
+_can_run: dict[str, bool] = {}
 
 
 def use(choice: str, device: torch.device | str) -> None:
@@ -61,6 +62,7 @@ def use(choice: str, device: torch.device | str) -> None:
 
         raise UserError(f"KERNELS={choice}: {reason}; set KERNELS=torch in the environment")
     _choice = choice
+    _triton_can_run(device.type)
 
 
 def on_triton(x: Tensor) -> bool:
@@ -70,9 +72,10 @@ def on_triton(x: Tensor) -> bool:
     return _triton_can_run(x.device.type)
 
 
-@functools.cache
 def _triton_can_run(device: str) -> bool:
-    return importlib.util.find_spec("triton") is not None and (device != "cuda" or _gpu_is_new_enough())
+    if device not in _can_run:
+        _can_run[device] = importlib.util.find_spec("triton") is not None and (device != "cuda" or _gpu_is_new_enough())
+    return _can_run[device]
 
 
 def _gpu_is_new_enough() -> bool:

@@ -7,6 +7,7 @@ All memory that the kernels are to fill is poisoned with NaN first.
 """
 
 import contextlib
+import functools
 import math
 import os
 from unittest import mock
@@ -19,13 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import dense_attention, double, generator, layout_of, prompt_layouts, reference, relative, sees
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 
 import kernels
 import pretrain
 import rl
 import runtime
 import sampler
-from model import GPTConfig, RMSNorm, rotary, rotary_tables
+from model import CompiledGPT, GPTConfig, RMSNorm, rotary, rotary_tables
 from packing import Packed
 
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
@@ -409,6 +412,33 @@ def test_log_prob_operators():
     outs = triton_log_prob.forward_op(*detached, 0.6)
     for grads in ((outs[0], None, None), outs):
         torch.library.opcheck(triton_log_prob.backward_op, (*grads, *detached, *outs[1:], 0.6))
+
+
+def test_compiled_blocks_take_the_operators():
+    """Ragged packed batches through compiled blocks, whose attention is one operator of their one graph: no breaks, no
+    recompilation, and the gradients of blocks that are not compiled. (The graphs run as they are.)"""
+    torch._dynamo.reset()
+    counters.clear()
+    graphs, model = CompileCounterWithBackend("aot_eager"), tiny_gpt(std=0.3).to(DEVICE)
+    with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=graphs)):
+        fast = CompiledGPT(model, dynamic=True)
+    kernels.use("triton", DEVICE)
+    for prompts, answers in (
+        ([[5, 6, 7, 8], [9, 10]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20]]),
+        ([[3, 4, 5]], [[11, 12, 13, 14, 15]]),
+    ):
+        batch = Packed(prompts, answers, sorted(i % len(prompts) for i in range(len(answers))), DEVICE)
+        results = []
+        for net in (model, fast):
+            out = batch.log_probs(net, 0.9).log_prob
+            results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+        for a, b in zip(*results, strict=True):
+            assert relative(b, a) < 2e-5
+    kernels.use("auto", DEVICE)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    targets = [str(node.target) for node in graphs.graphs[-1].graph.nodes]
+    assert sum("excursion.attention" in target for target in targets) == 1
+    torch._dynamo.reset()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
