@@ -44,7 +44,7 @@ BLOCKS[120, 0]["forward"] = Block(128, 64, 64, 4, 3)  # the above spills with tr
 for _head in (32, 64, 128):
     for _arch in (80, 90, 100):
         BLOCKS[_arch, _head] = {
-            "forward": Block(128, 64, warps=8 if _head == 128 else 4, stages=3),
+            "forward": Block(128, 64, warps=4 if _arch == 90 and _head < 128 else 8, stages=3),
             "dq": Block(64, 64, warps=4, stages=2),
             "dkv": Block(64, 64, warps=4, stages=2),
             "decode": Block(16, 64, warps=4, stages=3),
