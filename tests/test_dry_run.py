@@ -11,13 +11,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import average
 import pretrain
 import rl
 import runtime
 import sampler
 import sft
 from cli import apply_preset
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, config_of
 from packing import Packed
 from process import Process
 from tools import dry_run
@@ -115,6 +116,31 @@ def test_weights_optimizer_and_rows():
         cache = slots.cache
         assert held.rows == slots.slots > 0
         assert held.kv == sum(x.nbytes for x in (cache.prompt_k, cache.prompt_v, cache.own_k, cache.own_v))
+
+
+def test_shard_spreads_what_the_optimizer_needs():
+    """--shard on 8 GPUs: an eighth of masters, AdamW and snapshot, weights whole in bf16 but for the tables, and no copies of
+    the blocks' weights among the activations."""
+    c, process = config_of("small", 512), Process(0, 1, torch.device("cpu"), torch.bfloat16, micro_tokens=64)
+    dry = dry_run.Dry(gpus=8, prompt_tokens=5, answer_tokens=5)
+    plain, spread = (
+        dry_run.memory(
+            "average",
+            average.Config(rows=16, prompts=16, rollouts=4, max_new_tokens=8, shard=shard),
+            c,
+            process,
+            dry,
+            64,
+        )["SFT update"]
+        for shard in (False, True)
+    )
+    tables = 2 * c.vocab_size * c.d_model + c.d_model
+    in_blocks = plain["weights"] / 4 - tables
+    assert spread["weights"] == 4 * tables + 2 * in_blocks and spread["gradients"] == plain["gradients"]
+    assert spread["masters"] == plain["weights"] / 8
+    assert all(spread[part] == plain[part] / 8 for part in ("AdamW", "snapshot"))
+    matrices = sum(p.numel() for p in GPT(c).blocks.parameters() if p.dim() > 1)
+    assert plain["activations"] - spread["activations"] == pytest.approx(2 * matrices, rel=0.01)
 
 
 def page(stage: str, **flags) -> str:

@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import importlib.util
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -124,13 +125,15 @@ def fakes(gpu: bool):
         yield
 
 
-def fake_gpt(config: GPTConfig) -> GPT:
-    """A model of fake tensors; to be called under `fakes`."""
+def fake_gpt(config: GPTConfig, blocks: torch.dtype = torch.float32) -> GPT:
+    """A model of fake tensors, those of its blocks of type `blocks`; to be called under `fakes`."""
     with torch.device("meta"):
         model = GPT(config)
+    in_blocks = set(model.blocks.modules())
     for module in model.modules():
+        dtype = blocks if module in in_blocks else torch.float32
         for name, p in module._parameters.items():
-            module._parameters[name] = p if p is None else torch.nn.Parameter(torch.empty(p.shape))
+            module._parameters[name] = p if p is None else torch.nn.Parameter(torch.empty(p.shape, dtype=dtype))
         for name, x in module._buffers.items():
             module._buffers[name] = torch.empty(x.shape)
     return model
@@ -165,7 +168,7 @@ def count_activations(
         counted = []
         for layers in (1, 2):
             with fakes(process.device.type == "cuda"):
-                model = fake_gpt(replace(c, n_layers=layers))
+                model = fake_gpt(replace(c, n_layers=layers), process.dtype if config.shard else torch.float32)
                 for block in model.blocks:
                     block.recompute = recompute
                 args = stage, config, model, on_cpu, items, n, prompt, answer
@@ -179,7 +182,7 @@ def count_activations(
         again = max(0, again - further)  # when the other half of the block has been freed
     elif config.recompute == "block" and process.dtype != torch.float32:
         again = max(
-            again, product_bytes(c, process)
+            again, product_bytes(c, process, config.shard)
         )  # or, as forward ends, the copies of weights that autocast has made
     return one + (c.n_layers - 1) * further + again
 
@@ -281,22 +284,27 @@ def memory(
 ) -> dict[str, dict[str, float]]:
     """Phase of a step → part → bytes on one GPU.
 
-    Weights are fp32 on every rank and are their own masters; their bf16 copies are activations in an update.
+    Weights are fp32 on every rank and are their own masters; their bf16 copies are activations in an update. With --shard
+    masters and what else the optimizer needs are spread over the ranks (sharding.py).
     """
-    n = 4 * parameters(c)  # bytes of the weights
+    n = 4 * parameters(c)  # bytes of the weights and of their gradients
+    part = n / dry.gpus if config.shard else n  # of masters and of each moment of AdamW
     two = stage == "average" and config.mode == "parallel"  # optimizers, a snapshot and an update
-    static = {"weights": n, "gradients": n, "AdamW": 4 * n if two else 2 * n}
-    snapshot = {"snapshot": n} if two else {}
+    static = {"weights": n, "gradients": n, "AdamW": 4 * part if two else 2 * part}
+    if config.shard:
+        in_blocks = parameters(c) - 2 * c.vocab_size * c.d_model - c.d_model  # without embedding, head, last norm
+        static |= {"weights": n - (4 - process.dtype.itemsize) * in_blocks, "masters": part}
+    snapshot = {"snapshot": part} if two else {}
     phases = {}
     if stage in ("rl", "average"):
-        copies = product_bytes(c, process) if process.dtype != torch.float32 else 0
+        copies = product_bytes(c, process, config.shard) if process.dtype != torch.float32 else 0
         reference = {"reference": reference_bytes(c, process)} if config.kl else {}
         parts = static | {"gradients": 0} | snapshot | {"copies": copies} | reference
         held = sampling(config, c, process, dry, config.kv_gib or 0.9 * max(1e-9, dry.gb - total(parts)) * GB / 2**30)
         phases["sampling"] = parts | {"KV": held.kv, "log-prob": held.logits}
         phases["RL update"] = static | snapshot | reference | update_bytes("rl", config, c, process, dry, micro_tokens)
     if stage in ("sft", "average"):
-        delta = {"snapshot": 2 * n} if two else {}
+        delta = {"snapshot": 2 * part} if two else {}
         phases["SFT update"] = static | delta | update_bytes("sft", config, c, process, dry, micro_tokens)
     if stage == "pretrain":
         phases["update"] = static | update_bytes("pretrain", config, c, process, dry, micro_tokens)
@@ -308,10 +316,12 @@ def parameters(c: GPTConfig) -> int:
         return GPT(c).n_params
 
 
-def product_bytes(c: GPTConfig, process: Process) -> int:
-    """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once."""
+def product_bytes(c: GPTConfig, process: Process, shard: bool) -> int:
+    """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once; with --shard
+    those of the blocks are of that type."""
     with torch.device("meta"):
-        linear = [m for m in GPT(c).modules() if isinstance(m, torch.nn.Linear)]
+        model = GPT(c)
+        linear = [m for m in (model.head, *(() if shard else model.blocks.modules())) if isinstance(m, torch.nn.Linear)]
     return process.dtype.itemsize * sum(m.weight.numel() for m in linear)
 
 
@@ -338,7 +348,8 @@ def advice(stage: str, config, c: GPTConfig, process: Process, dry: Dry, phases:
             most = sampling(config, c, process, dry, max(free, 1e-9))
             shape = f"{dry.prompt_tokens} + up to {config.max_new_tokens} tokens"
             if not most.rows:
-                lines.append(f"sampling does not fit, no room for a row of keys and values: {LARGER}")
+                helps = LARGER if config.shard or dry.gpus == 1 else "--shard makes room"
+                lines.append(f"sampling does not fit, no room for a row of keys and values: {helps}")
             elif over > 0:
                 lines.append(f"sampling does not fit: --kv_gib {free:.2g} does, {most.rows} rows of {shape}")
             else:
@@ -352,7 +363,7 @@ def advice(stage: str, config, c: GPTConfig, process: Process, dry: Dry, phases:
     return lines
 
 
-LARGER = "no flag helps: a smaller scale or a larger GPU (nothing is sharded over ranks)"
+LARGER = "no flag helps: a smaller scale or a larger GPU"
 
 
 def smaller(stage: str, phase: str, config, c: GPTConfig, process: Process, dry: Dry, parts: dict) -> str:
@@ -381,7 +392,12 @@ def smaller(stage: str, phase: str, config, c: GPTConfig, process: Process, dry:
         short = memory(stage, replace(config, seq_len=512), c, process, dry, 512)[phase]
         if total(short) <= dry.gb:
             return f"--seq_len 512 and --micro_tokens 512 fit in {total(short):.1f} GB"
-    return f"{fixed:.1f} GB of it are weights, gradients and optimizer: {LARGER}"
+    why = f"{fixed:.1f} GB of it are weights, gradients and optimizer"
+    if dry.gpus > 1 and not config.shard:
+        spread = memory(stage, replace(config, shard=True), c, process, dry, least)[phase]
+        if total(spread) <= dry.gb:
+            return f"{why}: --shard and --micro_tokens {least} fit in {total(spread):.1f} GB"
+    return f"{why}: {LARGER}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -457,7 +473,8 @@ def checked(stage: str, config) -> tuple[str, GPTConfig, Process]:
         raise UserError("--mode soup trains nothing")
     if stage != "pretrain":
         config.init = config.init or config.init_scale  # no checkpoint is read
-    config.check()
+    with mock.patch.dict(os.environ, WORLD_SIZE=str(config.gpus)):  # --shard asks whether there are several ranks
+        config.check()
     scale = config.scale if stage == "pretrain" else config.init_scale
     if scale not in SCALES:
         raise UserError(f"--init_scale {scale}: {', '.join(SCALES)} are known")
