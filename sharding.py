@@ -119,7 +119,10 @@ def _whole(x):
         return [_whole(value) for value in x]
     if isinstance(x, Tensor):
         x = x.full_tensor() if hasattr(x, "full_tensor") else x
-        return x.cpu() if dist.get_rank() == 0 else None
+        if dist.get_rank():
+            return None
+        x = x.cpu()  # where parts differ in size it may be a view of padded rows, which would be saved with them
+        return x if x.untyped_storage().nbytes() == x.nbytes else x.clone()
     return x
 
 
