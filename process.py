@@ -65,7 +65,7 @@ class Process:
     stop_signal: int = 0  # the one that this rank has got
     updated: bool = False  # optimizer_step sets it, the end of the step clears it
     micro_tokens: int = 2048  # tokens in one forward pass (--micro_tokens)
-    idle: float = 0.0  # of the last `spread`: share of its time that ranks waited for the slowest, mean over ranks
+    idle: float = 0.0  # of the last `spread`: seconds that ranks waited for the slowest, mean over ranks
     sharded: bool = False  # --shard: what optimizers need is spread over the ranks (sharding.py)
     main: bool = field(init=False)  # rank 0, which alone writes files and prints
 
@@ -140,7 +140,7 @@ class Process:
             made = list(zip(mine, self.unless_stopping(make(mine)), strict=False))
         shares = self.gather((made, time.perf_counter() - start))
         seconds = [taken for _, taken in shares]
-        self.idle = 1 - sum(seconds) / len(seconds) / max(seconds)
+        self.idle = max(seconds) - sum(seconds) / len(seconds)
         made = dict(pair for share, _ in shares for pair in share)
         return [made[i] for i in range(n)]
 

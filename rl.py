@@ -292,7 +292,7 @@ class GRPO:
                 break
         metrics = sampling_metrics(groups, model, time.perf_counter() - start)
         if self.process.world > 1:
-            metrics["idle"] = self.process.idle  # share of sampling that ranks wait for the slowest
+            metrics["idle_s"] = self.process.idle  # of sample_s, that ranks wait for the slowest
         if c.resample:  # the groups with signal, and others only to make up the number
             groups = sorted(groups, key=lambda group: not has_signal(group))[: c.prompts]
         return groups, metrics

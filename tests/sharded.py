@@ -80,7 +80,9 @@ def be_rank(rank: int, group: dict) -> None:
         signal_at(group["signal"][1])
     if "late" in group:
         RunConfig.saves = lambda _: (0, 1e-9 if group["late"] == rank else 1e9)
-    torch.compile = lambda model: model  # --compile on makes its trial pass, without the minute that compiling takes
+    torch.compile = lambda model, **_: (
+        model
+    )  # --compile on makes its trial pass, without the minute that compiling takes
     gradients, held = record()
     for stage, flags in group["runs"]:
         gradients.clear()

@@ -59,7 +59,7 @@ def lines(folder: Path) -> list[dict]:
     """The lines of steps in metrics.jsonl, without times."""
     rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
     rows = [row for row in rows if "lr" in row]
-    return [{k: v for k, v in row.items() if k != "idle" and not k.endswith(("_s", "seconds"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "seconds"))} for row in rows]
 
 
 def assert_close_lines(one: Path, many: Path) -> None:
