@@ -17,7 +17,7 @@ excursion: .venv/installed-run  # the whole experiment at micro scale: half an h
 test: .venv/installed-dev  # style and all tests that need no GPU; what .ci/run calls
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=8
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=8
 
 torture: .venv/installed-dev  # kills, full disks, flipped bits, odd flags: PARTS="kill disk" names parts (tests/torture.py)
 	$(BIN)/python tests/torture.py $(PARTS)

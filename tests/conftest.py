@@ -97,3 +97,19 @@ def assert_same_run(a: Path, b: Path) -> None:
     x, y = (load_checkpoint(p / "last.pt") for p in (a, b))
     assert all(same(x[k], y[k]) for k in ("model", "step", "tokens", "flops", "train"))
     assert all("resume" not in stage["args"] for stage in (x, y, *x["lineage"], *y["lineage"]))
+
+
+# Files whose few tests take minutes. They begin first, so that no worker is left alone with one at the end
+LONG = (
+    "test_triton.py",
+    "test_excursion.py",
+    "test_torture.py",
+    "test_tour.py",
+    "test_sharding.py",
+    "test_given.py",
+    "test_launch.py",
+)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

@@ -179,6 +179,7 @@ def test_the_command():
     assert code == 2 and "pretrain, sft, rl, average" in err
 
 
+@pytest.mark.slow
 def test_tables_of_the_page():
     """docs/gpu.md has what the program prints now: `python -m tools.dry_run tables` makes them again."""
     pytest.importorskip("triton")

@@ -11,6 +11,15 @@ from tools import first_hour
 from tools.first_hour import Config, Part
 
 
+def test_speed_at_toy_size(tmp_path):
+    """The parts that measure speed, as on a GPU; the others come with -m slow."""
+    parts = ["versions", "train", "sample", "grpo"]
+    code, out, err = run("-m", "tools.first_hour", *parts, "--scale", "smoke", "--out", str(tmp_path), timeout=400)
+    assert code == 0, (out, err, *(f.read_text()[-500:] for f in tmp_path.glob("*.log")))
+    assert [line.split("|")[1].strip() for line in out.splitlines() if "✓" in line] == parts
+
+
+@pytest.mark.slow
 def test_all_parts_at_toy_size(tmp_path):
     """What can run without a GPU has a good result: among it that a resumed run has the same bits, two ranks the same loss."""
     code, out, err = run("-m", "tools.first_hour", "--scale", "smoke", "--out", str(tmp_path), timeout=600)

@@ -241,6 +241,7 @@ def test_the_nearest_scale(scale):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_ablation_over_checkpoints_killed_and_resumed(base, world, tmp_path):
     """One command, from two checkpoints of a run: killed and given again it has the records of a run that was not killed; the report
     names the flag; with another flag the same OUT is refused."""
