@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402 -- after the choice of a backend that needs no screen
 import numpy as np  # noqa: E402
 
+from curves import MANY, smooth  # noqa: E402
 from excursion.claims import Claim  # noqa: E402
 from excursion.contrasts import Grid, by_variant, contrast, models, trajectory  # noqa: E402
 from excursion.plan_findings import stage_flops  # noqa: E402
@@ -321,12 +322,6 @@ CURVES = {"reward": "Training reward", "val_pass@1": "Validation pass@1, %", "le
           "entropy": "Entropy, nats a token"}  # fmt: skip
 
 
-def smooth(y: np.ndarray, width: int = 5) -> np.ndarray:
-    """Centred moving mean, shorter at the ends."""
-    half = width // 2
-    return np.array([y[max(0, i - half) : i + half + 1].mean() for i in range(len(y))])
-
-
 def figure_dynamics(g: Grid, tokens: int, key: str):
     """A curve over the share of the run: mean over seeds, with a band from the lowest to the highest."""
     figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (5.6, 3.2))
@@ -337,7 +332,8 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
         if not curves:
             continue
         colour, _, line, _ = RECIPES[recipe].look
-        rows = np.array([np.interp(share, x / x[-1], y if len(x) < 15 else smooth(y)) for x, y in curves]) * scale
+        curves = [curve if len(curve[0]) < MANY else smooth(*curve) for curve in curves]
+        rows = np.array([np.interp(share, x / x[-1], y) for x, y in curves]) * scale
         known = share >= max(x[0] / x[-1] for x, _ in curves)  # from where all of them have begun
         x, rows = 100 * share[known], rows[:, known]
         ax.plot(x, rows.mean(0), color=colour, ls=line, lw=1.6)

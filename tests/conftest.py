@@ -81,6 +81,14 @@ def run(*command, timeout: float = 120) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def small_cell(folder: Path, name: str, code: str, needs=()):
+    """A cell that runs `code`, whose PATH is its result, FOLDER/NAME.txt, and that needs the results of these others."""
+    from excursion.runner import Cell
+
+    path, needs = folder / f"{name}.txt", [folder / f"{n}.txt" for n in needs]
+    return Cell(f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0)
+
+
 def same(a, b) -> bool:
     """Bitwise equality of nested checkpoints, whatever flags they record."""
     if isinstance(a, torch.Tensor):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, start
+from conftest import ROOT, small_cell, start
 
 import average
 import cli
@@ -480,14 +480,13 @@ def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
 def test_failures_are_kept_and_not_retried(tmp_path, capsys):
     """A cell that fails is reported once, with its log; what needs it waits; --retry runs it again; the rest goes on."""
 
-    def cell(name, code, needs=()):
-        path = tmp_path / f"{name}.txt"
-        needs = [tmp_path / f"{n}.txt" for n in needs]
-        return Cell(f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0)
-
     write = "open(PATH, 'w').write('x')"
     bad = f"import os, sys; os.path.exists({str(tmp_path / 'mended')!r}) or sys.exit('no disk'); {write}"
-    cells = [cell("bad", bad), cell("after", write, ["bad"]), cell("good", write)]
+    cells = [
+        small_cell(tmp_path, "bad", bad),
+        small_cell(tmp_path, "after", write, ["bad"]),
+        small_cell(tmp_path, "good", write),
+    ]
     out = tmp_path / "out"
     assert Runner(cells, out, jobs=2)() == 2
     err = capsys.readouterr().err

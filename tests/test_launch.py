@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import run, small_cell
 
 from cli import joined
 from excursion import command
@@ -87,18 +87,13 @@ def test_a_plan_as_jobs(world, tmp_path, submit):
 def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys):
     """What needs a failed cell never starts, the rest runs; the log says why; mended, the same script does what is left."""
 
-    def cell(name, code, needs=()):
-        path = tmp_path / f"{name}.txt"
-        needs = [tmp_path / f"{n}.txt" for n in needs]
-        return Cell(f"cells/{name}", "eval", ["-c", code.replace("PATH", repr(str(path)))], [path], needs, 1.0)
-
     write = "open(PATH, 'a').write('x')"
     bad = f"import os, sys; os.path.exists({str(tmp_path / 'mended')!r}) or sys.exit('no disk'); {write}"
     cells = [
-        cell("bad", bad),
-        cell("good", write),
-        cell("after", write, ["bad", "good"]),
-        cell("last", write, ["after"]),
+        small_cell(tmp_path, "bad", bad),
+        small_cell(tmp_path, "good", write),
+        small_cell(tmp_path, "after", write, ["bad", "good"]),
+        small_cell(tmp_path, "last", write, ["after"]),
     ]
     config = resolve(Config(command="plan", scale="smoke", format="slurm", out=str(tmp_path / "out"), sbatch=SBATCH))
     command.print_plan(config, cells)

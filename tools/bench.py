@@ -200,11 +200,11 @@ def have(package: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def training_step(model: GPT, rows: int, length: int, process: Process) -> Run:
-    """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is."""
+def training_step(model: GPT, rows: int, length: int, process: Process, compile: str = "auto") -> Run:
+    """A step of pretrain.py on random tokens, in its micro-batches, compiled as a long run is (compile: --compile)."""
     optimizer = make_optimizer(model, 1e-4, 0.1, pretrain.BETAS, decay_gains=True)
     batch = torch.randint(model.config.vocab_size, (rows, length + 1), device=process.device)
-    config = pretrain.Config(batch=rows, seq_len=length, steps=10_000)
+    config = pretrain.Config(batch=rows, seq_len=length, steps=10_000, compile=compile)
     trained = pretrain.compiled(model, config, process)
 
     def step() -> None:
@@ -242,12 +242,12 @@ def random_prompts(config: GPTConfig, n_prompts: int) -> list[list[int]]:
     return np.random.default_rng(0).integers(3, config.vocab_size, (n_prompts, PROMPT)).tolist()
 
 
-def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process) -> Run:
+def sampling_step(model: GPT, prompts: list[list[int]], n: int, process: Process, new: int = NEW) -> Run:
     """What rl.py and eval.py call, with no stop token: no row stops early."""
 
     def step() -> None:
         with process.autocast():
-            sample(model, prompts, n, stop=-1, max_new_tokens=NEW)
+            sample(model, prompts, n, stop=-1, max_new_tokens=new)
 
     return step
 
@@ -326,7 +326,7 @@ def bench_log_prob(process: Process, repeats: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def grpo_step(model: GPT, n_prompts: int, n: int, process: Process) -> Run:
+def grpo_step(model: GPT, n_prompts: int, n: int, process: Process, new: int = NEW) -> Run:
     """A step of rl.py: sample, judge, one update. No answer stops early. A coin decides on each advantage, since a new
     model is never right: every answer is trained on."""
     tokenizer = dataclasses.replace(load_tokenizer("world"), eos=-1)
@@ -336,7 +336,7 @@ def grpo_step(model: GPT, n_prompts: int, n: int, process: Process) -> Run:
         {"id": str(i), "question": "".join(map(str, rng.integers(10, size=digits))), "answer": "1"}
         for i in range(n_prompts)
     ]
-    flags = rl.GRPOConfig(prompts=n_prompts, rollouts=n, max_new_tokens=NEW)
+    flags = rl.GRPOConfig(prompts=n_prompts, rollouts=n, max_new_tokens=new)
     grpo = rl.GRPO(flags, questions, tokenizer, process, 0, model.config.context)
     assert {len(prompt) for _, prompt in grpo.questions} == {PROMPT}
     optimizer = make_optimizer(model, 1e-6, 0.01, rl.BETAS)

@@ -102,9 +102,7 @@ def train(scale: str, rows: int, length: int, tflops: float, compile: str) -> No
     """A step of pretraining: tokens per second, share of the peak, memory."""
     process = start_process()
     model = model_of(scale, process)
-    if compile == "off":
-        pretrain.compiled = lambda model, *_: model
-    step = bench.training_step(model, rows, length, process)
+    step = bench.training_step(model, rows, length, process, compile)
     seconds, gb = timed(step, process, 5)
     rate = rows * length / seconds
     mfu = rate * train_flops(model.config, length) / (tflops * 1e12)
@@ -114,8 +112,8 @@ def train(scale: str, rows: int, length: int, tflops: float, compile: str) -> No
 def sampling(scale: str, prompts: int, n: int, new: int) -> None:
     """Sampling of n answers of `new` tokens to each prompt, none of which stops early."""
     process = start_process()
-    model, bench.NEW = model_of(scale, process), new
-    step = bench.sampling_step(model, bench.random_prompts(model.config, prompts), n, process)
+    model = model_of(scale, process)
+    step = bench.sampling_step(model, bench.random_prompts(model.config, prompts), n, process, new)
     seconds, gb = timed(step, process, 1)
     print(
         f"{prompts * n * new / seconds:,.0f} tokens/s, {1e3 * seconds / new:.1f} ms for a token of all {prompts * n} rows, {gb:.1f} GB"
@@ -126,8 +124,7 @@ def grpo(scale: str, prompts: int, n: int, new: int) -> None:
     """A step of RL with the world's tokenizer: sample, judge, one update."""
     process = start_process()
     model = GPT(config_of(scale, load_tokenizer("world").padded_vocab_size)).init_weights(0).to(process.device)
-    bench.NEW = new
-    seconds, gb = timed(bench.grpo_step(model, prompts, n, process), process, 1)
+    seconds, gb = timed(bench.grpo_step(model, prompts, n, process, new), process, 1)
     print(f"{seconds:.1f} s for {prompts} × {n} answers of {new} tokens, {gb:.1f} GB")
 
 
@@ -175,7 +172,7 @@ def ranks(folder: str) -> None:
     shutil.rmtree(out, ignore_errors=True)
     flags = "--scale smoke --batch 8 --seq_len 256 --steps 6 --eval_every 0 --seed 1 --compile off".split()
     for n in (1, 2):
-        launch = ["torch.distributed.run", f"--nproc_per_node={n}", "--master_port=0", "--standalone"]
+        launch = ["torch.distributed.run", f"--nproc_per_node={n}", "--standalone"]
         command = [sys.executable, "-m", *launch, "pretrain.py", *flags, "--out", str(out / f"{n}")]
         subprocess.run(command, cwd=ROOT, check=True)
         lines = (out / f"{n}" / "metrics.jsonl").read_text().splitlines()
