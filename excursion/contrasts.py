@@ -2,7 +2,7 @@
 
 A measure gives one value a question of a record (records.py). A *contrast* is a weighted sum of a measure over models, paired
 by seed and question: values (S, Q), S replicates (seeds) by Q questions, of which stats.py makes a mean with its interval.
-A *measure* is a function Entry → Row or None; *terms* are (weight, replicate → model) pairs; g is a Grid.
+A *measure* is a function Entry → Row or None; g is a Grid.
 """
 
 from collections import Counter
@@ -13,6 +13,8 @@ import numpy as np
 from excursion.recipes import RECIPES, STARTS
 from excursion.records import Entry, Key, Questions, Row
 from excursion.stats import Estimate, bootstrap, estimate
+
+Terms = list[tuple[float, dict[Key, Entry]]]  # (weight, replicate → model) each: what `contrast` adds up
 
 
 def stopped(path: dict[int, Entry]) -> Entry:
@@ -52,18 +54,14 @@ class Grid:
 
     def __init__(self, entries: list[Entry], temperature: float | None = None):
         self.temperature = main_temperature(entries) if temperature is None else temperature
-        self.entries = entries = [e for e in entries if e.temperature == self.temperature]
-        places: dict[tuple[str, int], list[Entry]] = {}
-        for e in entries:
+        self.entries = [e for e in entries if e.temperature == self.temperature]
+        places: dict[tuple[str, int], list[Entry]] = {}  # (recipe, tokens) → its models
+        for e in self.entries:
             places.setdefault((e.recipe, e.tokens), []).append(e)
-        # (recipe, tokens) → replicate → step → model. end and at have one model in place of the steps: the last one, and the
-        # one where the run is stopped
-        self.paths = {place: paths_of(here) for place, here in places.items()}
-        self.end = {place: {key: s[max(s)] for key, s in path.items()} for place, path in self.paths.items()}
-        self.at = {place: {key: stopped(s) for key, s in path.items()} for place, path in self.paths.items()}
-        self.tokens = sorted({tokens for _, tokens in self.at})
-        self.recipes = [r for r in RECIPES if any(recipe == r for recipe, _ in self.at)]
-        self.k = min((e.largest_k for e in entries), default=1)  # the paper's 32, or what there is
+        self.paths = {place: paths_of(here) for place, here in places.items()}  # place → replicate → step → model
+        self.tokens = sorted({tokens for _, tokens in places})
+        self.recipes = [r for r in RECIPES if r in {recipe for recipe, _ in places}]
+        self.k = min((e.largest_k for e in self.entries), default=1)  # the paper's 32, or what there is
 
     def has(self, *recipes: str) -> bool:
         return all(r in self.recipes for r in recipes)
@@ -74,10 +72,11 @@ class Grid:
         return sorted(set.intersection(*(set(p) for p in paths.values()))) if paths else []
 
     def models(self, recipe: str, tokens: int, step: int | str | None = None) -> dict[Key, Entry]:
-        """By replicate: where the run is stopped; at its "end"; or at a step."""
-        if step is None or step == "end":
-            return (self.end if step else self.at).get((recipe, tokens), {})
-        return {key: path[step] for key, path in self.paths.get((recipe, tokens), {}).items() if step in path}
+        """By replicate: where the run is stopped; at its "end"; or at a step, where it was judged there."""
+        paths = self.paths.get((recipe, tokens), {})
+        if step is None:
+            return {key: stopped(path) for key, path in paths.items()}
+        return {key: path[at] for key, path in paths.items() if (at := max(path) if step == "end" else step) in path}
 
     def level(self, recipe: str, tokens: int, measure, step: int | str | None = None) -> "Contrast | None":
         """The measure itself, of a recipe's models."""
@@ -121,7 +120,7 @@ def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
     return Contrast(values, clusters, tuple(rows))
 
 
-def contrast(terms: list[tuple[float, dict[Key, Entry]]], measure) -> Contrast | None:
+def contrast(terms: Terms, measure) -> Contrast | None:
     """Σ weight · measure, question by question, at the replicates that all terms have."""
     keys = sorted(set.intersection(*(set(models) for _, models in terms)))
     return combine({key: [(weight, measure(models[key])) for weight, models in terms] for key in keys})

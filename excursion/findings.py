@@ -212,10 +212,10 @@ class Contrasts:
         """RL after SFT at the paper's relative rate, against the very model that it started from."""
         marked = Grid([e for e in self.entries if e.meta.get("paper")], self.g.temperature)
         found = []
-        for (recipe, tokens), models in marked.end.items():
+        for recipe, tokens in marked.paths:
             start = self.g.models(STARTS.get(recipe, ""), tokens)
             if recipe.endswith("_rl") and start:
-                found.append(contrast([(1, models), (-1, start)], measure))
+                found.append(contrast([(1, marked.models(recipe, tokens, "end")), (-1, start)], measure))
         return mean_of(found)
 
     def three_b(self) -> Finding:

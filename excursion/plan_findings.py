@@ -8,17 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 from excursion.claims import Claim, Finding, claim, listed
-from excursion.contrasts import Contrast, by_variant, contrast, judged_alike, models
+from excursion.contrasts import Contrast, Terms, by_variant, contrast, judged_alike, models
 from excursion.findings import MATCH, grid_findings
-from excursion.records import Entry, Key, Questions, million
+from excursion.records import Entry, Questions, million
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import log_spread_ratio
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 6: mixture against scale
 # ---------------------------------------------------------------------------------------------------------------------
-
-Terms = list[tuple[float, dict[Key, Entry]]]  # (weight, replicate → model) each: what contrasts.contrast adds up
 
 
 def at_the_end(entries: list[Entry], key: str) -> dict:
