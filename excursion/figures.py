@@ -26,7 +26,7 @@ plt.rcParams.update({
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
     "legend.frameon": False, "legend.fontsize": 9,
 })  # fmt: skip
-SIZE = (5.6, 4.0)
+SIZE = (4.6, 3.5)  # inches; small, so that letters stay large where a page is narrow
 MARKS = {"shown": "#009E73", "contradicted": "#D55E00", "unclear": "#777777", "not run": "#bbbbbb"}
 RAMP = ["#9ecae1", "#4292c6", "#08519c", "#08306b", "#000000"]  # rates, from low to high
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -94,7 +94,7 @@ def apart(wanted: list[float], gap: float, low: float, high: float) -> list[floa
 def end_labels(ax, ends: list[tuple[str, str, float]]) -> None:
     """Names at the right of the panel, each beside its line's last value. ends: (name, colour, y)."""
     low, high = ax.get_ylim()
-    places = apart([y for _, _, y in ends], 0.062 * (high - low), low + 0.02 * (high - low), high - 0.02 * (high - low))
+    places = apart([y for _, _, y in ends], 0.07 * (high - low), low + 0.02 * (high - low), high - 0.02 * (high - low))
     for (name, colour, y), place in zip(ends, places, strict=True):
         ax.annotate(name, xy=(1.0, y), xycoords=("axes fraction", "data"), xytext=(1.06, place),
                     textcoords=("axes fraction", "data"), color=colour, va="center", fontsize=9.5, annotation_clip=False,
@@ -224,7 +224,7 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     paths = {r: p for r, p in paths.items() if len(p) > 1}
     if not paths:
         return None
-    figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (5.8, 4.4))
+    figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (4.9, 4.1))
     for recipe, points in paths.items():
         colour, marker, line, filled = RECIPES[recipe].look
         draw_path(ax, points, colour, marker, label(recipe), line, filled)
@@ -260,7 +260,7 @@ def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
     paths = [path_points(s.grids[rate], recipe, s.tokens, m) for rate in rates]
     if all(len(points) < 2 for points in paths):
         return None
-    figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.8, 4.2))
+    figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.6, 4.2))
     for i, (rate, points) in enumerate(zip(rates, paths, strict=True)):
         if len(points) < 2:
             continue
@@ -295,12 +295,12 @@ def sharpening_limits(s: Sharpening) -> tuple:
 
 
 def figure_forest(claims: list[Claim], title: str, xlabel: str):
-    """A line a contrast: mean, interval, coloured by verdict. None without any."""
+    """A line a contrast, its name above: mean, interval, coloured by verdict. None without any."""
     claims = [c for c in claims if c.x is not None and np.isfinite(c.x.se)]
     if not claims:
         return None
     scale = 100 if claims[0].unit == "points" else 1
-    figure, ax = panel(title, xlabel, (5.2, 1.0 + 0.34 * len(claims)))
+    figure, ax = panel(title, xlabel, (5.4, 1.0 + 0.44 * len(claims)))
     for i, c in enumerate(claims):
         colour = MARKS[c.verdict]
         ax.plot([scale * c.x.low, scale * c.x.high], [i, i], color=colour, lw=2.2 if c.counts else 1.2)
@@ -311,8 +311,14 @@ def figure_forest(claims: list[Claim], title: str, xlabel: str):
     names = [n[len(common) :] for n in names] if common.endswith("− ") else names  # averaging − each of its rivals
     kinds = [c.text.split(": ", 1)[0].partition(", ")[2] for c in claims]  # "ends of both"
     names = [f"{n} ({kind})" if kind else n for n, kind in zip(names, kinds, strict=True)]
-    ax.set_yticks(range(len(claims)), names, fontsize=9)
-    ax.set_ylim(len(claims) - 0.4, -0.6)
+    for i, name in enumerate(names):
+        # On white: no line crosses the name
+        ax.text(
+            0, i - 0.3, name, transform=ax.get_yaxis_transform(), va="bottom", fontsize=9.5, backgroundcolor="white"
+        )
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_ylim(len(claims) - 0.6, -0.9)
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_locator(plt.MaxNLocator(5))
     return figure
@@ -324,7 +330,7 @@ CURVES = {"reward": "Training reward", "val_pass@1": "Validation pass@1, %", "le
 
 def figure_dynamics(g: Grid, tokens: int, key: str):
     """A curve over the share of the run: mean over seeds, with a band from the lowest to the highest."""
-    figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (5.6, 3.2))
+    figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (4.6, 3.0))
     ends, scale, share = [], 100 if key == "val_pass@1" else 1, np.linspace(0, 1, 101)
     for recipe in [r for r in g.recipes if r in ("rl", "sft", "sft_rl", "gold", "gold_rl", "parallel")]:
         curves = [np.array(e.curve(key), dtype=float).T for e in g.models(recipe, tokens).values()]
@@ -347,7 +353,7 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
 def figure_rollouts(entries: list[Entry], band: str, against: str):
     """Validation pass@1 over steps or FLOPs, for few and many answers a question: mean over seeds."""
     xlabel = "training step" if against == "step" else "FLOPs of this stage"
-    figure, ax = panel(f"Trained on {band} questions: validation pass@1, %", xlabel, (5.6, 3.4))
+    figure, ax = panel(f"Trained on {band} questions: validation pass@1, %", xlabel, (4.6, 3.2))
     groups = {n: models(group, end=True) for (b, n), group in by_variant(entries, "band", "n").items() if b == band}
     ends = []
     for i, (n, group) in enumerate(sorted(groups.items())):
@@ -372,7 +378,7 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
               for (value,), group in by_variant(entries, key).items()}  # fmt: skip
     if len(groups) < 2:
         return None
-    figure, ax = panel(title, xlabel, (5.6, 3.6))
+    figure, ax = panel(title, xlabel, (4.6, 3.4))
     ends = []
     for recipe in RECIPES:
         sides = [models([e for e in group if e.recipe == recipe]) for group in groups.values()]
@@ -393,7 +399,7 @@ def figure_seeds(entries: list[Entry]):
         return None
     tokens = sorted({e.tokens for e in last.values()})
     scale, unit = unit_of(tokens)
-    figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.8, 3.6))
+    figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.6, 3.4))
     for t in tokens:
         y = [100 * Questions(1)(e).values.mean() for e in last.values() if e.tokens == t]
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)

@@ -10,6 +10,7 @@ order. What is claimed, and by which test, is in findings.py and plan_findings.p
 import base64
 import html
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 1.5em auto; padding: 0 .9em; color: #222; overflow-wrap: break-word }
-img { max-width: 100%; height: auto } figcaption { color: #555; font-size: 14px } figure { margin: 1em 0 2em }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 10px; align-items: start }
+img { max-width: min(100%, 600px); height: auto } figcaption { color: #555; font-size: 14px } figure { margin: 1em 0 2em }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 10px; align-items: start }
 table { border-collapse: collapse; font-size: 13px; margin: 1em 0; display: block; overflow-x: auto }
 th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: left; vertical-align: top }
 th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums }
@@ -65,7 +66,8 @@ class Document:
 
     def text(self, text: str, note: bool = False) -> None:
         self.markdown += [text, ""]
-        self.page.append(f"<p{' class=note' if note else ''}>{html.escape(text)}</p>")
+        marked = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text))
+        self.page.append(f"<p{' class=note' if note else ''}>{marked}</p>")
 
     def table(self, header: list[str], rows: list[list[str]], fold: str = "", page: str | None = None) -> None:
         """fold: a summary under which the page hides it until it is asked for. page: stands in the page instead."""
