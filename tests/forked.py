@@ -12,6 +12,7 @@ counted from 1. An Injury acts just before one of them.
 
 import contextlib
 import errno
+import gc
 import gzip
 import importlib
 import json
@@ -56,6 +57,7 @@ def load_stages() -> None:
     importlib.import_module("torch._dynamo")  # the first optimizer would, in each fork: a second
     for module in STAGES.values():
         importlib.import_module(module)
+    gc.freeze()  # else each fork's garbage collector would visit, and so copy, all that was imported
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from forked import Ended, content, fork
 
+import eval as evaluation
 import rl
 
 
@@ -41,6 +42,7 @@ class Torture:
     def __init__(self, work: Path, seed: int, short: bool):
         self.work, self.seed, self.short, self.rows = work, seed, short, []
         self.count = 0
+        self.wholes: dict[str, tuple[Path, Ended]] = {}  # of `undisturbed`
         self.made("prepare", "--input world --max_tokens 40000 --out data", work / "world")
         self.world = work / "world/data"
         self.made("pretrain", f"{PRETRAIN} --data {self.world} --out run", work / "base")
@@ -115,7 +117,9 @@ RUNS = {  # what is killed, and killed again: stage, flags
 
 
 def varied_rewards() -> None:
-    """In a fork: a reward that varies, since a new model gets no question right."""
+    """In a fork: a reward that varies, since a new model gets no question right; and little held-out text, whose bits per
+    byte would take most of the time of these runs."""
+    evaluation.HELD_OUT_TOKENS = 300
     rl.reward_of = lambda text, *rest, **more: (float(len(text) % 3), False)
 
 
@@ -129,9 +133,11 @@ def again(stage: str, flags: list[str], folder: Path) -> list[str]:
 
 def undisturbed(t: Torture, what: str) -> tuple[Path, Ended]:
     """The folder of the run without injury, made once, and how it went."""
-    stage, flags = t.flags[what]
-    folder = t.work / "whole" / what.replace(" ", "_")
-    ended = fork(stage, flags, folder if not folder.exists() else t.folder(), prepare=varied_rewards)
+    if what not in t.wholes:
+        stage, flags = t.flags[what]
+        folder = t.work / "whole" / what.replace(" ", "_")
+        t.wholes[what] = folder, fork(stage, flags, folder, prepare=varied_rewards)
+    folder, ended = t.wholes[what]
     assert ended.code == 0, f"{ended}\n{ended.err}"
     return folder, ended
 

@@ -27,8 +27,10 @@ from data.readers import SUFFIXES
 
 def part_readers(t: Torture) -> None:
     """Each reader in a fork of its own, hypothesis within: a hang or a crash is one reader's."""
-    import hypothesis  # noqa: F401 -- here, so that the forks have it
+    import hypothesis
+    from hypothesis import strategies as st
 
+    hypothesis.given(st.text())(lambda text: None)()  # what it prepares before its first example, the forks then have
     for name in READERS:
         row = t.row("readers", name)
         folder = t.folder()

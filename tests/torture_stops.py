@@ -70,13 +70,19 @@ def injured(stage: str, name: str, injury: Injury | None = None, kill_after: flo
     return run
 
 
+def half(t: Torture, which: int) -> list[str]:
+    """Commands: all of them; in the short form, of two halves one."""
+    everything = t.some(list(t.flags), 99, 99, "half")
+    return everything[which::2] if t.short else everything
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # kill, excursion
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def part_kill(t: Torture) -> None:
-    for what in t.some(list(t.flags), 6, 99, "kill"):
+    for what in half(t, 0):
         stage, row, rng = t.flags[what][0], t.row("kill", what), t.random("kill", what)
         whole, ended = undisturbed(t, what)
         cases = []
@@ -177,7 +183,7 @@ def part_excursion(t: Torture) -> None:
 
 def part_disk(t: Torture) -> None:
     kinds = ["ENOSPC", "EROFS", "EIO"]
-    for what in t.some(list(t.flags), 6, 99, "disk"):
+    for what in half(t, 1):
         stage, row, rng = t.flags[what][0], t.row("disk", what), t.random("disk", what)
         whole, ended = undisturbed(t, what)
         for at in t.some(range(1, ended.writes + 1), 1, 12, "disk", what):

@@ -3,7 +3,9 @@ of its own, because a process has the kernels in one flavour only.
 
     TRITON_INTERPRET=1 python -m pytest tests/triton_numerics.py
 
-All memory that the kernels are to fill is poisoned with NaN first.
+All memory that the kernels are to fill is poisoned with NaN first. The interpreter takes ten milliseconds for a tile and
+has one block for all head sizes: there each layout meets one head size, and nothing is repeated to compare bits, since its
+programs run one after the other. A GPU gets every pair, and repeats.
 """
 
 import contextlib
@@ -39,6 +41,12 @@ from kernels.blocks import BLOCKS, INTERPRETED, Block, Launcher, architecture
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 ARCH = architecture(DEVICE)
+
+
+def pairs(layouts: dict, heads: list[tuple[int, int, int]]) -> list[tuple]:
+    """(layout, heads): on a GPU all pairs; in the interpreter each layout once, the heads in turns."""
+    everything = [(name, shape) for name in layouts for shape in heads]
+    return [(name, heads[i % len(heads)]) for i, name in enumerate(layouts)] if INTERPRETED else everything
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,7 +147,8 @@ def run_attention(inputs: list[Tensor], layout: tuple, up: Tensor) -> list[Tenso
 
 
 def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, seed=0, masked=True, twice=False):
-    """rows: document of each token, of each row (test_kernels.sees). masked=False: the kernels are not told."""
+    """rows: document of each token, of each row (test_kernels.sees). masked=False: the kernels are not told. twice: on a
+    GPU a second run gives the same bits."""
     B, T, g = len(rows), len(rows[0]), generator(seed)
     shapes = [(B, T, heads, D), (B, T, kv_heads, D), (B, T, kv_heads, D), (B, T, heads, D)]
     *inputs, up = (torch.randn(shape, generator=g).to(DEVICE, dtype) for shape in shapes)
@@ -161,7 +170,7 @@ def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, s
         error = (a.cpu().double() - b).norm()
         # a token that sees itself alone has dq = dk = 0 but for rounding, of the size of the other gradients
         assert error <= limit * max(b.norm(), 0.1 * up.cpu().double().norm()), (name, (error / b.norm()).item())
-    if twice:
+    if twice and not INTERPRETED:
         assert all(map(torch.equal, got, run_attention(inputs, layout, up)))
 
 
@@ -173,25 +182,24 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("heads, kv_heads, D", [(4, 2, 32), (2, 1, 64), (2, 2, 96), (2, 1, 128)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_attention_layouts(layout, heads, kv_heads, D):
-    """Every layout at every head size, grouped and not: output, dq, dk, dv; two runs give the same bits."""
-    check_attention([LAYOUTS[layout]], heads, kv_heads, D, twice=layout == "ten of one token")
+@pytest.mark.parametrize("layout, heads", pairs(LAYOUTS, [(2, 1, 128), (4, 2, 32), (2, 1, 64), (2, 2, 96)]))
+def test_attention_layouts(layout, heads):
+    """Every layout, every head size, grouped and not: output, dq, dk, dv; two runs give the same bits."""
+    check_attention([LAYOUTS[layout]], *heads, twice=layout == "ten of one token")
 
 
 @pytest.mark.parametrize("T", [1, 129])
 def test_attention_lengths(T):
     """One token; one token more than the tiles hold; no doc_start, and two rows of different documents."""
-    check_attention([documents(T)] * 2, 4, 2, 64, masked=False, twice=True)
+    check_attention([documents(T)] * 2, 2, 1, 64, masked=False, twice=True)
     if T > 1:
-        check_attention([documents(T), documents(50, T - 50)], 4, 2, 32)
+        check_attention([documents(T), documents(50, T - 50)], 2, 1, 32)
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
 def test_attention_in_16_bits(dtype, limit):
     """The inputs are what they are in 16 bits; the error is that of p, ds and the outputs rounded to them."""
-    check_attention([LAYOUTS["off the tile's edge"]], 4, 2, 64, dtype, limit, twice=True)
+    check_attention([LAYOUTS["off the tile's edge"]], 2, 1, 64, dtype, limit, twice=True)
 
 
 @pytest.mark.parametrize("sides", [(16, 64), (64, 16), (32, 32)])
@@ -199,31 +207,8 @@ def test_attention_tiles(sides):
     """Tiles of any sides give the same result: wide, high and square."""
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
     with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
-        check_attention([documents(20, 1, 59, 49)], 2, 1, 32)
-        check_attention([documents(129)], 2, 1, 32, masked=False)
-
-
-@st.composite
-def layouts(draw) -> list[list[int]]:
-    """Rows of 40 to 80 tokens cut into documents: often short ones, often at multiples of 16."""
-    T = draw(st.integers(40, 80))
-    cut = st.one_of(st.integers(0, T), st.integers(0, T // 16).map(lambda i: 16 * i))
-    rows = []
-    for cuts in draw(st.lists(st.sets(cut, min_size=1, max_size=6), min_size=1, max_size=2)):
-        edges = sorted(cuts | {0, T})
-        rows.append(documents(*(b - a for a, b in zip(edges, edges[1:], strict=False))))
-    return rows
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    layouts(), st.sampled_from([(2, 1), (2, 2)]), st.sampled_from([(16, 16), (16, 32), (32, 16)]), st.integers(0, 99)
-)
-def test_attention_random_documents(rows, heads, sides, seed):
-    """Any layout against the dense mask, with tiles so small that documents begin and end everywhere in them."""
-    block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
-    with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
-        check_attention(rows, *heads, 32, seed=seed)
+        check_attention([documents(20, 1, 35, 25)], 2, 1, 32)
+        check_attention([documents(81)], 2, 1, 32, masked=False)
 
 
 @settings(max_examples=200, deadline=None)
@@ -252,25 +237,34 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("heads, kv_heads, D", [(4, 2, 32), (2, 2, 128)])
-@pytest.mark.parametrize("layout", PROMPTS)
-def test_attention_shared_prompts(layout, heads, kv_heads, D):
+@pytest.mark.parametrize("layout, heads", pairs(PROMPTS, [(2, 2, 128), (4, 2, 32)]))
+def test_attention_shared_prompts(layout, heads):
     """Prompts that documents share: output, dq, dk, dv; two runs give the same bits."""
-    check_attention([PROMPTS[layout]], heads, kv_heads, D, twice=True)
+    check_attention([PROMPTS[layout]], *heads, twice=True)
 
 
-@settings(max_examples=15, deadline=None)
+@st.composite
+def document_layouts(draw) -> list[list[int]]:
+    """Rows of 20 to 50 tokens cut into documents: often short ones, often at multiples of 16."""
+    T = draw(st.integers(20, 50))
+    cut = st.one_of(st.integers(0, T), st.integers(0, T // 16).map(lambda i: 16 * i))
+    rows = []
+    for cuts in draw(st.lists(st.sets(cut, min_size=1, max_size=6), min_size=1, max_size=2)):
+        edges = sorted(cuts | {0, T})
+        rows.append(documents(*(b - a for a, b in zip(edges, edges[1:], strict=False))))
+    return rows
+
+
+@pytest.mark.parametrize("layouts", [document_layouts(), prompt_layouts(20, 50)], ids=["documents", "shared prompts"])
+@settings(max_examples=7 if INTERPRETED else 25, deadline=None)
 @given(
-    prompt_layouts(30, 80),
-    st.sampled_from([(2, 1), (2, 2)]),
-    st.sampled_from([(16, 16), (16, 32), (32, 16)]),
-    st.integers(0, 99),
+    st.data(), st.sampled_from([(2, 1), (2, 2)]), st.sampled_from([(16, 16), (16, 32), (32, 16)]), st.integers(0, 99)
 )
-def test_attention_random_shared_prompts(rows, heads, sides, seed):
-    """The same of random layouts, with tiles so small that pieces begin and end everywhere in them."""
+def test_attention_random_layouts(layouts, data, heads, sides, seed):
+    """Any layout against the dense mask, with tiles so small that documents begin and end everywhere in them."""
     block = dict.fromkeys(("forward", "dq", "dkv"), Block(*sides))
     with mock.patch.dict(BLOCKS, {(ARCH, 32): block}):
-        check_attention(rows, *heads, 32, seed=seed)
+        check_attention(data.draw(layouts), *heads, 32, seed=seed)
 
 
 def test_attention_large_scores_and_views():
@@ -322,7 +316,7 @@ def test_12_log_prob(N, V, C, temperature):
                 torch.testing.assert_close(a.cpu().double(), b, atol=2e-5, rtol=0)
             for a, b in zip(got[3:], grads, strict=True):
                 assert relative(a.cpu(), b) < 5e-6, which
-        assert all(map(torch.equal, got, run_log_prob(hidden, weight, targets, temperature, up)))
+        assert INTERPRETED or all(map(torch.equal, got, run_log_prob(hidden, weight, targets, temperature, up)))
 
 
 def test_12_log_prob_in_bf16_with_fp32_weights():
@@ -390,7 +384,7 @@ def test_13_log_prob_of_huge_logits(temperature):
 def test_attention_operators():
     """PyTorch's own checks: shapes and types without a launch are those of a launch, no input is changed or returned, and a
     traced forward and backward of changing shapes have the gradients of the eager one."""
-    q, k, v = (torch.randn(1, 9, heads, 32, generator=generator(heads)).to(DEVICE) for heads in (4, 2, 2))
+    q, k, v = (torch.randn(1, 9, heads, 32, generator=generator(heads)).to(DEVICE) for heads in (2, 1, 1))
     v = v.transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
     inputs = [x.requires_grad_() for x in (q, k, v)]
     rows = [[(0, 0)] * 3 + [(0, 1)] * 2 + [(0, 2)] + [(1, 0)] * 3]
@@ -488,11 +482,12 @@ def test_whole_steps(world, tmp_path, monkeypatch):
     """A pretraining step with documents kept apart, and from its checkpoint a GRPO step with KL and entropy, whole
     commands with KERNELS=triton: the gradients of the plain path. Rewards vary, since a new model gets none right."""
     monkeypatch.setattr(sampler, "PAGED", {DEVICE.type})  # keys and values lie in pages in the interpreter, too
+    monkeypatch.setattr(pretrain, "default_new_tokens", lambda tokenizer: 3)  # of the answer that is shown
     flags = dict(scale="smoke", data=str(world), batch=2, seq_len=40, steps=1, val_tokens=40, doc_mask=True)
     base = assert_same_step(pretrain, tmp_path / "pretrain", **flags)
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
     flags = dict(
-        init=str(base), data=str(world), prompts=2, rollouts=2, max_new_tokens=6, limit=6, steps=1, eval_every=0
+        init=str(base), data=str(world), prompts=2, rollouts=2, max_new_tokens=4, limit=6, steps=1, eval_every=0
     )
     assert_same_step(rl, tmp_path / "rl", **flags, kl=0.1, entropy=0.01, temperature=0.9)
 
@@ -504,14 +499,14 @@ def test_packed_rows_share_their_prompts():
     model = tiny_gpt(std=0.3).to(DEVICE)
     prompts, answers = [[5, 6, 7, 8], [9, 10], [3] * 20, [4]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20], [21, 2]]
     results = []
-    for choice in ("torch", "triton", "triton"):
+    for choice in ("torch", "triton", *(() if INTERPRETED else ("triton",))):
         kernels.use(choice, DEVICE)
         packed = Packed(prompts, answers, [1, 0, 1, 0, 3], DEVICE)
         out = packed.log_probs(model, 0.9).log_prob
         results.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
     kernels.use("auto", DEVICE)
-    for plain, first, second in zip(*results, strict=True):
-        assert relative(first, plain) < 2e-5 and torch.equal(first, second)
+    for plain, first, *second in zip(*results, strict=True):
+        assert relative(first, plain) < 2e-5 and all(torch.equal(first, again) for again in second)
     assert packed.tokens.shape[1] == sum(len(p) - 1 for p in prompts) + sum(map(len, answers))
     assert len(packed.predictor.unique()) == len(packed.targets)
 
@@ -606,7 +601,7 @@ def test_sampling_on_pages_gives_the_plain_rows(monkeypatch, n_kv_heads):
     """sample() with decode_step and its kernels, against sample() with the model's plain forward: the same tokens, and
     log-probs but for rounding."""
     model = tiny_gpt(std=0.3, n_kv_heads=n_kv_heads).to(DEVICE)
-    flags = dict(n=3, stop=0, max_new_tokens=7, seed=1)
+    flags = dict(n=2, stop=0, max_new_tokens=5, seed=1)
     kernels.use("torch", DEVICE)
     want = sampler.sample(model, [[5, 6, 7, 8], [9], [3, 4]], **flags)
     kernels.use("triton", DEVICE)
