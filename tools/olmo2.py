@@ -225,7 +225,7 @@ def download(name: str, revision: str) -> Path:
         reason = (str(error).splitlines() or [""])[0][:200]
         at = f" --revision {revision}" if revision else ""
         raise UserError(
-            f"cannot have {name} from the hub: {type(error).__name__}: {reason}; where there is network, "
+            f"{name} is no folder here, nor to be had from the hub: {type(error).__name__}: {reason}; where there is network, "
             f"hf download {name}{at} --local-dir DIR, then here import DIR"
         ) from None
 
