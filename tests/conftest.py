@@ -109,10 +109,9 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 # Files whose few tests take minutes. They begin first, so that no worker is left alone with one at the end
 LONG = (
-    "test_triton.py",
     "test_excursion.py",
+    "test_triton.py",
     "test_torture.py",
-    "test_tour.py",
     "test_sharding.py",
     "test_given.py",
     "test_launch.py",

@@ -9,6 +9,7 @@ the gradient of every optimizer step, over all ranks, and the bytes that rank 0 
 model gets no question right.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -123,4 +124,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork inherits no threads
     for name in (*STAGES, "torch._dynamo", "torch.distributed.fsdp"):
         importlib.import_module(name)
+    gc.freeze()  # else each fork's garbage collector would visit, and so copy, all that was imported
     print(json.dumps([fork_group(group) for group in json.loads(Path(sys.argv[1]).read_text())]))

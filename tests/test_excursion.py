@@ -1,6 +1,7 @@
-"""The excursion: plans, the runner, kill and restart, and where SFT is stopped."""
+"""The excursion: the notebook that runs it, plans, the runner, kill and restart, and where SFT is stopped."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, Runner
 
-TINY = ["--scale", "smoke", "--tokens", "30k", "--checkpoints", "30k"]
+TINY = "--scale smoke --tokens 30k --checkpoints 30k --limit 2 --val_limit 2 --max_new_tokens 24".split()
 
 
 def excursion_run(*flags) -> tuple[int, str, str]:
@@ -39,14 +40,46 @@ def excursion_run(*flags) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def grid(world, tmp_path_factory):
+def tour(world, tmp_path_factory):
+    """tour.ipynb after its run, and OUT of its experiment. It runs in a copy of the checkout, since it writes there; its
+    grid has one checkpoint, on the tests' world."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    place = tmp_path_factory.mktemp("excursion")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.split("\n"):
+        if name and (ROOT / name).exists() and not name.startswith(("results/", "tests/")):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, place / name)
+    (place / "out").mkdir()
+    (place / "out/data").symlink_to(world)
+    out, text = place / "out/tour", (place / "tour.ipynb").read_text()
+    for old, new in (
+        ("--scale smoke --checkpoints 20k,40k", f"{' '.join(TINY)} --points_t1 2 --jobs 1 --data {world}"),
+        ("--out out/tour", f"--out {out}"),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    notebook = nbformat.reads(text, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(place)}}).execute()
+    return notebook, out
+
+
+@pytest.fixture(scope="module")
+def grid(tour):
     """The smallest grid, run to its end."""
-    out = tmp_path_factory.mktemp("excursion") / "grid"
-    recipes = ["base", "rl", "sft", "parallel"]
-    flags = ["--recipes", *recipes, "--points_t1", "2", "--data", world, "--out", out, "--jobs", "1"]
-    code, text, err = excursion_run("run", *TINY, *flags)
-    assert code == 0 and "wrote" in text, err
-    return out
+    return tour[1]
+
+
+def test_tour(tour):
+    """Every cell of tour.ipynb runs, and shows the figures; its own flags are a plan from two checkpoints."""
+    outputs = [output for cell in tour[0].cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("wrote" in output.get("text", "") and "report.html" in output["text"] for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert not any(output.output_type == "error" for output in outputs)
+    (flags,) = re.findall(r'FLAGS = \\"(.+?)\\"', (ROOT / "tour.ipynb").read_text())
+    config = tyro.cli(Config, args=["plan", *flags.split()], use_underscores=True)
+    places = {cell.name.split("/")[1] for cell in make_plan(resolve(config)) if cell.kind in ("rl", "sft", "average")}
+    assert places == {"0.020M", "0.040M"}
 
 
 def records(out) -> dict[str, str]:
@@ -122,7 +155,7 @@ def test_soup_records_count_pretraining_once():
 
 def test_killed_and_started_again_gives_the_same_records(grid, world, tmp_path):
     """SIGKILL at a random moment, twice, and a restart: the same bits as without. The killed runner's cells die too."""
-    flags = ["run", *TINY, "--recipes", "base", "sft", "--data", world, "--out", tmp_path / "x", "--jobs", "2"]
+    flags = ["run", *TINY, "--recipes", "sft", "--data", world, "--out", tmp_path / "x", "--jobs", "2"]
     for _ in range(2):
         process = start("-m", "excursion", *flags)
         time.sleep(np.random.default_rng().uniform(2, 14))
@@ -131,7 +164,7 @@ def test_killed_and_started_again_gives_the_same_records(grid, world, tmp_path):
     code, _, err = excursion_run(*flags)
     assert code == 0, err
     whole, again = records(grid), records(tmp_path / "x")
-    assert len(again) == 4 and again == {name: whole[name] for name in again}
+    assert len(again) == 2 and again == {name: whole[name] for name in again}
 
 
 def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_path, monkeypatch):

@@ -173,6 +173,39 @@ def logged(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.endswith(("_s", "seconds"))} for line in lines]
 
 
+# rl.py whose rank 1 sends itself the signal sys.argv[1] in the middle of the second step's sampling
+SIGNALLED = """
+import os, signal, sys
+import rl, sampler
+choose, calls, name = sampler.choose, [], sys.argv.pop(1)
+def signalled(*args):
+    calls.append(1)
+    if len(calls) == 6 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), getattr(signal, name))
+    return choose(*args)
+sampler.choose = signalled
+rl.cli(rl.main, rl.Config, rl.PRESETS)
+"""
+
+
+@pytest.fixture(scope="module")
+def started(base, world, tmp_path_factory):
+    """signal → (folder, two ranks, the second of which gets it). All at once, and while other tests run: one pair waits
+    for the timeout, which is long for ranks that start on a busy machine."""
+    flags = ["--init", base / "last.pt", "--data", world, *"--eval_every 0 --steps 3 --prompts 4".split()]
+    flags += "--rollouts 2 --max_new_tokens 4 --limit 12".split()
+    started = {}
+    for name in ("SIGTERM", "SIGKILL", "SIGSTOP"):
+        out = tmp_path_factory.mktemp("pair") / "run"
+        started[name] = out, start_ranks(2, ["-c", SIGNALLED, name, *flags, "--out", out], RANK_TIMEOUT=20)
+    yield started
+    for _, processes in started.values():
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.usefixtures("started")  # two ranks, below
 @pytest.mark.parametrize("case", CASES)
 def test_a_signal_stops_at_once_and_loses_nothing(base, world, tmp_path, monkeypatch, capfd, whole, case):
     """Wherever in a step SIGTERM comes, it is said at once, the batches that are left are not computed, the last whole
@@ -221,31 +254,10 @@ def test_saves_by_time_change_nothing(base, world, tmp_path, monkeypatch, whole)
 # Two ranks
 # ---------------------------------------------------------------------------------------------------------------------
 
-# rl.py whose rank 1 sends itself the signal sys.argv[1] in the middle of the second step's sampling
-SIGNALLED = """
-import os, signal, sys
-import rl, sampler
-choose, calls, name = sampler.choose, [], sys.argv.pop(1)
-def signalled(*args):
-    calls.append(1)
-    if len(calls) == 6 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), getattr(signal, name))
-    return choose(*args)
-sampler.choose = signalled
-rl.cli(rl.main, rl.Config, rl.PRESETS)
-"""
-
 
 @pytest.fixture(scope="module")
-def pairs(base, world, tmp_path_factory) -> dict:
-    """signal → (folder, exit codes, stderr) of two ranks, the second of which got it. All at once: one pair waits for
-    the timeout, which is long for ranks that start on a busy machine."""
-    flags = ["--init", base / "last.pt", "--data", world, *"--eval_every 0 --steps 3 --prompts 4".split()]
-    flags += "--rollouts 2 --max_new_tokens 4 --limit 12".split()
-    started = {}
-    for name in ("SIGTERM", "SIGKILL", "SIGSTOP"):
-        out = tmp_path_factory.mktemp("pair") / "run"
-        started[name] = out, start_ranks(2, ["-c", SIGNALLED, name, *flags, "--out", out], RANK_TIMEOUT=20)
+def pairs(started) -> dict:
+    """signal → (folder, exit codes, stderr)."""
     codes = {name: wait_ranks(processes) for name, (_, processes) in started.items() if name != "SIGSTOP"}
     out, (first, second) = started["SIGSTOP"]
     err = first.communicate(timeout=120)[1]

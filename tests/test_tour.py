@@ -1,26 +1,25 @@
-"""What newcomers start with: the notebook runs, the Dockerfile says what it needs."""
+"""What newcomers start with: the notebook (test_excursion.py runs it), the Dockerfile."""
 
+import functools
 import re
-import shutil
-import subprocess
 
 import pytest
+import torch
 from conftest import ROOT
 
+import pretrain
+from data.prepare import build_world
+from process import Process
 
-def test_tour(tmp_path):
-    """Every cell of tour.ipynb runs, in a copy of the checkout, and shows the figures."""
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.split("\n"):
-        if name and (ROOT / name).exists() and not name.startswith(("results/", "tests/")):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, tmp_path / name)
-    notebook = nbformat.read(tmp_path / "tour.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
-    assert not any(output.output_type == "error" for output in outputs)
+
+def test_pretraining_builds_the_world_if_absent(tmp_path, monkeypatch):
+    """What the notebook's first stage does in a new checkout, where no data are named and none are there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain, "build_world", functools.partial(build_world, tokens=20_000))
+    process = Process(0, 1, torch.device("cpu"), torch.float32)
+    loader, tokenizer = pretrain.open_data(pretrain.Config(scale="smoke", batch=4, seq_len=64), process)
+    assert (tmp_path / pretrain.WORLD / "questions/train.jsonl").exists()
+    assert loader.vocab_size == tokenizer.vocab_size
 
 
 def test_notebook_is_committed_without_outputs():
