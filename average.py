@@ -301,14 +301,13 @@ def main(config: Config) -> None:
     # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "sft_loss", "val_pass@1")):
         if config.mode == "parallel":
-            values = parallel_step(sides, step.number, step.lr)
+            step.metrics = parallel_step(sides, step.number, step.lr)
         elif config.mode == "combined":
-            values = combined_step(sides, step.number, step.lr)
+            step.metrics = combined_step(sides, step.number, step.lr)
         elif is_rl_step(config, step.number):
-            values = grpo_step(run, grpo, optimizer, log, step.lr)
+            step.metrics = grpo_step(run, grpo, optimizer, log, step.lr)
         else:
-            values = sft_step(run, sft, optimizer, sft_rate(config, step.lr))
-        step.log(**values)
+            step.metrics = sft_step(run, sft, optimizer, sft_rate(config, step.lr))
 
 
 if __name__ == "__main__":

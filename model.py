@@ -267,7 +267,14 @@ def train_flops(c: GPTConfig, seq_len: int) -> float:
     return 3 * forward_flops(c, (seq_len + 1) / 2)
 
 
-def sequence_flops(c: GPTConfig, prompt: int, generated: int, rows: int = 1) -> float:
-    """FLOPs to sample `rows` continuations of `generated` tokens after one shared prefill of `prompt` tokens."""
-    decode = generated * forward_flops(c, prompt + (generated + 1) / 2)
-    return prompt * forward_flops(c, (prompt + 1) / 2) + rows * decode
+def answers_flops(c: GPTConfig, lengths: list[tuple[int, list[int]]]) -> float:
+    """FLOPs of the forward passes over prompts, each once, and over the answers to them: what it costs to sample them.
+
+    lengths: (tokens of a prompt, tokens of each of its answers). Answers to one prompt count as if equally long.
+    """
+    flops = 0.0
+    for prompt, answers in lengths:
+        mean = sum(answers) / len(answers)
+        of_answers = len(answers) * (mean * forward_flops(c, prompt + (mean + 1) / 2))
+        flops += prompt * forward_flops(c, (prompt + 1) / 2) + of_answers
+    return flops

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import kernels
 from kernels import LogProb
-from model import GPT, Attend, sequence_flops
+from model import GPT, Attend
 
 
 class Packed:
@@ -72,7 +72,10 @@ class Packed:
             self.attend = documents(start[order], length[order], group[order], device)
         else:
             self.attend = padded_rows(prompt_places, answer_places, owner, device)
-        self._lengths = [len(prompt) for prompt in prompts], lengths, np.array(owner)  # for forward_flops
+        # (tokens of a prompt, tokens of each of its answers), for model.answers_flops
+        self.lengths = [(len(prompt), []) for prompt in prompts]
+        for o, answer in zip(owner, answers, strict=True):
+            self.lengths[o][1].append(len(answer))
 
     def log_probs(self, model: GPT, temperature: float, entropy: bool = False) -> LogProb:
         """Log-prob, and what else LogProb has, of every answer token: (ΣA,) each, in the order of `targets`."""
@@ -84,15 +87,6 @@ class Packed:
     def per_token(self, values: list[float]) -> Tensor:
         """(ΣA,) the value of each answer at every one of its tokens."""
         return torch.tensor(values, device=self.answer.device)[self.answer]
-
-    def forward_flops(self, model: GPT) -> float:
-        """FLOPs of a forward pass over this batch."""
-        prompt_lengths, lengths, owner = self._lengths
-        flops = 0.0
-        for i, prompt_length in enumerate(prompt_lengths):
-            answers = lengths[owner == i]
-            flops += sequence_flops(model.config, prompt_length, float(answers.mean()), len(answers))
-        return flops
 
 
 def padded_rows(

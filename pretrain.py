@@ -250,7 +250,9 @@ def main(config: Config) -> None:
                 run.skip("loss or gradient")
             progress.tokens += tokens_per_step
             rate = tokens_per_step / (time.perf_counter() - start)
-            step.log(tokens=progress.tokens, loss=loss, grad_norm=grad_norm, tokens_per_s=rate, flops=flops_per_step)
+            step.metrics = dict(
+                tokens=progress.tokens, loss=loss, grad_norm=grad_norm, tokens_per_s=rate, flops=flops_per_step
+            )
 
 
 if __name__ == "__main__":

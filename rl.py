@@ -32,6 +32,7 @@ import math
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -49,11 +50,11 @@ from data.questions import file_and_band, find_questions, in_band, what_to_expec
 from data.tokenizer import Tokenizer, default_new_tokens
 from eval import HeldOut, make_evaluate, say
 from files import named, write_jsonl
-from model import GPT, sequence_flops
+from model import GPT, answers_flops
 from packing import packed_batches
 from process import Process
 from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
-from sampler import Continuation, SamplerConfig, sample
+from sampler import SamplerConfig, sample
 from verifier import judge
 
 BETAS = (0.9, 0.999)  # of AdamW
@@ -271,23 +272,11 @@ class GRPO:
     def sample(self, model: GPT) -> tuple[list[Group], dict]:
         """--prompts groups of judged answers, the same on every rank, and the metrics of all that were sampled.
 
-        With --resample: further batches, until so many groups have signal.
+        With --resample: of further batches too, until so many groups have signal.
         """
         c, start, groups = self.config, time.perf_counter(), []
         for _ in range(1 + c.resample):
-            first = self.order.position  # number of the first question drawn; no other in the run has it
-            drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
-
-            def judged(mine: list[int], first=first, drawn=drawn):  # this rank's share of the questions
-                sampled = sample(
-                    model, [drawn[i][1] for i in mine], c.rollouts, stop=self.tokenizer.eos, max_new_tokens=self.max_new_tokens,
-                    temperature=c.temperature, seed=self.seed, kv_gib=c.kv_gib, numbers=[first + i for i in mine],
-                    stopping=self.process.stopping,
-                )  # fmt: skip
-                for i, answers in zip(mine, sampled, strict=False):  # on a signal `sampled` is empty
-                    yield self.judge(*drawn[i], answers)
-
-            groups += self.process.spread(len(drawn), judged)
+            groups += self.rollouts(model)
             if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
                 break
         metrics = sampling_metrics(groups, model, time.perf_counter() - start)
@@ -297,18 +286,36 @@ class GRPO:
             groups = sorted(groups, key=lambda group: not has_signal(group))[: c.prompts]
         return groups, metrics
 
-    def judge(self, question: dict, prompt: list[int], sampled: list[Continuation]) -> Group:
-        """The group of one question: rewards and advantages of its sampled answers."""
-        c, group = self.config, []
-        for s in sampled:
-            text = self.tokenizer.decode(s.text_tokens)
-            reward, right = reward_of(text, question["answer"], s.finished, c)
-            valid = s.finished or c.truncated != "mask"
-            group.append(Answer(question, prompt, s.tokens, text, s.log_probs, s.finished, valid, reward, right))
-        rewards, valid = torch.tensor([[a.reward for a in group]]), torch.tensor([[a.valid for a in group]])  # (1, n)
-        for answer, advantage in zip(group, advantages(rewards, valid, c.advantage)[0].tolist(), strict=True):
-            answer.advantage = advantage
-        return group
+    def rollouts(self, model: GPT) -> list[Group]:
+        """The next --prompts questions, --rollouts answers to each with rewards and advantages; the same on every rank."""
+        c, first = self.config, self.order.position  # number of the first question drawn; no other in the run has it
+        drawn = [self.questions[i] for i in self.order.draw(c.prompts)]
+
+        # Sample and judge. Ranks share the questions: `mine` are this rank's
+        def groups_of(mine: list[int]) -> Iterator[Group]:
+            sampled = sample(
+                model, [drawn[i][1] for i in mine], c.rollouts, stop=self.tokenizer.eos, max_new_tokens=self.max_new_tokens,
+                temperature=c.temperature, seed=self.seed, kv_gib=c.kv_gib, numbers=[first + i for i in mine],
+                stopping=self.process.stopping,
+            )  # fmt: skip
+            for i, continuations in zip(mine, sampled, strict=False):  # on a signal `sampled` is empty
+                (question, prompt), group = drawn[i], []
+                for s in continuations:
+                    text = self.tokenizer.decode(s.text_tokens)
+                    reward, right = reward_of(text, question["answer"], s.finished, c)
+                    valid = s.finished or c.truncated != "mask"
+                    group += [Answer(question, prompt, s.tokens, text, s.log_probs, s.finished, valid, reward, right)]
+                yield group
+
+        groups = self.process.spread(len(drawn), groups_of)
+
+        # Advantages, within each group
+        rewards = torch.tensor([[answer.reward for answer in group] for group in groups])  # (P, n)
+        valid = torch.tensor([[answer.valid for answer in group] for group in groups])
+        for group, row in zip(groups, advantages(rewards, valid, c.advantage).tolist(), strict=True):
+            for answer, advantage in zip(group, row, strict=True):
+                answer.advantage = advantage
+        return groups
 
     def minibatches(self, groups: list[Group]) -> list[list[Group]]:
         """The groups of each optimizer step, of all --inner_epochs. A group is never divided between two."""
@@ -347,7 +354,7 @@ class GRPO:
                 ends = np.cumsum([len(a.tokens) for a in answers])[:-1]
                 for answer, values in zip(answers, np.split(log_prob, ends), strict=True):
                     answer.old_log_prob = values
-                flops += packed.forward_flops(model)
+                flops += answers_flops(model.config, packed.lengths)
         return self.process.sum({"flops": flops})["flops"]
 
     def backward(self, model: GPT, minibatch: list[Group], on_policy: bool, scale: float = 1.0) -> dict | None:
@@ -375,7 +382,6 @@ class GRPO:
         for packed, answers in self.batches(minibatch):
             advantage = packed.per_token([a.advantage for a in answers])  # (ΣA,), as all that follows
             weight = packed.per_token([a.weight for a in answers])
-            flops = packed.forward_flops(model)
             with self.process.autocast():
                 new = packed.log_probs(model, c.temperature, entropy=c.entropy != 0)
             old = new.log_prob.detach()
@@ -393,7 +399,7 @@ class GRPO:
             (scale * loss).backward()
             stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": packed.tokens.numel()}
             passes = 3 if self.reference is None else 4  # forward, backward (counts twice); and the reference's forward
-            stats["flops"] = passes * flops
+            stats["flops"] = passes * answers_flops(model.config, packed.lengths)
             for key, value in stats.items():
                 sums[key] += value
 
@@ -412,10 +418,7 @@ def sampling_metrics(groups: list[Group], model: GPT, seconds: float) -> dict:
     """What the sampled answers of one step were like."""
     answers = [answer for group in groups for answer in group]
     tokens = sum(len(a.tokens) for a in answers)
-    flops = 0.0
-    for group in groups:
-        mean_length = sum(len(a.tokens) for a in group) / len(group)
-        flops += sequence_flops(model.config, len(group[0].prompt), mean_length, len(group))
+    lengths = [(len(group[0].prompt), [len(a.tokens) for a in group]) for group in groups]
     return {
         "reward": float(np.mean([a.reward for a in answers])),
         "pass_at_1": float(np.mean([a.right for a in answers])),
@@ -428,7 +431,7 @@ def sampling_metrics(groups: list[Group], model: GPT, seconds: float) -> dict:
         "sampled_tokens": tokens,
         "sample_s": seconds,
         "sample_tokens_per_s": tokens / seconds,
-        "flops": flops,
+        "flops": answers_flops(model.config, lengths),
     }
 
 
@@ -575,7 +578,7 @@ def main(config: Config) -> None:
 
     # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "length", "val_pass@1")):
-        step.log(**grpo_step(run, grpo, optimizer, log, step.lr))
+        step.metrics = grpo_step(run, grpo, optimizer, log, step.lr)
 
 
 if __name__ == "__main__":

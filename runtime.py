@@ -283,11 +283,7 @@ class Step:
 
     number: int  # from 0
     lr: float
-    values: dict = field(default_factory=dict)
-
-    def log(self, **values) -> None:
-        """Metrics of this step; "flops" among them is what it spent."""
-        self.values |= values
+    metrics: dict = field(default_factory=dict)  # the loop sets them; "flops" among them is what the step has spent
 
 
 class Run:
@@ -297,7 +293,7 @@ class Run:
         run.restore(optimizer=optimizer, sft=order)     # what last.pt holds beside the model
         for step in run.steps(total, evaluate):
             ...                                         # make the step at step.lr
-            step.log(loss=loss, flops=flops)
+            step.metrics = {"loss": loss, "flops": flops}
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
     out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
@@ -530,7 +526,7 @@ class Run:
                 start = time.perf_counter()
                 step = Step(progress.step, learning_rate(config.lr, shape, warmup, progress.step, total))
                 yield step
-                values = {"lr": step.lr, **step.values, "seconds": time.perf_counter() - start}
+                values = {"lr": step.lr, **step.metrics, "seconds": time.perf_counter() - start}
 
                 # It is whole now: a signal from here on saves it
                 progress.step += 1

@@ -48,13 +48,9 @@ class Continuation:
     """One sampled answer to a prompt."""
 
     tokens: list[int]  # the stop token, if it was sampled, is the last one
+    text_tokens: list[int]  # without the stop token: what is decoded and judged
     log_probs: np.ndarray  # (len(tokens),) fp32, log p at the sampling temperature (before top-p)
     finished: bool  # ended by the stop token; False: cut at max_new_tokens
-
-    @property
-    def text_tokens(self) -> list[int]:
-        """The tokens without the stop token: what is decoded and judged."""
-        return self.tokens[: len(self.tokens) - self.finished]
 
 
 @torch.no_grad()  # not inference_mode: samples are trained on
@@ -279,7 +275,8 @@ class Slots:
             tokens, log_probs = self.tokens[slot, :length].tolist(), self.log_probs[slot, :length].copy()
             if not np.isfinite(log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
                 raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
-            self.answers[row["row"]] = Continuation(tokens, log_probs, bool(row["token"] == self.stop))
+            finished = bool(row["token"] == self.stop)
+            self.answers[row["row"]] = Continuation(tokens, tokens[:-1] if finished else tokens, log_probs, finished)
         # The first `left` slots stay; rows that live behind them move into the gaps
         left = len(live) - np.count_nonzero(done)
         holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])

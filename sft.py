@@ -31,7 +31,7 @@ from data.prompt import encode_prompt, encode_solution, listed
 from data.questions import find_questions, what_to_expect
 from data.tokenizer import Tokenizer
 from eval import HeldOut, make_evaluate, say
-from model import GPT
+from model import GPT, answers_flops
 from packing import packed_batches
 from process import Process
 from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
@@ -171,7 +171,7 @@ class SFT:
             (scale / denominator * nll).backward()
             sums["sft_loss"] += nll.item() / n_tokens
             sums["sft_tokens"] += packed.tokens.numel()
-            sums["flops"] += 3 * packed.forward_flops(model)  # backward costs two forward passes
+            sums["flops"] += 3 * answers_flops(model.config, packed.lengths)  # backward costs two forward passes
         return self.process.sum(sums)
 
 
@@ -210,7 +210,7 @@ def main(config: Config) -> None:
 
     # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("sft_loss", "grad_norm", "val_pass@1")):
-        step.log(**sft_step(run, sft, optimizer, step.lr))
+        step.metrics = sft_step(run, sft, optimizer, step.lr)
 
 
 if __name__ == "__main__":

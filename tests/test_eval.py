@@ -146,7 +146,7 @@ def judged_answers(monkeypatch, model, tokenizer, **flags):
         assert n == 4 and numbers == [0, 1, 2]
         assert prompts == [few_shot_prompt([], q["question"], tokenizer) for q in questions]
         ids = [tokenizer.encode(text) for row in ANSWERS.values() for text in row[1]]
-        rows = [Continuation(i + [stop] * (r % 2 == 0), np.zeros(len(i)), r % 2 == 0) for r, i in enumerate(ids)]
+        rows = [Continuation(i + [stop] * (r % 2 == 0), i, np.zeros(len(i)), r % 2 == 0) for r, i in enumerate(ids)]
         return [rows[i : i + 4] for i in (0, 4, 8)]
 
     monkeypatch.setattr(evaluation, "sample", sample)
@@ -396,7 +396,7 @@ def fake_samples(monkeypatch, tokenizer, answers: list[list[str]]) -> None:
     """These answers in place of the model's, each ended by a stop token."""
 
     def sample(model, prompts, n, *, stop, max_new_tokens, **_):
-        return [[Continuation([*tokenizer.encode(text), stop], np.zeros(0), True) for text in row]
+        return [[Continuation([*(ids := tokenizer.encode(text)), stop], ids, np.zeros(0), True) for text in row]
                 for row in answers[: len(prompts)]]  # fmt: skip
 
     monkeypatch.setattr(evaluation, "sample", sample)
@@ -502,7 +502,7 @@ def test_ask_with_the_papers_preset(monkeypatch, base, world, tokenizer, capsys)
 
     def answer(model, prompts, n, *, temperature, top_p, max_new_tokens, **_):
         seen.append((tokenizer.decode(prompts[0]), temperature, top_p, max_new_tokens))
-        return [[Continuation(tokenizer.encode("So \\boxed{7}\n#### 8"), np.zeros(0), False)]]
+        return [[Continuation(ids := tokenizer.encode("So \\boxed{7}\n#### 8"), ids, np.zeros(0), False)]]
 
     monkeypatch.setattr(evaluation, "sample", answer)
 
@@ -535,7 +535,7 @@ def test_ask_continues_a_text(monkeypatch, base, tokenizer, capsys):
     def go_on(model, prompts, n, *, temperature, **_):
         seen.append((prompts, n, temperature))
         ended = [tokenizer.eos] if temperature else []
-        return [[Continuation(tokenizer.encode(" upon a time") + ended, np.zeros(0), bool(ended))]]
+        return [[Continuation((ids := tokenizer.encode(" upon a time")) + ended, ids, np.zeros(0), bool(ended))]]
 
     monkeypatch.setattr(evaluation, "sample", go_on)
 

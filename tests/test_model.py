@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import (
     GPT,
     GPTConfig,
+    answers_flops,
     config_of,
     empty_gpt,
     forward_flops,
-    sequence_flops,
     train_flops,
 )
 from packing import Packed, packed_batches
@@ -189,7 +189,8 @@ def test_flops_against_a_hand_count():
     assert forward_flops(SMALL, 5) == 2 * 1984 + 3 * 5 * 2 * (8 + 8)
     steps = [forward_flops(SMALL, i + 1) for i in range(10)]
     assert train_flops(SMALL, 10) == pytest.approx(3 * sum(steps) / 10)
-    assert sequence_flops(SMALL, prompt=4, generated=6, rows=7) == pytest.approx(sum(steps[:4]) + 7 * sum(steps[4:]))
+    assert answers_flops(SMALL, [(4, [6] * 7)]) == pytest.approx(sum(steps[:4]) + 7 * sum(steps[4:]))
+    assert answers_flops(SMALL, [(4, [6]), (4, [5, 7])]) == pytest.approx(2 * sum(steps[:4]) + 3 * sum(steps[4:]))
 
 
 def test_flops_against_pytorchs_counter():

@@ -221,7 +221,7 @@ def test_probabilities_of_an_answer():
     tokenizer = load_tokenizer("world")
     ids = tokenizer.encode("So it is 7")
     log_probs = np.log(np.linspace(0.1, 0.9, len(ids) + 1)).astype(np.float32)
-    found = evaluation.probabilities(Continuation([*ids, tokenizer.eos], log_probs, True), tokenizer)
+    found = evaluation.probabilities(Continuation([*ids, tokenizer.eos], ids, log_probs, True), tokenizer)
     assert found["ends"] == tokenizer.ends(ids) and found["ends"][-1] == len("So it is 7")
     np.testing.assert_allclose(found["p"], np.linspace(0.1, 0.9, len(ids) + 1)[:-1], atol=5e-4)
 

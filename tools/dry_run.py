@@ -38,7 +38,7 @@ import sft
 from average import is_rl_step
 from cli import UserError, apply_preset, cli
 from data.tokenizer import load_tokenizer
-from model import GPT, SCALES, GPTConfig, RMSNorm, config_of, forward_flops, sequence_flops, train_flops
+from model import GPT, SCALES, GPTConfig, RMSNorm, answers_flops, config_of, forward_flops, train_flops
 from process import Process
 
 GB = 1e9
@@ -417,7 +417,7 @@ def work(stage: str, config, c: GPTConfig, dry: Dry, steps: int) -> dict[str, fl
         sft_steps = steps - rl_steps
     done = dict.fromkeys(("trained", "sampled", "FLOPs", "sampling"), 0.0)
     if rl_steps:
-        once = config.prompts * sequence_flops(c, prompt, answer, config.rollouts)
+        once = config.prompts * answers_flops(c, [(prompt, [answer] * config.rollouts)])
         several = config.inner_epochs > 1 or config.minibatch not in (0, config.prompts)
         passes = config.inner_epochs * (3 + bool(config.kl)) + several  # several updates: a forward pass for p_old
         done["trained"] += rl_steps * config.inner_epochs * config.prompts * (prompt + config.rollouts * answer)
