@@ -34,8 +34,9 @@ from cli import UserError, cli
 from config import MachineConfig, OptimizerConfig, PostConfig
 from eval import HeldOut, make_evaluate
 from model import GPT
-from rl import BETAS, GRPO, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
-from runtime import Run, begin, make_optimizer, optimizer_step
+from optimizer import make_optimizer, optimizer_step
+from rl import BETAS, GRPO, Group, GRPOConfig, RolloutLog, grpo_step, make_grpo, with_updates
+from runtime import Run, begin
 from sft import SFT, SFTConfig, make_sft, sft_step
 from sharding import gather_weights, masters
 
@@ -215,7 +216,6 @@ class Sides:
     sft: SFT
     optimizer: torch.optim.Optimizer  # of RL; of every step where a mode has one optimizer
     sft_optimizer: torch.optim.Optimizer
-    log: RolloutLog
 
 
 def sft_rate(config: Config, lr: float) -> float:
@@ -223,10 +223,10 @@ def sft_rate(config: Config, lr: float) -> float:
     return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
 
 
-def parallel_step(sides: Sides, number: int, lr: float) -> dict:
+def parallel_step(sides: Sides, number: int, lr: float) -> tuple[list[Group], dict]:
     """Two AdamW updates from the same weights, each with an optimizer of its own, and their weighted mean.
 
-    number: of the step, from 0. lr: of the RL side. Returns the step's metrics.
+    number: of the step, from 0. lr: of the RL side. Returns the groups that RL trained on, and the step's metrics.
     """
     run, config, model, process = sides.run, sides.run.config, sides.run.model, sides.run.process
     snapshot = [p.detach().clone() for p in masters(model)]  # θ̄
@@ -236,7 +236,6 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
     start = time.perf_counter()
     rl = sides.grpo.backward(run.fast, groups, on_policy=True)
     values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
-    sides.log(groups, rl is not None)
     rl_delta, rl_norm, finite = None, 0.0, True
     if rl is not None:
         rl_norm = optimizer_step(model, sides.optimizer, process, lr, config.clip)
@@ -255,11 +254,11 @@ def parallel_step(sides: Sides, number: int, lr: float) -> dict:
     if not finite:
         run.skip("loss or gradient")
     flops = values["flops"] + sft["flops"]
-    return values | sft | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight, "flops": flops}
+    return groups, values | sft | {"grad_norm": rl_norm, "sft_grad_norm": sft_norm, "weight": weight, "flops": flops}
 
 
-def combined_step(sides: Sides, number: int, lr: float) -> dict:
-    """One AdamW update on the weighted sum of both losses."""
+def combined_step(sides: Sides, number: int, lr: float) -> tuple[list[Group], dict]:
+    """One AdamW update on the weighted sum of both losses; takes and returns what `parallel_step` does."""
     run, config, model = sides.run, sides.run.config, sides.run.model
     weight = weight_at(config, number, sides.steps, 0.0, 0.0, 0.0)  # no figures: norm and signal are parallel's alone
 
@@ -268,14 +267,13 @@ def combined_step(sides: Sides, number: int, lr: float) -> dict:
     start = time.perf_counter()
     rl = sides.grpo.backward(run.fast, groups, on_policy=True, scale=weight)
     values = with_updates(sampled, [] if rl is None else [rl], time.perf_counter() - start)
-    sides.log(groups, rl is not None)
     sft = sides.sft.backward(run.fast, sides.sft.draw(), scale=1 - weight)
 
     # One update with their sum
     grad_norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
     if not math.isfinite(grad_norm + sft["sft_loss"]):
         run.skip("loss or gradient")
-    return values | sft | {"grad_norm": grad_norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
+    return groups, values | sft | {"grad_norm": grad_norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
 
 
 def main(config: Config) -> None:
@@ -286,14 +284,14 @@ def main(config: Config) -> None:
 
     # Both sides: questions and rows, and an optimizer for each
     model, process = run.model, run.process
-    grpo, sft, log = make_grpo(run), make_sft(run), RolloutLog(run)
+    grpo, sft = make_grpo(run), make_sft(run)
     steps = config.total_steps(len(grpo.questions), config.prompts)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)
     run.compile(steps)
-    sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer, log)
-    evaluate = make_evaluate(run)
+    sides = Sides(run, steps, grpo, sft, optimizer, sft_optimizer)
+    evaluate, log = make_evaluate(run), RolloutLog(run)
     if process.main:
         print(f"{config.mode} from {config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{len(sft.data)} rows, {steps} steps; writes {run.out}")  # fmt: skip
@@ -301,13 +299,15 @@ def main(config: Config) -> None:
     # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "sft_loss", "val_pass@1")):
         if config.mode == "parallel":
-            step.metrics = parallel_step(sides, step.number, step.lr)
+            groups, step.metrics = parallel_step(sides, step.number, step.lr)
         elif config.mode == "combined":
-            step.metrics = combined_step(sides, step.number, step.lr)
+            groups, step.metrics = combined_step(sides, step.number, step.lr)
         elif is_rl_step(config, step.number):
-            step.metrics = grpo_step(run, grpo, optimizer, log, step.lr)
+            groups, step.metrics = grpo_step(run, grpo, optimizer, step.lr)
         else:
-            step.metrics = sft_step(run, sft, optimizer, sft_rate(config, step.lr))
+            groups, step.metrics = [], sft_step(run, sft, optimizer, sft_rate(config, step.lr))
+        if groups:
+            log(step, groups)
 
 
 if __name__ == "__main__":

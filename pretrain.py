@@ -34,8 +34,9 @@ from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
 from likelihood import bits_per_byte
 from model import GPT, SCALES, CompiledGPT, config_of, empty_gpt, train_flops
+from optimizer import make_optimizer, optimizer_step
 from process import Process
-from runtime import Run, begin, compile_training, make_optimizer, optimizer_step
+from runtime import Run, begin, compile_training
 from sampler import sample
 
 BETAS = (0.9, 0.95)  # of AdamW

@@ -25,16 +25,11 @@ Departures from the authors' code: --format_score has an effect; the token mean 
 micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
 """
 
-import contextlib
-import gzip
-import json
 import math
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -49,11 +44,11 @@ from data.prompt import fitting, left_out
 from data.questions import file_and_band, find_questions, in_band, what_to_expect
 from data.tokenizer import Tokenizer, default_new_tokens
 from eval import HeldOut, make_evaluate, say
-from files import named, write_jsonl
 from model import GPT, answers_flops
+from optimizer import make_optimizer, optimizer_step
 from packing import packed_batches
 from process import Process
-from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
+from runtime import Cursor, Run, Step, begin
 from sampler import SamplerConfig, sample
 from verifier import judge
 
@@ -272,7 +267,7 @@ class GRPO:
     def sample(self, model: GPT) -> tuple[list[Group], dict]:
         """--prompts groups of judged answers, the same on every rank, and the metrics of all that were sampled.
 
-        With --resample: of further batches too, until so many groups have signal.
+        With --resample further batches are sampled, until so many groups have signal.
         """
         c, start, groups = self.config, time.perf_counter(), []
         for _ in range(1 + c.resample):
@@ -448,44 +443,31 @@ def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops
 
 
 class RolloutLog:
-    """Appends a few groups of every step to OUT/rollouts.jsonl.gz; now and then prints an answer and gives those groups to --logger;
+    """Gives a few groups of every step to OUT/rollouts.jsonl.gz; now and then prints an answer and gives those groups to --logger;
     warns where no group has signal."""
 
     def __init__(self, run: Run):
-        self.run, self.path, self.steps_without_signal = run, run.out / "rollouts.jsonl.gz", 0
-        self.opened = False
+        self.run, self.steps_without_signal = run, 0
 
-    def __call__(self, groups: list[Group], learned: bool) -> None:
-        """To be called after the updates of a step; learned: was there one?"""
-        step = self.run.progress.step + 1
-        self.steps_without_signal = 0 if learned else self.steps_without_signal + 1
+    def __call__(self, step: Step, groups: list[Group]) -> None:
+        """To be called at the end of a step, with its groups."""
+        n = 0 if step.metrics["updates"] else self.steps_without_signal + 1
+        self.steps_without_signal, written = n, groups[:WRITTEN]
+        for group in written:
+            row = {key: group[0].question[key] for key in ("id", "question", "answer")}
+            row |= {"rewards": [a.reward for a in group], "finished": [a.finished for a in group]}
+            step.rollouts.append(row | {"samples": [a.text for a in group]})
         if not self.run.process.main:
             return
-        if not self.opened and self.path.exists():
-            drop_after(self.path, step - 1)
-        self.opened = True
-        n = self.steps_without_signal
+        number = step.number + 1
         if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
-            tqdm.write(f"step {step}: no group carries signal (the rewards of each question are all equal): nothing was "
+            tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): nothing was "
                        f"learned; {n} such steps in a row")  # fmt: skip
-        with named(self.path), gzip.open(self.path, "at") as file:
-            for group in groups[:WRITTEN]:
-                question = group[0].question
-                row = {
-                    "step": step,
-                    "id": question["id"],
-                    "question": question["question"],
-                    "answer": question["answer"],
-                }
-                row |= {"rewards": [a.reward for a in group], "finished": [a.finished for a in group]}
-                row["samples"] = [a.text for a in group]
-                file.write(json.dumps(row) + "\n")
-        if step % SHOW_EVERY == 1:
-            written = [answer for group in groups[:WRITTEN] for answer in group]
-            self.run.log_table(step, "rollouts", [answer_row(answer) for answer in written])
+        if step.number % SHOW_EVERY == 0:
+            self.run.log.table(number, "rollouts", [answer_row(a) for group in written for a in group])
             a = groups[0][0]
             text = self.run.tokenizer.decode(a.prompt) + a.text
-            tqdm.write(f"step {step}  reward {a.reward:g}  (right: {a.question['answer']})\n"
+            tqdm.write(f"step {number}  reward {a.reward:g}  (right: {a.question['answer']})\n"
                        "  | " + text.replace("\n", "\n  | "))  # fmt: skip
 
 
@@ -494,18 +476,6 @@ def answer_row(answer: Answer) -> dict:
     question = answer.question
     return {"id": question["id"], "question": question["question"], "right": question["answer"], "answer": answer.text,
             "reward": answer.reward, "advantage": answer.advantage, "finished": answer.finished}  # fmt: skip
-
-
-def drop_after(path: Path, step: int) -> None:
-    """Delete the rollouts of steps after `step`, which a resumed run makes again. Where a kill has cut a line short, that line
-    and what follows it go too."""
-    kept = []
-    broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
-    with contextlib.suppress(*broken), gzip.open(path, "rb") as file:
-        for line in file:
-            if (row := json.loads(line))["step"] <= step:
-                kept.append(row)
-    write_jsonl(path, kept)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -535,8 +505,8 @@ def make_grpo(run: Run) -> GRPO:
     return GRPO(config, questions, run.tokenizer, process, config.seed, run.model.config.context, reference)
 
 
-def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: RolloutLog, lr: float) -> dict:
-    """One step of GRPO on run.model; returns its metrics."""
+def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, lr: float) -> tuple[list[Group], dict]:
+    """One step of GRPO on run.model; returns the groups that it trained on, and its metrics."""
     model, process = run.model, run.process
 
     # Sample n answers to each question, judge them, take advantages within each group
@@ -557,28 +527,27 @@ def grpo_step(run: Run, grpo: GRPO, optimizer: torch.optim.Optimizer, log: Rollo
             if not math.isfinite(stats["loss"] + stats["grad_norm"]):
                 run.skip("loss or gradient")
             updates.append(stats)
-    values = with_updates(sampled, updates, time.perf_counter() - start, extra_flops)
-    log(groups, bool(updates))
-    return values
+    return groups, with_updates(sampled, updates, time.perf_counter() - start, extra_flops)
 
 
 def main(config: Config) -> None:
     # Open the run, with the model of --init or of last.pt; read the questions
     run = begin(config, "rl")
     model, process = run.model, run.process
-    grpo, log = make_grpo(run), RolloutLog(run)
+    grpo = make_grpo(run)
     steps = config.total_steps(len(grpo.questions), config.prompts)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     run.restore(optimizer=optimizer, grpo=grpo.order)
     run.compile(steps)
-    evaluate = make_evaluate(run)
+    evaluate, log = make_evaluate(run), RolloutLog(run)
     if process.main:
         print(f"{config.init}: {model.n_params / 1e6:.2f} M parameters; {len(grpo.questions)} questions, "
               f"{steps} steps of {config.prompts} x {config.rollouts} answers; writes {run.out}")  # fmt: skip
 
     # `run.steps` evaluates, saves, and obeys signals between the steps
     for step in run.steps(steps, evaluate, shown=("reward", "signal", "length", "val_pass@1")):
-        step.metrics = grpo_step(run, grpo, optimizer, log, step.lr)
+        groups, step.metrics = grpo_step(run, grpo, optimizer, step.lr)
+        log(step, groups)
 
 
 if __name__ == "__main__":

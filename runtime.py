@@ -1,21 +1,9 @@
-"""What surrounds the steps of every stage: the optimizer step, resuming, checkpoints, metrics, signals.
+"""What surrounds the steps of every stage: resuming, compiling, checkpoints, metrics, signals."""
 
-Gradients of all ranks are summed by one all-reduce after the last micro-batch of a step, not by DistributedDataParallel:
-a rank may then run any number of micro-batches (RL rollouts differ in length from rank to rank), losses may call the
-model as often as they like, and the sum over ranks of losses that are each divided by the *global* token count is exact.
-What is given up is overlap with backward, under 1% of a step at the paper's batch sizes.
-"""
-
-import contextlib
-import copy
-import importlib.util
-import json
-import math
 import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,8 +11,7 @@ from typing import ClassVar, NoReturn
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
@@ -32,163 +19,19 @@ from cli import UserError, check_ranges, given, has_kind_of, reason
 from config import RunConfig, parse_schedule
 from curves import FEWEST, draw_curves
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
-from files import named, remove_stale, take_lock, write_text
+from files import remove_stale, take_lock
+from logs import Log
 from model import GPT, CompiledGPT
+from optimizer import learning_rate, load_optimizer
 from packing import Packed
-from process import Process, end_process, start_process, together
-from sharding import collect, gather_weights, parts, shard, sum_gradients
+from process import Process, end_process, start_process
+from sharding import collect, gather_weights, shard
 
-FINAL_LR = 0.1  # a cosine or linear schedule ends at this fraction of --lr
 MAX_SKIPPED = 20  # a run stops after so many steps with a non-finite loss or gradient (each is skipped and counted)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The optimizer step
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_optimizer(
-    model: GPT, lr: float, weight_decay: float, betas: tuple[float, float], decay_gains: bool = False
-) -> torch.optim.AdamW:
-    """AdamW over fp32 weights, with decoupled decay on all matrices but the embedding table (`decay_gains`: and on the
-    gains of RMSNorm, as OLMo2's pretraining)."""
-    named = list(model.named_parameters())
-    decays = {name: not name.startswith("embed") and (decay_gains or p.dim() > 1) for name, p in named}
-    groups = [
-        {"params": [p for name, p in named if decays[name]], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if not decays[name]], "weight_decay": 0.0},
-    ]
-    fused = named[0][1].device.type in ("cpu", "cuda", "mps")
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused)
-
-
-def first_state(optimizer: torch.optim.Optimizer) -> dict:
-    """Name → value of what an optimizer keeps for a parameter, found by a step on a small trial parameter. AdamW keeps "step",
-    "exp_avg", "exp_avg_sq"; a fork's optimizer something else. The model's parameters must not have gradients yet."""
-    like = optimizer.param_groups[0]["params"][0].detach()
-    like = like.to_local() if hasattr(like, "to_local") else like  # --shard
-    trial = torch.zeros_like(like[:1]).requires_grad_()
-    trial.grad = torch.zeros_like(trial)
-    optimizer.add_param_group({"params": [trial]})
-    optimizer.step()
-    optimizer.param_groups.pop()
-    return optimizer.state.pop(trial, {})
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """The state of a checkpoint into an optimizer of the same kind and parameters. UserError if it does not fit: each tensor
-    must be finite, and have the shape of its parameter or, such as a count of steps, none."""
-    wanted = first_state(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    try:
-        if hasattr(parameters[0], "to_local"):  # --shard
-            state = {**state, "state": parts(state["state"], parameters)}
-        elif parameters[0].device.type == "cpu":
-            state = copy.deepcopy(state)  # or the file, which is mapped, would stay in use; other devices copy anyway
-        # settings are those of the flags, but for the rate of the last step, so that what is saved again has the same bits
-        pairs = zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True)
-        groups = [{**ours, "lr": float(theirs["lr"])} for ours, theirs in pairs]
-        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        if optimizer.state and len(optimizer.state) < len(parameters):
-            raise ValueError("a parameter has no state")
-        for p, values in optimizer.state.items():
-            if values.keys() != wanted.keys():
-                raise ValueError(f"{', '.join(map(str, sorted(values.keys() ^ wanted.keys())))}: missing or unknown")
-            for name, value in wanted.items():
-                if not isinstance(value, torch.Tensor):
-                    continue
-                shape = p.shape if value.dim() else value.shape
-                if values[name].shape != shape or not values[name].isfinite().all():
-                    raise ValueError(f"{name} has another shape, or is not finite")
-            if not values.get("step", 1) > 0:
-                raise ValueError("its step is not positive")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise UserError(f"last.pt: its optimizer's state does not fit the model ({reason}); start a new run") from None
-
-
-def learning_rate(lr: float, shape: str, warmup: int, step: int, total: int) -> float:
-    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a tenth."""
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    if shape == "constant":
-        return lr
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    left = 1.0 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return lr * (FINAL_LR + (1 - FINAL_LR) * left)
-
-
-def optimizer_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, process: Process, lr: float, clip: float
-) -> float:
-    """Update the weights with the gradients of all ranks, summed; then clear them.
-
-    A gradient longer than `clip` is scaled to that norm (0: never). Returns the norm before; if it is not finite, nothing
-    is updated.
-    """
-    # Sum over ranks. One that saw no data contributes zeros
-    if process.sharded:
-        sum_gradients(model, process)
-    elif process.world > 1:
-        with together():
-            for p in model.parameters():
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            for work in [dist.all_reduce(p.grad, async_op=True) for p in model.parameters()]:
-                work.wait()
-
-    # Clip and update. From here on a signal waits until the step is whole
-    process.updated = True
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    norm = (norm.full_tensor() if process.sharded else norm).item()
-    if math.isfinite(norm):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    optimizer.zero_grad()
-    if process.sharded:
-        gather_weights(model)
-    return norm
-
-
-def compile_training(
-    model: GPT, process: Process, choice: str, steps: int, dynamic: bool, trial: Callable[[GPT], Tensor]
-) -> GPT | CompiledGPT:
-    """The model as training passes call it: compiled, or as it is where that is not wanted or not possible.
-
-    Fused elementwise passes save a fifth of a step on a CPU that has a C++ compiler. Compiling takes up to a minute, hence not
-    for short runs.
-
-    Args:
-        choice: --compile. steps: of the whole run.
-        dynamic: each pass has other shapes: batches of RL and SFT. One graph serves all but those with a size of 1. Which graph
-            a shape gets depends on what came before, so a resumed run need not have the same bits: not on a CPU unless asked for.
-        trial: a training pass of a model, for example on zeros; returns something with a gradient. Compiling fails there or never.
-    """
-    on_gpu = process.device.type == "cuda"
-    if choice == "off" or (choice == "auto" and (steps < 1000 or (dynamic and not on_gpu))):
-        return model
-    if process.main:
-        print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
-    try:
-        # On a CPU one graph of the whole model is 5% faster at micro scale than that of a block, called for each; on a GPU the
-        # whole of 28 blocks would compile for minutes
-        fast = torch.compile(model, dynamic=dynamic) if process.device.type == "cpu" else CompiledGPT(model, dynamic)
-        with process.autocast():
-            total = trial(fast).sum()
-        # Not backward(): with --shard a gradient that it leaves could not be cleared
-        torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
-    except Exception as error:  # dozens of kinds: no C++ compiler, no OpenMP, an unknown device
-        what = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        if choice == "on":
-            raise UserError(f"--compile on: {what}; use --compile off") from None
-        if process.main:
-            print(f"not compiled, which is slower: {what}", file=sys.stderr)
-        return model
-    return fast
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Resuming, and how a run begins
+# How a run begins: resuming, compiling
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +115,43 @@ def begin(config: RunConfig, stage: str) -> "Run":
     return run
 
 
+def compile_training(
+    model: GPT, process: Process, choice: str, steps: int, dynamic: bool, trial: Callable[[GPT], Tensor]
+) -> GPT | CompiledGPT:
+    """The model as training passes call it: compiled, or as it is where that is not wanted or not possible.
+
+    Fused elementwise passes save a fifth of a step on a CPU that has a C++ compiler. Compiling takes up to a minute, hence not
+    for short runs.
+
+    Args:
+        choice: --compile. steps: of the whole run.
+        dynamic: each pass has other shapes: batches of RL and SFT. One graph serves all but those with a size of 1. Which graph
+            a shape gets depends on what came before, so a resumed run need not have the same bits: not on a CPU unless asked for.
+        trial: a training pass of a model, for example on zeros; returns something with a gradient. Compiling fails there or never.
+    """
+    on_gpu = process.device.type == "cuda"
+    if choice == "off" or (choice == "auto" and (steps < 1000 or (dynamic and not on_gpu))):
+        return model
+    if process.main:
+        print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
+    try:
+        # On a CPU one graph of the whole model is 5% faster at micro scale than that of a block, called for each; on a GPU the
+        # whole of 28 blocks would compile for minutes
+        fast = torch.compile(model, dynamic=dynamic) if process.device.type == "cpu" else CompiledGPT(model, dynamic)
+        with process.autocast():
+            total = trial(fast).sum()
+        # Not backward(): with --shard a gradient that it leaves could not be cleared
+        torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+    except Exception as error:  # dozens of kinds: no C++ compiler, no OpenMP, an unknown device
+        what = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        if choice == "on":
+            raise UserError(f"--compile on: {what}; use --compile off") from None
+        if process.main:
+            print(f"not compiled, which is slower: {what}", file=sys.stderr)
+        return model
+    return fast
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,7 +163,9 @@ class Step:
 
     number: int  # from 0
     lr: float
-    metrics: dict = field(default_factory=dict)  # the loop sets them; "flops" among them is what the step has spent
+    # What the loop leaves here goes to OUT/metrics.jsonl and OUT/rollouts.jsonl.gz
+    metrics: dict = field(default_factory=dict)  # "flops" among them is what the step has spent
+    rollouts: list[dict] = field(default_factory=list)
 
 
 class Run:
@@ -297,7 +179,7 @@ class Run:
 
     out/RUN/step_0000875.pt   kept checkpoints        out/RUN/last.pt   what --resume takes
     out/RUN/metrics.jsonl     a line a step and a line an evaluation        out/RUN/eval/     evaluation records
-    out/RUN/curves.png        drawn of them at the end
+    out/RUN/curves.png        drawn of them at the end          out/RUN/rollouts.jsonl.gz     some answers of each RL step
     """
 
     _locks: ClassVar[dict[Path, int | None]] = {}  # of folders that this process writes to
@@ -313,19 +195,12 @@ class Run:
         self.to_restore: dict = {}  # name → state, of what last.pt holds beside the model, until `restore`
         self.last_good: Path | None = None  # the checkpoint that was written last
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
-        self._metrics = self._wandb = self._tensorboard = None
         self._saved_things: dict[str, torch.optim.Optimizer | Cursor] = {}  # whose states last.pt holds
         self._whole_step: dict = {}  # these states after the last whole step, which a save writes
         self._saved_at = time.monotonic()
         self._check_folder()
         self.save_steps, self.save_seconds = config.saves()
-        logger, _, self._project = config.logger.partition(":")
-        if config.logger and not (logger == "wandb" and self._project or config.logger == "tensorboard"):
-            raise UserError(f"--logger {config.logger}: wandb:PROJECT or tensorboard")
-        if config.logger and importlib.util.find_spec(logger) is None:
-            raise UserError(
-                f"--logger {config.logger}: {logger} is not installed: pip install {logger}, or leave the flag out"
-            )
+        self.log = Log(self.out, config.logger)
         self.claim(make=False)
 
     def _check_folder(self) -> None:
@@ -392,70 +267,14 @@ class Run:
         }
 
     def open(self) -> None:
-        """Create the folder, obey signals from here on, open the logs. A resumed run drops their lines of later steps."""
-        resume_step = self.progress.step
+        """Create the folder, obey signals from here on, open the logs."""
         self.claim()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
         if not self.process.main:
             return
         remove_stale(self.out)
-        path = self.out / "metrics.jsonl"
-        lines = []
-        if path.exists() and self.config.resume:
-            for line in path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a kill, or no line of ours
-                    values = json.loads(line)
-                    if values["step"] <= resume_step:
-                        lines.append(line + "\n")
-                        self.evaluated = values["step"] == resume_step and "lr" not in values and "flops" not in values
-        write_text(path, "".join(lines))
-        self._metrics = open(path, "a")
-        if self._project:
-            self._wandb = self._open_wandb()
-        if self.config.logger == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self.out), purge_step=resume_step + 1)
-
-    def _open_wandb(self):
-        """A new Weights & Biases run, or with --resume the one whose id lies in OUT/wandb_id."""
-        import wandb
-
-        id_file = self.out / "wandb_id"
-        if not (self.config.resume and id_file.exists()):
-            write_text(id_file, uuid.uuid4().hex[:8])
-        return wandb.init(
-            project=self._project, name=self.out.name, id=id_file.read_text(), resume="allow", dir=str(self.out),
-            config=asdict(self.config),
-        )  # fmt: skip
-
-    def log(self, step: int, **values) -> None:
-        """One line in metrics.jsonl (and wandb, TensorBoard)."""
-        if self._metrics is None:
-            return
-        with named(self.out / "metrics.jsonl"):
-            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-            self._metrics.flush()
-        if self._wandb:
-            self._wandb.log(values, step=step)
-        if self._tensorboard:
-            for key, value in values.items():
-                if isinstance(value, int | float):
-                    self._tensorboard.add_scalar(key, value, step)
-
-    def log_table(self, step: int, name: str, rows: list[dict]) -> None:
-        """Rows with the same keys: a table in wandb, text in TensorBoard, nothing without --logger."""
-        if self._wandb:
-            import wandb
-
-            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._wandb.log({name: table}, step=step)
-        if self._tensorboard:
-            # In markdown an indented block is shown as it is, whatever a model has written
-            texts = ["\n".join(f"{key}: {value}" for key, value in row.items()) for row in rows]
-            block = "\n\n".join(texts).replace("\n", "\n    ")
-            self._tensorboard.add_text(name, f"    {block}", step)
+        self.evaluated = self.log.open(self.progress.step, self.config.resume, asdict(self.config))
 
     def save(self, keep: bool) -> Path:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
@@ -516,7 +335,7 @@ class Run:
             self._check_progress(total, kept)
         # before the first step; and on resume, where a kill came between a checkpoint and its evaluation
         if config.due(progress.step, total, kept) and not max(process.gather(self.evaluated)):
-            self.log(progress.step, **evaluate())
+            self.log.metrics(progress.step, **evaluate())
         bar = tqdm(
             total=total, initial=progress.step, unit="step", disable=not process.main, dynamic_ncols=True, mininterval=1
         )
@@ -538,7 +357,8 @@ class Run:
 
                 # Log before saving: a killed run may lose a step, but never its line alone. Save before evaluating: a crash
                 # there loses nothing
-                self.log(progress.step, **values)
+                self.log.metrics(progress.step, **values)
+                self.log.rollouts(progress.step, step.rollouts)
                 keep = progress.step in kept
                 # Rank 0's clock alone counts: the other ranks write nothing, and with --shard they have to know
                 late = self.save_seconds and time.monotonic() - self._saved_at >= self.save_seconds
@@ -548,7 +368,7 @@ class Run:
                     self.save(keep)
                 if config.due(progress.step, total, kept):
                     evaluated = evaluate()
-                    self.log(progress.step, **evaluated)
+                    self.log.metrics(progress.step, **evaluated)
                     values |= evaluated
                 texts = {
                     k: f"{values[k]:.3g}" if abs(values[k]) < 1000 else f"{values[k]:.0f}" for k in shown if k in values
@@ -583,11 +403,7 @@ class Run:
     def close(self) -> None:
         """Close the logs, leave the folder and the other ranks."""
         self.process.stop = None
-        for log in (self._metrics, self._tensorboard):
-            if log:
-                log.close()
-        if self._wandb:
-            self._wandb.finish()
+        self.log.close()
         lock = self._locks.pop(self.out.resolve(), None)
         if lock is not None:
             os.close(lock)
@@ -624,11 +440,8 @@ class Cursor:
         drawn = []
         for index in range(self.position, self.position + count):
             epoch, place = divmod(index, self.n)
-            if not self.shuffled:
-                drawn.append(place)
-                continue
-            if epoch != self._epoch:
+            if self.shuffled and epoch != self._epoch:
                 self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
-            drawn.append(int(self._order[place]))
+            drawn.append(int(self._order[place]) if self.shuffled else place)
         self.position += count
         return drawn

@@ -32,9 +32,10 @@ from data.questions import find_questions, what_to_expect
 from data.tokenizer import Tokenizer
 from eval import HeldOut, make_evaluate, say
 from model import GPT, answers_flops
+from optimizer import make_optimizer, optimizer_step
 from packing import packed_batches
 from process import Process
-from runtime import Cursor, Run, begin, make_optimizer, optimizer_step
+from runtime import Cursor, Run, begin
 
 BETAS = (0.9, 0.999)  # of AdamW
 

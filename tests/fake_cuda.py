@@ -26,11 +26,11 @@ import kernels
 import paged
 import pretrain
 import rl
-import runtime
 import sampler
 import sft
 from kernels import blocks, triton_attention, triton_decode, triton_log_prob
 from model import GPT, config_of
+from optimizer import make_optimizer, optimizer_step
 from process import Process
 
 CUDA = torch.device("cuda:0")
@@ -95,7 +95,7 @@ def launch(launcher, kernel, grid, args, block, **constants):
 def stages(process: Process) -> None:
     with torch.device(CUDA):
         model, reference = (GPT(config_of("smoke", 1024)) for _ in range(2))
-    optimizer, second = (runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2))
+    optimizer, second = (make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2))
 
     def done(stage: str) -> None:
         for p in model.parameters():
@@ -105,14 +105,14 @@ def stages(process: Process) -> None:
     flags = pretrain.Config(seq_len=128, doc_mask=True)
     batch = torch.zeros(4, 129, dtype=torch.long, device=CUDA)
     pretrain.loss_and_backward(model, batch, 0, flags, process, 512)
-    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    optimizer_step(model, optimizer, process, 1e-3, 1.0)
     done("pretrain")
 
     trainer = object.__new__(sft.SFT)
     trainer.config, trainer.process = sft.SFTConfig(), process
     rows = [([1, 2, 3], [4, 5, 0]), ([1, 2, 3], [6, 0]), ([7, 8], [9, 10, 11, 0])]
     trainer.backward(model, rows)
-    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    optimizer_step(model, optimizer, process, 1e-3, 1.0)
     done("sft")
 
     grpo = object.__new__(rl.GRPO)
@@ -126,15 +126,15 @@ def stages(process: Process) -> None:
     ]  # fmt: skip
     grpo.backward(model, groups, on_policy=True)
     grpo.backward(model, groups, on_policy=False)
-    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    optimizer_step(model, optimizer, process, 1e-3, 1.0)
     done("rl update")
 
     snapshot = [p.detach().clone() for p in model.parameters()]
     grpo.backward(model, groups, on_policy=True)
-    runtime.optimizer_step(model, optimizer, process, 1e-3, 1.0)
+    optimizer_step(model, optimizer, process, 1e-3, 1.0)
     delta = average.take_update(model, snapshot)
     trainer.backward(model, rows)
-    runtime.optimizer_step(model, second, process, 1e-3, 1.0)
+    optimizer_step(model, second, process, 1e-3, 1.0)
     average.average_updates(model, snapshot, delta, 0.5)
     done("average")
 

@@ -34,7 +34,7 @@ from typing import BinaryIO
 import torch
 
 import cli
-import runtime
+from logs import Log
 
 ROOT = Path(__file__).parent.parent
 STAGES = {  # command → module
@@ -217,7 +217,7 @@ def wait(running: Running, kill_after: float | None = None, limit: float = 60) -
 
 def _count_writes(folder: Path, counter: mmap.mmap, injury: Injury | None) -> None:
     """In a fork: from here on count what is written below `folder`, and do what the injury says."""
-    root, count, fsync, log = str(folder), 0, os.fsync, runtime.Run.log
+    root, count, fsync, log = str(folder), 0, os.fsync, Log.metrics
 
     def here(path) -> bool:
         try:
@@ -257,7 +257,7 @@ def _count_writes(folder: Path, counter: mmap.mmap, injury: Injury | None) -> No
         write("log")
         log(self, *args, **kwargs)
 
-    os.fsync, runtime.Run.log = counted_fsync, counted_log
+    os.fsync, Log.metrics = counted_fsync, counted_log
     sys.addaudithook(hook)
 
 

@@ -24,6 +24,7 @@ from cli import UserError
 from config import RunConfig
 from data import tokenizer as tokenizers
 from files import TRAILER, check_trailer
+from optimizer import load_optimizer, make_optimizer
 from process import Process
 from sampler import sample
 
@@ -256,8 +257,8 @@ def test_a_loaded_checkpoint_is_dropped(base, tmp_path):
     shutil.copy(base / "last.pt", path)
     checkpoint = load_checkpoint(path)
     model = load_model(checkpoint)
-    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
-    runtime.load_optimizer(optimizer, checkpoint["train"]["optimizer"])
+    optimizer = make_optimizer(model, 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
+    load_optimizer(optimizer, checkpoint["train"]["optimizer"])
     assert "dropped.pt" in Path("/proc/self/maps").read_text()
     del checkpoint
     assert "dropped.pt" not in Path("/proc/self/maps").read_text()
@@ -265,14 +266,14 @@ def test_a_loaded_checkpoint_is_dropped(base, tmp_path):
 
 def test_a_loaded_state_is_saved_with_the_same_bits(good):
     """A resume that only writes the kept checkpoint again, which a kill has cost, changes nothing: no rate, no moment."""
-    optimizer = runtime.make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95), decay_gains=True)
-    runtime.load_optimizer(optimizer, good["train"]["optimizer"])
+    optimizer = make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95), decay_gains=True)
+    load_optimizer(optimizer, good["train"]["optimizer"])
     assert same(optimizer.state_dict(), good["train"]["optimizer"])
 
 
 def test_optimizer_states_that_do_not_fit(good):
     """Of other shapes, with a part missing, or no state at all: one line."""
-    optimizer = runtime.make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
+    optimizer = make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95), decay_gains=True)
     state = good["train"]["optimizer"]
     broken = [
         {},
@@ -290,7 +291,7 @@ def test_optimizer_states_that_do_not_fit(good):
     ]
     for wrong in broken:
         with pytest.raises(UserError, match="optimizer's state does not fit"):
-            runtime.load_optimizer(optimizer, wrong)
+            load_optimizer(optimizer, wrong)
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "NAdam", "SGD", "RMSprop"])
@@ -317,7 +318,7 @@ def test_an_optimizer_of_another_kind_goes_on(kind):
     again, resumed = make()
     again.load_state_dict(copy.deepcopy(whole.state_dict()))
     weights = copy.deepcopy(again.state_dict())
-    runtime.load_optimizer(resumed, copy.deepcopy(optimizer.state_dict()))
+    load_optimizer(resumed, copy.deepcopy(optimizer.state_dict()))
     assert same(again.state_dict(), weights)  # loading changes no weight
     assert len(resumed.param_groups) == 1 and len(resumed.state) == len(optimizer.state)
     step(whole, optimizer, 2)
@@ -327,7 +328,7 @@ def test_an_optimizer_of_another_kind_goes_on(kind):
         model, adamw = make("AdamW")
         step(model, adamw, 0)
         with pytest.raises(UserError, match="optimizer's state does not fit"):
-            runtime.load_optimizer(make()[1], adamw.state_dict())
+            load_optimizer(make()[1], adamw.state_dict())
 
 
 @pytest.mark.parametrize("args", [

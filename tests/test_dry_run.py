@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 import average
 import pretrain
 import rl
-import runtime
 import sampler
 import sft
 from cli import apply_preset
 from model import GPT, GPTConfig, config_of
+from optimizer import make_optimizer
 from packing import Packed
 from process import Process
 from tools import dry_run
@@ -98,7 +98,7 @@ def test_activations_of_sft():
 def test_weights_optimizer_and_rows():
     """Bytes of weights, gradients and AdamW are those of a real step; the rows that decode together are the sampler's."""
     model = tiny_gpt()
-    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
+    optimizer = make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -19,7 +19,6 @@ import cli
 import eval as evaluation
 import pretrain
 import rl
-import runtime
 import sft
 from cli import UserError
 from excursion import choose, command, report
@@ -29,6 +28,7 @@ from excursion.config import BUDGETS, Config, resolve
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, Runner
+from logs import Log
 
 TINY = "--scale smoke --tokens 30k --checkpoints 30k --limit 2 --val_limit 2 --max_new_tokens 24".split()
 
@@ -173,7 +173,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
         init=str(next((grid / "seed0/pretrain/run").glob("step_*.pt"))), data=str(world), limit=8, rows=4, steps=4
     )
     flags |= dict(eval_every=2, eval_limit=2, eval_tasks=(), save_at="2")
-    log, lines = runtime.Run.log, {}
+    log, lines = Log.metrics, {}
 
     def killed(at):
         def log_or_die(self, step, **values):
@@ -184,11 +184,11 @@ def test_an_evaluation_that_a_kill_prevented_is_made_on_resume(grid, world, tmp_
         return log_or_die
 
     for name, at in (("whole", None), ("middle", 2), ("end", 4)):
-        monkeypatch.setattr(runtime.Run, "log", killed(at))
+        monkeypatch.setattr(Log, "metrics", killed(at))
         if at:
             with pytest.raises(KeyboardInterrupt):
                 sft.main(sft.Config(out=str(tmp_path / name), **flags))
-            monkeypatch.setattr(runtime.Run, "log", log)
+            monkeypatch.setattr(Log, "metrics", log)
             sft.main(sft.Config(out=str(tmp_path / name), resume=True, **flags))
         else:
             sft.main(sft.Config(out=str(tmp_path / name), **flags))

@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser
 import average
 import cli
 import eval
+import logs
 import pretrain
 import rl
 import runtime
@@ -204,7 +205,7 @@ def outcome(stage: str, flags: dict, out: Path) -> dict:
         patch.setattr(runtime, "save_checkpoint", lambda path, *a: work.append(path.name) or save(path, *a))
         patch.setattr(rl, "reward_of", reward)
         patch.setattr(torch, "compile", lambda model, **_: model)
-        patch.setattr(runtime.importlib.util, "find_spec", lambda name: None)  # as where no logger is installed
+        patch.setattr(logs.importlib.util, "find_spec", lambda name: None)  # as where no logger is installed
         config = STAGES[stage].Config(**flags | {"out": str(out)})
         config.given = frozenset(flags) | {"out"}
         try:

@@ -12,7 +12,6 @@ import average
 import eval as evaluation
 import pretrain
 import rl
-import runtime
 import sft
 from cli import UserError
 from data.loader import Loader
@@ -20,6 +19,7 @@ from data.questions import find_questions
 from data.tasks import find_tasks
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
+from optimizer import make_optimizer, optimizer_step
 from process import Process, start_process
 
 DEVICE = torch.device("meta")  # in the place of mps: a device of its own, whose tensors have no values
@@ -66,7 +66,7 @@ def test_no_fp64_on_the_models_device(world):
     model, reference = model.to(DEVICE), reference.to(DEVICE)
     process = Process(0, 1, DEVICE, torch.float32, micro_tokens=64)
     questions = find_questions(str(world), "train", "train", 4)
-    optimizers = [runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2)]
+    optimizers = [make_optimizer(model, 1e-3, 0.1, (0.9, 0.95)) for _ in range(2)]
     loader = Loader(world, None, 2, 64, seed=0)
     flags = rl.GRPOConfig(prompts=2, rollouts=2, max_new_tokens=4, kl=0.1, entropy=0.1,
                           temperature=0.9)  # fmt: skip
@@ -74,7 +74,7 @@ def test_no_fp64_on_the_models_device(world):
     supervised = sft.SFT(sft.SFTConfig(rows=2), questions, tokenizer, process, 0, 256)
 
     def update() -> None:
-        runtime.optimizer_step(model, optimizers[0], process, 1e-3, 1.0)
+        optimizer_step(model, optimizers[0], process, 1e-3, 1.0)
 
     with pytest.MonkeyPatch.context() as m, Device() as device:
         m.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which does not know this device

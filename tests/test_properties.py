@@ -21,8 +21,9 @@ import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
+from optimizer import make_optimizer, optimizer_step
 from process import Process
-from runtime import Run, make_optimizer, optimizer_step
+from runtime import Run
 from verifier import GRADERS
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
@@ -103,7 +104,10 @@ def step_of(model, g, optimizer, lr, folder, kept=None):
     """One step of rl.py; `kept` gets its groups."""
     run = Run(rl.Config(out=str(folder / "new")), "rl", g.process)
     run.use(model, g.tokenizer)
-    return rl.grpo_step(run, g, optimizer, lambda groups, learned: kept is not None and kept.extend(groups), lr)
+    groups, metrics = rl.grpo_step(run, g, optimizer, lr)
+    if kept is not None:
+        kept.extend(groups)
+    return metrics
 
 
 def by_parity(text, answer, finished, config):

@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_same_run, same
 
 import average
+import logs
 import pretrain
 import rl
 import runtime
@@ -185,7 +186,7 @@ def test_flags_of_another_version_are_named(whole, tmp_path):
 @pytest.mark.parametrize("logger", ["wandb:project", "tensorboard"])
 def test_a_logger_that_is_not_installed(logger, base, world, tmp_path, monkeypatch):
     """It is looked for before anything is written."""
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="is not installed: pip install"):
         sft.main(config("sft", tmp_path / "run", base, world, logger=logger))
     assert not (tmp_path / "run").exists()
@@ -200,9 +201,9 @@ def test_rollouts_in_wandb_and_tensorboard(base, world, tmp_path, monkeypatch):
         init=lambda **_: log, Table=lambda columns, data: [dict(zip(columns, row, strict=True)) for row in data]
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    find = runtime.importlib.util.find_spec
+    find = logs.importlib.util.find_spec
     installed = ("wandb", "tensorboard")
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name, *more: name in installed or find(name, *more))
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name, *more: name in installed or find(name, *more))
     board = types.SimpleNamespace(
         add_scalar=lambda *_: None, add_text=lambda *words: texts.append(words), close=lambda: None
     )
@@ -231,7 +232,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(base, world, tmp_path, monkeyp
     log = types.SimpleNamespace(log=lambda values, step: steps.append(step), finish=lambda: None)
     fake = types.SimpleNamespace(init=lambda **kwargs: opened.append(kwargs) or log)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: True)
     sft.main(config("sft", tmp_path / "run", base, world, steps=2, logger="wandb:mine"))
     sft.main(sft.Config(out=str(tmp_path / "run"), resume=True, steps=4))
     assert [x["project"] for x in opened] == ["mine", "mine"] and opened[0]["id"] == opened[1]["id"]

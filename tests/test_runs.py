@@ -23,6 +23,8 @@ from cli import UserError, apply_preset, check_ranges
 from config import RunConfig
 from data.questions import find_questions
 from data.tokenizer import load_tokenizer
+from logs import Log
+from optimizer import make_optimizer, optimizer_step
 from process import Process
 
 
@@ -72,17 +74,17 @@ def test_33_post_training_resumes_bitwise(base, world, tmp_path, monkeypatch, na
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
     common = dict(init=str(base / "last.pt"), data=str(world), **flags)
     stage.main(stage.Config(out=str(tmp_path / "whole"), **common))
-    log = runtime.Run.log
+    log = Log.metrics
 
     def killed(self, step, **values):
         if step == 2:
             raise KeyboardInterrupt
         log(self, step, **values)
 
-    monkeypatch.setattr(runtime.Run, "log", killed)
+    monkeypatch.setattr(Log, "metrics", killed)
     with pytest.raises(KeyboardInterrupt):
         stage.main(stage.Config(out=str(tmp_path / "killed"), **common))
-    monkeypatch.setattr(runtime.Run, "log", log)
+    monkeypatch.setattr(Log, "metrics", log)
     stage.main(stage.Config(out=str(tmp_path / "killed"), resume=True, **common))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     before, after = (runtime.load_checkpoint(p)["model"] for p in (base / "last.pt", tmp_path / "whole/last.pt"))
@@ -273,11 +275,11 @@ def test_non_finite_steps_are_counted_and_stop_the_run(tmp_path, base, monkeypat
     """A gradient that is not finite changes no weight; after MAX_SKIPPED steps the last good checkpoint is named."""
     model = runtime.load_model(runtime.load_checkpoint(base / "last.pt"))
     one = Process(0, 1, torch.device("cpu"), torch.float32)
-    optimizer = runtime.make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
+    optimizer = make_optimizer(model, 1e-3, 0.1, (0.9, 0.95))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for p in model.parameters():
         p.grad = torch.full_like(p, float("nan"))
-    assert not np.isfinite(runtime.optimizer_step(model, optimizer, one, 1e-3, 1.0))
+    assert not np.isfinite(optimizer_step(model, optimizer, one, 1e-3, 1.0))
     assert same(before, dict(model.state_dict()))
     monkeypatch.setattr(runtime, "MAX_SKIPPED", 1)
     run_ = runtime.Run(RunConfig(out=str(tmp_path / "r")), "pretrain", one)

@@ -19,8 +19,9 @@ import runtime
 import sft
 from config import RunConfig, parse_schedule
 from model import GPT, config_of
+from optimizer import learning_rate, make_optimizer, optimizer_step
 from process import Process
-from runtime import Cursor, learning_rate, make_optimizer
+from runtime import Cursor
 
 CPU = Process(0, 1, torch.device("cpu"), torch.float32)
 
@@ -73,7 +74,7 @@ def test_what_decays(decay_gains):
     assert sorted(grouped) == sorted(map(id, model.parameters()))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    runtime.optimizer_step(model, optimizer, CPU, 1e-2, 1.0)
+    optimizer_step(model, optimizer, CPU, 1e-2, 1.0)
     kept = set()
     for name, p in model.state_dict().items():
         if torch.equal(p, before[name]):
@@ -124,7 +125,7 @@ def test_clipping(clip, want):
     for p, gradient in zip(module.parameters(), gradients, strict=True):
         p.grad = gradient.clone()
     descent = torch.optim.SGD(module.parameters(), lr=0.0)
-    assert runtime.optimizer_step(module, descent, CPU, 1.0, clip) == pytest.approx(5.0)
+    assert optimizer_step(module, descent, CPU, 1.0, clip) == pytest.approx(5.0)
     for p, was, gradient in zip(module.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(was - p.detach(), gradient * want / 5, atol=1e-6, rtol=1e-5)
 
@@ -252,14 +253,14 @@ def test_a_failing_log_does_not_outlive_its_step(tmp_path):
     run = runtime.Run(RunConfig(out=str(tmp_path / "run")), "sft", CPU)
     run.open()
     for step in range(1, 6):
-        run.log(step, loss=float(step))
-    run._metrics.write('null\n[]\n{"step": "2"}\n{"step": 6, "lo')
-    run._metrics.close()
+        run.log.metrics(step, loss=float(step))
+    run.log.file.write('null\n[]\n{"step": "2"}\n{"step": 6, "lo')
+    run.log.file.close()
     (tmp_path / "run/last.pt").touch()
     again = runtime.Run(RunConfig(out=str(tmp_path / "run"), resume=True), "sft", CPU)
     again.progress.step = 3
     again.open()
-    again._metrics.close()
+    again.log.file.close()
     assert [json.loads(x)["step"] for x in open(tmp_path / "run/metrics.jsonl")] == [1, 2, 3]
 
 

@@ -30,6 +30,7 @@ from data.questions import (
     normalise,
     what_to_expect,
 )  # fmt: skip
+from logs import Log, drop_after
 from model import GPTConfig
 from tools import olmo2
 
@@ -413,7 +414,7 @@ def test_damaged_rollouts_do_not_stop_a_resume(tmp_path):
         (whole[:20], []), (whole[:12] + b"\xff" + whole[13:], []), (b"no gzip", [])
     ]:  # fmt: skip
         path.write_bytes(content)
-        rl.drop_after(path, 1)
+        drop_after(path, 1)
         assert [json.loads(line)["step"] for line in gzip.open(path)] == kept
 
 
@@ -452,7 +453,7 @@ def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
     monkeypatch.setattr(rl, "reward_of", lambda text, answer, *_: (float(len(text) % 3) * (answer in few), False))
     flags = TINY | dict(init=str(base / "last.pt"), data=str(world), resample=3, prompts=2)
     rl.main(rl.Config(out=str(tmp_path / "whole"), **flags))
-    log = runtime.Run.log
+    log = Log.metrics
 
     def killed(self, step, **values):
         if step == 2:
@@ -460,7 +461,7 @@ def test_33_resampling_resumes_bitwise(base, world, tmp_path, monkeypatch):
         log(self, step, **values)
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(runtime.Run, "log", killed)
+        m.setattr(Log, "metrics", killed)
         rl.main(rl.Config(out=str(tmp_path / "killed"), **flags))
     rl.main(rl.Config(out=str(tmp_path / "killed"), resume=True, **flags))
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

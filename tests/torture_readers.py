@@ -19,10 +19,10 @@ from forked import copy as copy_tree
 from torture_inputs import hf_folders
 from torture_place import Torture
 
-import rl
 from cli import UserError
 from data.questions import in_band
 from data.readers import SUFFIXES
+from logs import drop_after
 
 
 def part_readers(t: Torture) -> None:
@@ -445,7 +445,7 @@ def reader_rollouts(t, st):
     def read(content):
         for form in (content, gzip.compress(content)):
             path.write_bytes(form)
-            rl.drop_after(path, 1)
+            drop_after(path, 1)
 
     return [lines, gzip.compress(lines)], read, changed_bytes(st)
 

@@ -49,8 +49,8 @@ from cli import cli
 from data.prepare import build_world
 from data.tokenizer import load_tokenizer
 from model import GPT, GPTConfig, answers_flops, config_of, train_flops
+from optimizer import make_optimizer, optimizer_step
 from process import Process, start_process
-from runtime import make_optimizer, optimizer_step
 from sampler import sample
 from tools.peers import generate_step, transformers_step, trl_step
 
