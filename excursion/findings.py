@@ -153,19 +153,18 @@ class Contrasts:
         return Finding("1", title, claims, notes=notes, needs=needs)
 
     def two(self) -> Finding:
-        at, k8, k, pass1 = self.g.tokens[-1], min(8, self.g.k), self.g.k, Questions(1)
+        at, ks, pass1 = self.g.tokens[-1], sorted({min(8, self.g.k), self.g.k}), Questions(1)
         claims = [
             self.minus("rl", "sft", pass1, "above", at=at),
             self.minus("rl", "sft_rl", pass1, "alike", MATCH, at=at),
-            self.minus("gold", "rl", self.best.at(k8), "above", at=at),
-            self.minus("gold", "rl", self.best.at(k), "above", at=at),
+            *[self.minus("gold", "rl", self.best.at(k), "above", at=at) for k in ks],
             self.beside("rl", "sft_converged", pass1, "above", at=at),
             *self.each("rl", "sft", pass1, "above"),
             *self.each("gold", "rl", self.best, "above"),
         ]
         title = (
             f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1; Gold beats it by "
-            f"pass@{k8} and pass@{k}"
+            f"{' and '.join(f'pass@{k}' for k in ks)}"
         )
         needs = "plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint"
         return Finding("2", title, claims, notes=self.dose_note("rl", at), needs=needs)

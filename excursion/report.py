@@ -143,7 +143,9 @@ def summary(entries: list[Entry], found: list[Finding], answers: list[tuple[Find
     for verdict, text in (("shown", "Shown"), ("contradicted", "Contradicted"), ("unclear", "Unclear")):
         if by[verdict]:
             sentences.append(f"{text}: {listed(by[verdict])}.")
-    if by["not run"]:
+    if len(by["not run"]) == len(found):
+        sentences.append("None of the paper's findings was run.")
+    elif by["not run"]:
         sentences[-1] = f"{sentences[-1][:-1]}; not run: {listed(by['not run'])}."
     sharpening, answer = answers[0]
     if sharpening.verdict != "not run":
@@ -219,10 +221,15 @@ def file_name(tokens: int) -> str:
     return million(tokens).replace(" ", "")
 
 
+def heroes(g: Grid) -> list[str]:
+    """The recipes of HERO that were judged; the base 0-shot stands in for a base with examples that was not."""
+    return [r for r in (HERO if g.has("base") else ["base_0shot", *HERO]) if g.has(r)]
+
+
 def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
     """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain pass@k by 2
     points anywhere in it: then both are drawn, here and in the trajectories."""
-    recipes, gap = [r for r in HERO if g.has(r)], 0.0  # gap: the largest such difference
+    recipes, gap = heroes(g), 0.0  # gap: the largest such difference
     if not recipes:
         return False
     if c.judged:
@@ -326,7 +333,7 @@ def show_dynamics(doc: Document, g: Grid) -> None:
 
 def show_sets(doc: Document, g: Grid) -> None:
     """Pass@k of each test set, where there are several, and over FLOPs, where they are known."""
-    recipes, panels = [r for r in HERO if g.has(r)], []
+    recipes, panels = heroes(g), []
     sets = list(dict.fromkeys(name for e in g.entries for name in e.sets))
     for name in sets if len(sets) > 1 else ():
         for m in [Questions(k, set=name) for k in dict.fromkeys((1, g.k))]:

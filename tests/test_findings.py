@@ -1,6 +1,7 @@
 """findings.py and plan_findings.py: verdicts on records made by hand, trajectories, and the report made of them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -434,6 +435,7 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
     parts = {
         "base": lambda e: e.recipe == "base",
         "base_0shot": lambda e: e.recipe == "base_0shot",
+        "ablation": lambda e: e.recipe in ("base_0shot", "rl") and not e.variant and e.temperature < 1,
         "variants": lambda e: e.variant,
         "hot": lambda e: e.temperature == 1.0,
     }
@@ -441,6 +443,11 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
         save([e for e in everything if part(e)], tmp_path / name)
         report.write_report(tmp_path / name, tmp_path / f"{name}_out")
         assert "– 6. " in (tmp_path / f"{name}_out/report.md").read_text()
+    ablation = (tmp_path / "ablation_out/report.md").read_text()
+    assert re.search(
+        r"!\[.*base 0-shot .*RL from base .*\]\(figures/pass1.png\)", ablation
+    )  # both are in the first figure
+    assert "None of the paper's findings was run." in ablation
 
 
 def test_broken_records_are_one_line(tmp_path):
