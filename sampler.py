@@ -286,7 +286,7 @@ class Slots:
             source, target = torch.from_numpy(movers).to(self.device), torch.from_numpy(holes).to(self.device)
             length = int(live["new"][movers].max())
             for x in (self.cache.own_k, self.cache.own_v):
-                x[:, target, :, :length] = x[:, source, :, :length]
+                x[:, target, :length] = x[:, source, :length]
         for x in (live, self.tokens, self.log_probs):
             x[holes] = x[movers]
         self.live = live[:left]
@@ -300,16 +300,15 @@ class KVCache:
     Two parts: `prompt` entries are computed once and attended by all rows that continue that prompt; `own` slots hold
     what each row has generated. Both are allocated once.
 
-        prompt_k, prompt_v: (L, entries, H_kv, prompt_len, D)        own_k, own_v: (L, slots, H_kv, new_tokens, D)
+        prompt_k, prompt_v: (L, entries, H_kv, prompt_len, D)        own_k, own_v: (L, slots, new_tokens, H_kv, D)
     """
 
     def __init__(self, c: GPTConfig, entries: int, prompt_len: int, slots: int, new_tokens: int, like: Tensor):
         shape = (c.n_layers, entries, c.n_kv_heads, prompt_len, c.head_dim)
         self.prompt_k, self.prompt_v = like.new_zeros(shape), like.new_zeros(shape)
-        shape = (c.n_layers, slots, c.n_kv_heads, new_tokens, c.head_dim)
+        shape = (c.n_layers, slots, new_tokens, c.n_kv_heads, c.head_dim)
         self.own_k, self.own_v = like.new_empty(shape), like.new_empty(shape)
-        # Own tokens below this number were set to 0: what is masked must be finite too, since 0 · nan is nan
-        self.zeroed = 0
+        self.group = c.n_heads // c.n_kv_heads  # G
         self.grouped = np.zeros(0, dtype=np.int64)  # entries of the rows for which `decode` last laid out groups
 
     def prefill(self, entries: Tensor) -> Attend:
@@ -330,8 +329,8 @@ class KVCache:
             entry: (B,) where the prompt of each row stands. prompt_length: (B,) its tokens.
             own_length: (B,) own tokens stored before this one.
         """
-        _, _, h_kv, new_tokens, d = self.own_k.shape
-        b, device = len(entry), self.own_k.device
+        _, _, new_tokens, h_kv, d = self.own_k.shape
+        b, g, device = len(entry), self.group, self.own_k.device
 
         # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M places
         # for each of P entries, M being the largest number of rows that a prompt has:
@@ -351,36 +350,42 @@ class KVCache:
 
         # What a row sees: its prompt, and its own tokens up to the new one
         own_len, prompt_len = int(own_length.max()) + 1, int(prompt_length.max())
-        # Zero what is new of it, 16 tokens at a time: memory for long answers is not touched before there is one
-        if own_len > self.zeroed:
-            end = min(own_len + 15, new_tokens)
-            for cache in (self.own_k, self.own_v):
-                cache[:, :, :, self.zeroed : end] = 0
-            self.zeroed = end
         own_length, prompt_length = (torch.from_numpy(x).to(device)[:, None] for x in (own_length, prompt_length))
         masked_prompt = torch.arange(prompt_len, device=device) >= prompt_length  # (B, prompt_len)
-        masked_own = torch.arange(own_len, device=device) > own_length  # (B, own_len)
-        masked = torch.cat([masked_prompt, masked_own], 1)[:, None, None]  # (B, 1, 1, S)
-        bias = torch.zeros(masked.shape, device=device).masked_fill_(masked, -math.inf)
-        # Where the new token goes among the (slots · H_kv · new_tokens) vectors of a layer
-        write = (torch.arange(b * h_kv, device=device).view(b, h_kv) * new_tokens + own_length).flatten()
+        own = torch.arange(own_len, device=device)
+        masked = torch.cat([masked_prompt, own > own_length], 1)[:, None, None]  # (B, 1, 1, S)
+        # Where a row's new token goes among the slots · new_tokens of a layer, and where the values that each head sees are
+        # among its vectors of D numbers. Memory behind the new token may hold nan, and 0 · nan is nan: the new one stands
+        # for it
+        first = torch.arange(b, device=device)[:, None] * new_tokens
+        write, seen = (first + own_length).flatten(), first + torch.minimum(own, own_length)  # (B,), (B, own_len)
+        head = torch.arange(h_kv, device=device).repeat_interleave(g)[:, None]
+        values = (seen[:, None] * h_kv + head).flatten(0, 1).int()  # (B·H, own_len)
+        eye = torch.eye(h_kv, device=device)[:, None, :, None]  # (H_kv, 1, H_kv, 1)
+
+        def times_prompts(x, matrix):  # (B, H_kv, G, X) times the matrix of each row's prompt, (P, H_kv, X, Y)
+            x = x[self.members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1) @ matrix
+            return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[self.place]
 
         def attend(layer, q, k, v):
-            self.own_k[layer].view(-1, d).index_copy_(0, write, k.reshape(-1, d).to(self.own_k.dtype))
-            self.own_v[layer].view(-1, d).index_copy_(0, write, v.reshape(-1, d).to(self.own_v.dtype))
-            own_k, own_v = (x[layer, :b, :, :own_len] for x in (self.own_k, self.own_v))  # (B, H_kv, own_len, D)
             prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
-            q = (q[:, 0] * d**-0.5).view(b, h_kv, -1, d)  # (B, H_kv, G, D)
-            g = q.shape[2]
-
-            def times_prompts(x, matrix):  # (B, H_kv, G, X) times the matrix of each row's prompt, (P, H_kv, X, Y)
-                x = x[self.members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1) @ matrix
-                return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[self.place]
-
-            score = torch.cat([times_prompts(q, prompt_k.transpose(-1, -2)), q @ own_k.transpose(-1, -2)], -1)
-            weight = score.float().add_(bias).softmax(-1).to(v.dtype)  # (B, H_kv, G, S)
-            out = weight[..., prompt_len:] @ own_v + times_prompts(weight[..., :prompt_len], prompt_v)
-            return out.view(b, 1, -1, d)
+            own_k, own_v = (
+                self.own_k[layer].flatten(0, 1),
+                self.own_v[layer].flatten(0, 1),
+            )  # (slots · new_tokens, H_kv, D)
+            own_k.index_copy_(0, write, k[:, 0].to(own_k.dtype))
+            own_v.index_copy_(0, write, v[:, 0].to(own_v.dtype))
+            q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)
+            # One product with all heads' keys of a row takes less time than one for each head: a head's query is 0 at the
+            # keys of others
+            wide_q = (q[:, :, :, None] * eye).view(b, h_kv * g, h_kv * d)
+            score = wide_q @ self.own_k[layer, :b, :own_len].flatten(2).mT  # (B, H, own_len)
+            score = torch.cat([times_prompts(q, prompt_k.mT), score.view(b, h_kv, g, own_len)], -1)
+            weight = score.float().masked_fill_(masked, -math.inf).softmax(-1).to(v.dtype)  # (B, H_kv, G, S)
+            # A bag is a weighted sum of vectors, read where they are
+            own_weight = weight[..., prompt_len:].reshape(-1, own_len)
+            out = F.embedding_bag(values, own_v.view(-1, d), per_sample_weights=own_weight, mode="sum")  # (B·H, D)
+            return (out.view(q.shape) + times_prompts(weight[..., :prompt_len], prompt_v)).view(b, 1, -1, d)
 
         return attend
 
@@ -438,11 +443,12 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     if width % BLOCK:
         weight = F.pad(weight, (0, -width % BLOCK))
     blocks = weight.view(len(weight), -1, BLOCK)
-    cumulative = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
+    sums = blocks.sum(-1)  # (B, V / BLOCK)
+    cumulative = sums.cumsum(-1)
     total = cumulative[:, -1:]
     goal = u[:, None] * total  # below the total: for u ≤ 1 - 2⁻²⁴ no fp32 product rounds up to it
     block = torch.searchsorted(cumulative, goal, right=True).clamp(max=blocks.shape[1] - 1)
-    before = cumulative.gather(1, block) - blocks.sum(-1).gather(1, block)
+    before = (cumulative - sums).gather(1, block)
     goal = (goal - before).clamp(min=0)  # rounding may put it before the block: take the first word with any weight
     inner = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
     place = torch.searchsorted(inner.cumsum(-1), goal, right=True)
