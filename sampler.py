@@ -339,13 +339,16 @@ class KVCache:
         # The layout stays until rows come or go.
         if not np.array_equal(entry, self.grouped):
             self.grouped, count = entry.copy(), np.bincount(entry)  # count (P,): rows of each entry
-            self.groups = len(count), int(count.max())  # P, M
+            self.groups = p, m = len(count), int(count.max())  # P, M
             # The rows in the order of their entries; where in that order each entry's rows begin
             order, first = np.argsort(entry, kind="stable"), np.cumsum(count) - count
-            place, members = np.empty_like(entry), np.full(math.prod(self.groups), b - 1)
-            place[order] = entry[order] * self.groups[1] + np.arange(b) - np.repeat(first, count)
+            place, members = np.empty_like(entry), np.full(p * m, b - 1)
+            place[order] = entry[order] * m + np.arange(b) - np.repeat(first, count)
             members[place] = np.arange(b)
-            self.members, self.place = (torch.from_numpy(x).to(device) for x in (members, place))
+            # The same of the heads of rows: from the order (B, H_kv, G) to (P, H_kv, M, G), and back
+            to_prompts = np.arange(b * h_kv * g).reshape(b, h_kv, g)[members].reshape(p, m, h_kv, g).swapaxes(1, 2)
+            to_rows = np.arange(p * h_kv * m * g).reshape(p, h_kv, m, g).swapaxes(1, 2).reshape(p * m, h_kv, g)[place]
+            self.to_prompts, self.to_rows = (torch.from_numpy(x.ravel()).to(device) for x in (to_prompts, to_rows))
         p, m = self.groups
 
         # What a row sees: its prompt, and its own tokens up to the new one
@@ -364,8 +367,8 @@ class KVCache:
         eye = torch.eye(h_kv, device=device)[:, None, :, None]  # (H_kv, 1, H_kv, 1)
 
         def times_prompts(x, matrix):  # (B, H_kv, G, X) times the matrix of each row's prompt, (P, H_kv, X, Y)
-            x = x[self.members].view(p, m, h_kv, g, -1).transpose(1, 2).reshape(p, h_kv, m * g, -1) @ matrix
-            return x.view(p, h_kv, m, g, -1).transpose(1, 2).reshape(p * m, h_kv, g, -1)[self.place]
+            x = x.flatten(0, 2).index_select(0, self.to_prompts).view(p, h_kv, m * g, -1) @ matrix
+            return x.flatten(0, 2).index_select(0, self.to_rows).view(b, h_kv, g, -1)
 
         def attend(layer, q, k, v):
             prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))

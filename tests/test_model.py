@@ -224,9 +224,9 @@ def rows_of(entry, prompt, new) -> np.ndarray:
 @torch.no_grad()
 def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kind, kv_heads):
     """Rows that continue shared prompts of different lengths (one fills its page), and joined at different times, have the
-    hidden states of a full forward, also after a row was moved to another slot, whatever the cache's memory held. Pages: no
+    hidden states of a full forward in float64, also after a row was moved to another slot, whatever the cache's memory held. Pages: no
     page is lost, and the last rows have to wait where there are none."""
-    model, rng = tiny(n_kv_heads=kv_heads), np.random.default_rng(0)
+    model, exact, rng = tiny(n_kv_heads=kv_heads), tiny(n_kv_heads=kv_heads).double(), np.random.default_rng(0)
     prompts = random_ids(rng, (7, 1, 32))
     owner, joins = np.array([2, 0, 1, 0, 2]), np.array([0, 0, 1, 3, 3])
     answers = random_ids(rng, [22] * 5)
@@ -251,8 +251,8 @@ def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kind, kv_he
         attend = cache.decode(entry, prompt, own)
         got = model(tokens, torch.from_numpy(prompt + own)[:, None], attend)[:, 0]
         for i, r in enumerate(numbers):
-            want = model(torch.tensor([prompts[owner[r]] + answers[r][: own[i] + 1]]))[0, -1]
-            torch.testing.assert_close(got[i], want, atol=1e-5, rtol=0)
+            want = exact(torch.tensor([prompts[owner[r]] + answers[r][: own[i] + 1]]))[0, -1]
+            torch.testing.assert_close(got[i].double(), want, atol=1e-5, rtol=0)
 
     for t in range(18):
         live = [r for r in range(5) if joins[r] <= t]
