@@ -125,19 +125,15 @@ class Builder:
         assert self.cells.setdefault(cell.name, cell).command == cell.command, cell.name
         return self.cells[cell.name]
 
-    def command(self, stage: str, flags: dict, *before: str) -> list[str]:
+    def command(self, stage: str, flags: dict) -> list[str]:
         """A stage's command with these flags; one that the user gave (--stage_flags) stands in the plan's place."""
         own = self.own_flags.get(stage, {})
         words = [word for given in own.values() for word in given]
-        return [script(stage), *before, *flags_of({k: v for k, v in flags.items() if k not in own}), *words]
+        return [script(stage), *flags_of({k: v for k, v in flags.items() if k not in own}), *words]
 
     def seconds(self, scale: str, **counts: float) -> float:
         """Estimated for a command on one idle core."""
         return SECONDS["start"] + size_of(scale) * sum(SECONDS[what] * count for what, count in counts.items())
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Pretraining
-    # -----------------------------------------------------------------------------------------------------------------
 
     def counts(self, total: float) -> tuple[list[float], list[float], list[float]]:
         """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from.
@@ -206,23 +202,17 @@ class Builder:
         """The checkpoints of --bases as `seed` starts from them. Where tokens do not tell two apart, or are unknown, its name makes
         one a variant: a row of the report's table, without a place on an axis of tokens."""
         bases, source = read_bases(self.config.bases), self.config.seeds[0]
-        counts = [g.tokens for g in bases]
-        made = []
-        for i, g in enumerate(bases):
-            variant = {} if g.tokens and counts.count(g.tokens) == 1 else {"base": g.label}
-            made.append(
-                Base(f"seed{seed}/{g.label}", g.path, g.tokens, seed, source, i == len(bases) // 2, g.scale, variant)
-            )
-        return made
+        counts, middle = [g.tokens for g in bases], bases[len(bases) // 2]
+        return [
+            Base(f"seed{seed}/{g.label}", g.path, g.tokens, seed, source, g is middle, g.scale,
+                 {} if g.tokens and counts.count(g.tokens) == 1 else {"base": g.label})
+            for g in bases
+        ]  # fmt: skip
 
     def main(self, seed: int) -> Base:
         """The checkpoint of the plans that have one: the last of the primary ones."""
         own = self.config.pretraining != "one"
         return [b for b in self.pretrain(seed, seed if own else self.config.seeds[0]) if b.primary][-1]
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Training
-    # -----------------------------------------------------------------------------------------------------------------
 
     def rates_of(self, recipe: str) -> dict[str, float]:
         """A recipe's learning rates as flags. A dose control (rl_dose, sft_dose) has the rate of its side of averaging, times
@@ -308,10 +298,6 @@ class Builder:
         judged = HELD_OUT_SAMPLES * flags["eval_limit"] * times
         return self.seconds(scale, answer=answers, row=steps * flags.get("rows", 0), judged=judged)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Evaluation
-    # -----------------------------------------------------------------------------------------------------------------
-
     def length(self) -> dict[str, int]:
         """The flag of the longest answer, where the plan has one."""
         longest = self.config.max_new_tokens
@@ -379,19 +365,20 @@ class Builder:
         """The cell that asks a base model validation questions."""
         c, name = self.config, f"{base.folder}/{recipe}/validation"
         seconds = self.seconds(c.scale, judged=c.val_limit * c.samples)
-        flags, shots = (
-            dict(questions="validation", limit=c.val_limit, tasks="none"),
-            RECIPES[recipe].flags["shots"],
-        )
-        self.ask(name, base.checkpoint, self.out / name, seconds, flags, shots, meta={})
+        flags = dict(questions="validation", limit=c.val_limit, tasks="none")
+        self.ask(name, base.checkpoint, self.out / name, seconds, flags, RECIPES[recipe].flags["shots"], meta={})
 
     def difficulty(self, recipe: str, base: Base, model: Path) -> Path:
         """The cell that finds how often a model answers each training question; the file that it makes."""
         c, name = self.config, f"{base.folder}/difficulty/{recipe}"
-        flags = dict(checkpoint=model, data=c.data, limit=c.pool) | self.length() | dict(out=self.out / name)
-        command, result = (
-            self.command("eval", flags, "--preset", "difficulty"),
-            self.out / name / f"{model.stem}.difficulty.json",
+        flags = (
+            dict(preset="difficulty", checkpoint=model, data=c.data, limit=c.pool)
+            | self.length()
+            | dict(out=self.out / name)
         )
-        self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))
+        result, seconds = (
+            self.out / name / f"{model.stem}.difficulty.json",
+            self.seconds(base.scale, judged=64 * c.pool),
+        )
+        self.add(Cell(name, "eval", self.command("eval", flags), [result], [model], seconds))
         return result

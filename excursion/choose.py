@@ -30,20 +30,16 @@ from files import MALFORMED, read_json, replacing_path, write_text
 EARLY = 0.03
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The checkpoint of a run
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def validation_scores(run: Path) -> dict[int, float]:
     """step → validation pass@1 of a run, process-right where that can be told; of the starting model at step 0.
     UserError for a run without a log."""
+    log = run / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
         key = "val_process@1" if any("val_process@1" in line for line in lines) else "val_pass@1"
         return {int(line["step"]): float(line[key]) for line in lines if key in line}
     except MALFORMED as error:
-        raise UserError(f"{run / 'metrics.jsonl'}: no metrics of a run ({error})") from None
+        raise UserError(f"{log}: no metrics of a run ({error})") from None
 
 
 def best_step(scores: dict[int, float], among: Iterable[int]) -> int:
@@ -54,8 +50,7 @@ def best_step(scores: dict[int, float], among: Iterable[int]) -> int:
 def choose(folder: Path) -> Path:
     """FOLDER/best.pt: the kept checkpoint of FOLDER/run that is best on validation."""
     scores = validation_scores(folder / "run")
-    paths = {step: folder / f"run/step_{step:07d}.pt" for step in scores}
-    paths = {step: path for step, path in paths.items() if path.exists()}
+    paths = {step: path for step in scores if (path := folder / f"run/step_{step:07d}.pt").exists()}
     if not paths:
         raise UserError(f"{folder / 'run'}: no kept checkpoint with a validation pass@1 (--save_at, --eval_every)")
     step = best_step(scores, paths)
@@ -66,11 +61,6 @@ def choose(folder: Path) -> Path:
             shutil.copyfile(paths[step], part)
     print(f"validation pass@1 by step {scores}; {folder / 'best.pt'} is step {step}")
     return paths[step]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Learning rates: --plan sweep
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def sweep_runs(cells: list[Cell]) -> list[Cell]:
@@ -123,18 +113,6 @@ def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
     print(f"wrote {Path(config.out) / 'rates.json'}: " + ", ".join(f"{r} x {e['factor']:g}" for r, e in table.items()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where to start: --plan checkpoints
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def validation_row(record: dict) -> dict:
-    """What is shown of a record of validation questions."""
-    asked = record["questions"]["validation"]
-    kinds = [kind for kind in ("strict", "process") if kind in asked]
-    return {kind: {k: round(v["mean"], 4) for k, v in asked[kind].items()} for kind in kinds} | {"box": asked["box"]}
-
-
 def write_checkpoints(config: Config, cells: list[Cell]) -> None:
     """OUT/checkpoints.json from the validation records of --plan checkpoints. The early checkpoint is the first whose base
     with worked examples has a pass@1 of EARLY, process-right where that can be told; the main one is the next; with one
@@ -143,15 +121,19 @@ def write_checkpoints(config: Config, cells: list[Cell]) -> None:
     for cell in cells:
         if cell.name.endswith("/validation"):
             record = json.loads(cell.result.read_text())
-            table.setdefault(record["tokens"], {})[cell.name.split("/")[-2]] = validation_row(record)
-    tokens = sorted(table)
-    for t in tokens:
+            asked = record["questions"]["validation"]
+            row = {
+                kind: {k: round(v["mean"], 4) for k, v in asked[kind].items()}
+                for kind in ("strict", "process")
+                if kind in asked
+            }
+            table.setdefault(record["tokens"], {})[cell.name.split("/")[-2]] = row | {"box": asked["box"]}
+    tokens, reached = sorted(table), []  # reached: where the base is good enough
+    for i, t in enumerate(tokens):
         print(f"{count_name(t)}  " + "  ".join(f"{recipe}: {row}" for recipe, row in table[t].items()))
-
-    def pass_1(row: dict) -> float:
-        return row["process" if "process" in row else "strict"]["pass@1"]
-
-    reached = [i for i, t in enumerate(tokens) if pass_1(table[t]["base"]) >= EARLY]
+        row = table[t]["base"]
+        if row["process" if "process" in row else "strict"]["pass@1"] >= EARLY:
+            reached.append(i)
     if not reached:
         what = f"no checkpoint has a validation pass@1 of {EARLY:.0%} with examples"
         raise UserError(f"{what}: pretrain for longer (--tokens)")
@@ -160,11 +142,6 @@ def write_checkpoints(config: Config, cells: list[Cell]) -> None:
     chosen = {"checkpoints": [counts[i] for i in places], "primary": counts[reached[0] : reached[0] + 2]}
     write_text(Path(config.out) / "checkpoints.json", json.dumps({**chosen, "validation": table}, indent=1) + "\n")
     print(f"wrote {Path(config.out) / 'checkpoints.json'}: {chosen}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What was chosen, for the plans that come after
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def chosen(config: Config, name: str, plan: str, read: Callable[[dict], dict]) -> dict:

@@ -99,11 +99,6 @@ def study(config: Config, cells: list[Cell]) -> bool:
     return whole
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Print a plan
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 # Head of the sbatch script. A job whose needs have failed never starts, and leaves the queue. PATH: of this interpreter and its torchrun
 SUBMIT = """\
 set -e

@@ -67,9 +67,8 @@ class Config:
     threads: int = 1  # of each cell (OMP_NUM_THREADS); with another number the results differ in their last bits
 
     # In place of the plan's own
-    bases: tuple[
-        str, ...
-    ] = ()  # checkpoints to start from, whatever the seed; the middle one by tokens is the main one
+    # checkpoints to start from, whatever the seed; the middle one by tokens is the main one
+    bases: tuple[str, ...] = ()
     # STAGE "FLAGS", again for each stage: rl "--kl 0.01 --advantage mean" for all cells of pretrain, sft, rl, average or eval
     stage_flags: UseAppendAction[tuple[str, ...]] = ()
 
@@ -214,7 +213,8 @@ def resolve(config: Config) -> Config:
         setattr(config, name, getattr(config, name) or value)
     config.points_t1 = asked_t1 or tuple(point for point in config.points_t1 if point in config.points)
     config.tokens = config.tokens or pretrain.PRESETS[config.scale]["tokens"]
-    config.jobs = config.jobs or max(1, _cores() // max(1, config.threads))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    config.jobs = config.jobs or max(1, cores // max(1, config.threads))
     names = list(SCALES)
     config.scales = config.scales or tuple(dict.fromkeys((config.scale, names[max(0, names.index(config.scale) - 1)])))
     for name, right, why in rules(config):
@@ -270,7 +270,3 @@ def is_shell_words(text: str) -> bool:
 def _words(values) -> str:
     """A value as a user types it."""
     return " ".join(map(str, values)) if isinstance(values, tuple) else str(values)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -64,7 +64,7 @@ class Grid:
         self.k = min((e.largest_k for e in self.entries), default=1)  # the paper's 32, or what there is
 
     def has(self, *recipes: str) -> bool:
-        return all(r in self.recipes for r in recipes)
+        return {*recipes} <= {*self.recipes}
 
     def steps(self, recipe: str, tokens: int) -> list[int]:
         """Steps at which every replicate was judged."""
@@ -152,11 +152,6 @@ def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
         if set(e.variant) == set(keys):
             groups.setdefault(tuple(e.variant[key] for key in keys), []).append(e)
     return dict(sorted(groups.items()))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Trajectories
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:

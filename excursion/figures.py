@@ -1,6 +1,7 @@
 """Figures of the report. One panel a figure, so that a page can put them side by side or below each other.
 
-A function draws one figure from records and returns it, or None where there is nothing to draw; report.py says where each stands.
+A function draws one figure from records. It returns the figure, None where there is nothing to draw, and its alt text: what is to
+be seen, in words. report.py says where each stands.
 Bars are the 95% small-sample intervals of stats.py. Lines are named at their ends.
 """
 
@@ -15,7 +16,7 @@ import numpy as np  # noqa: E402
 from curves import MANY, smooth  # noqa: E402
 from excursion.claims import Claim  # noqa: E402
 from excursion.contrasts import Grid, by_variant, contrast, models, trajectory  # noqa: E402
-from excursion.plan_findings import stage_flops  # noqa: E402
+from excursion.plan_findings import at_the_end, stage_flops  # noqa: E402
 from excursion.recipes import RECIPES, label  # noqa: E402
 from excursion.records import Entry, Questions, million  # noqa: E402
 from excursion.sharpening import Sharpening  # noqa: E402
@@ -41,10 +42,11 @@ def panel(title: str, xlabel: str, size=SIZE):
     return figure, ax
 
 
-def recipe_line(
-    ax, recipe: str, x: list[float], points: list[Estimate], scale: float = 100.0
-) -> tuple[str, str, float]:
-    """A recipe's line in its own look, with bars; (name, colour, last value), as end_labels wants it."""
+End = tuple[str, str, float]  # of a line: its name, its colour, its last value
+
+
+def recipe_line(ax, recipe: str, x: list[float], points: list[Estimate], scale: float = 100.0) -> End:
+    """A recipe's line in its own look, with bars."""
     colour, marker, line, filled = RECIPES[recipe].look
     y = [scale * p.mean for p in points]
     ax.errorbar(x, y, bars(points, scale), color=colour, marker=marker, ls=line, lw=1.7, ms=marker_size(marker),
@@ -52,7 +54,7 @@ def recipe_line(
     return label(recipe), colour, y[-1]
 
 
-def named(figure, ax, ends: list[tuple[str, str, float]]):
+def named(figure, ax, ends: list[End]):
     """The figure with its lines named; None, and it is closed, where it has no line."""
     if not ends:
         plt.close(figure)
@@ -91,8 +93,8 @@ def apart(wanted: list[float], gap: float, low: float, high: float) -> list[floa
     return result.tolist()
 
 
-def end_labels(ax, ends: list[tuple[str, str, float]]) -> None:
-    """Names at the right of the panel, each beside its line's last value. ends: (name, colour, y)."""
+def end_labels(ax, ends: list[End]) -> None:
+    """Names at the right of the panel, each beside its line's last value."""
     low, high = ax.get_ylim()
     places = apart([y for _, _, y in ends], 0.07 * (high - low), low + 0.02 * (high - low), high - 0.02 * (high - low))
     for (name, colour, y), place in zip(ends, places, strict=True):
@@ -129,20 +131,19 @@ def spent(g: Grid, recipe: str, tokens: int) -> float:
     return float(np.mean([e.record["flops"] for e in g.models(recipe, tokens).values()]))
 
 
-def figure_lines(
-    g: Grid, recipes: list[str], measure: Questions, title: str, flops: bool = False, process: bool = False
-):
+def figure_lines(g: Grid, recipes: list[str], measure: Questions, title: str, flops=False, process=False):
     """A measure over pretraining tokens (or all FLOPs), one line a recipe, with the guess floor shaded. process: the same
     with every equation true, as a thin dotted line."""
     scale, unit = unit_of(g.tokens)
     figure, ax = panel(title, "FLOPs, pretraining and everything after it" if flops else f"pretraining tokens, {unit}")
-    drawn, ends, floors = [], [], {}
+    drawn, ends, floors, said = [], [], {}, []
     for recipe in recipes:
-        levels = {t: g.level(recipe, t, measure) for t in g.tokens}
-        x = {t: spent(g, recipe, t) if flops else t / scale for t, c in levels.items() if c is not None}
+        levels = {t: c for t in g.tokens if (c := g.level(recipe, t, measure)) is not None}
+        x = {t: spent(g, recipe, t) if flops else t / scale for t in levels}
         x = {t: at for t, at in x.items() if np.isfinite(at)}
         if not x:
             continue
+        said.append(f"{label(recipe)} {', '.join(f'{100 * levels[t].values.mean():.0f}' for t in x)}")
         points = [levels[t].estimate() for t in x]
         drawn += points
         ends.append(recipe_line(ax, recipe, list(x.values()), points))
@@ -160,7 +161,8 @@ def figure_lines(
         token_axis(ax, g.tokens, scale)
         shade_floor(ax, {t / scale: 100 * f for t, f in floors.items() if f is not None})
     ax.set_ylabel("%")
-    return named(figure, ax, ends)
+    alt = f"{measure.name} in % at {', '.join(map(million, g.tokens))} pretraining tokens. {'; '.join(said)}."
+    return named(figure, ax, ends), f"pass@{measure.k} over all FLOPs spent" if flops else alt
 
 
 def shade_floor(ax, floors: dict[float, float]) -> None:
@@ -195,13 +197,9 @@ def along(g: Grid, recipe: str, tokens: int, *measures: Questions) -> dict[int, 
     return found
 
 
-def path_points(g: Grid, recipe: str, tokens: int, measure: Questions) -> dict[int, list[Estimate]]:
-    """step → pass@1 and pass@k."""
-    return along(g, recipe, tokens, measure.at(1), measure)
-
-
 def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str = "-", filled: bool = True) -> None:
-    """A line through the means of path_points in the order of steps, an arrow on each part, intervals of both."""
+    """A line through the means of pass@1 and pass@k (`points`, of `along`) in the order of steps, an arrow on each part, intervals
+    of both."""
     steps = list(points)
     x, y = (np.array([100 * points[s][i].mean for s in steps]) for i in (0, 1))
     ex, ey = (bars([points[s][i] for s in steps]) for i in (0, 1))
@@ -219,15 +217,19 @@ def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str =
 
 
 def figure_trajectory(g: Grid, tokens: int, measure: Questions):
-    """Pass@k against pass@1 over the steps of each recipe; None without any."""
-    paths = {r: path_points(g, r, tokens, measure) for r in ALONG}
+    """Pass@k against pass@1 over the steps of each recipe."""
+    paths = {r: along(g, r, tokens, measure.at(1), measure) for r in ALONG}
     paths = {r: p for r, p in paths.items() if len(p) > 1}
     if not paths:
-        return None
+        return None, ""
     figure, ax = panel(f"From {million(tokens)} tokens, T = {g.temperature:g}", f"{measure.at(1).name}, %", (4.9, 4.1))
+    said = []
     for recipe, points in paths.items():
         colour, marker, line, filled = RECIPES[recipe].look
         draw_path(ax, points, colour, marker, label(recipe), line, filled)
+        said.append(
+            f"{label(recipe)} " + " to ".join(f"{100 * a.mean:.0f}/{100 * b.mean:.0f}" for a, b in points.values())
+        )
     base = g.level("base", tokens, measure)
     if base is not None:
         one = g.level("base", tokens, measure.at(1)).estimate()
@@ -236,7 +238,7 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     ax.margins(0.08)
     ax.set_ylim(top=min(ax.get_ylim()[1], 101))
     ax.legend(loc="best")
-    return figure
+    return figure, f"{measure.at(1).name} / {measure.name} in % over training steps. {'; '.join(said)}."
 
 
 def figure_entropy(g: Grid, tokens: int, kind: str):
@@ -250,23 +252,23 @@ def figure_entropy(g: Grid, tokens: int, kind: str):
             ticks |= set(found)
     ax.set_xticks(sorted(ticks))
     ax.set_ylim(bottom=0)
-    return named(figure, ax, ends)
+    return named(figure, ax, ends), f"Entropy of {kind} over training steps from {million(tokens)} tokens"
 
 
 def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
-    """RL from one start at several rates; the paper's own setting ringed. None without any."""
-    m = s.measure
-    rates = (*s.rates, 0.0)  # 0: on seldom solved questions alone
-    paths = [path_points(s.grids[rate], recipe, s.tokens, m) for rate in rates]
-    if all(len(points) < 2 for points in paths):
-        return None
+    """RL from one start at several rates; the paper's own setting ringed."""
+    m, paths = s.measure, {}
+    for rate in (*s.rates, 0.0):  # 0: on seldom solved questions alone
+        points = along(s.grids[rate], recipe, s.tokens, m.at(1), m)
+        paths |= {rate: points} if len(points) > 1 else {}
+    if not paths:
+        return None, ""
     figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.6, 4.2))
-    for i, (rate, points) in enumerate(zip(rates, paths, strict=True)):
-        if len(points) < 2:
-            continue
+    for rate, points in paths.items():
         if rate == 0:
             draw_path(ax, points, "#E69F00", "P", "seldom solved alone", ":", False)
             continue
+        i = s.rates.index(rate)
         draw_path(ax, points, RAMP[min(i, len(RAMP) - 1)], MARKERS[i % len(MARKERS)], f"rate × {rate:.2g}")
         if any(e.meta.get("paper") for e in s.grids[rate].models(recipe, s.tokens).values()):
             one, top = points[max(points)]
@@ -276,16 +278,18 @@ def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
     ax.set_xlim(*limits[0])
     ax.set_ylim(*limits[1])
     ax.legend(loc="best")
-    return figure
+    return figure, f"{m.name} over {m.at(1).name} of {label(recipe)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}"
 
 
 def sharpening_limits(s: Sharpening) -> tuple:
     """One range for all starts."""
-    found = [p for r in s.recipes for g in s.grids.values() for p in path_points(g, r, s.tokens, s.measure).values()]
+    m = s.measure
+    paths = [along(g, r, s.tokens, m.at(1), m) for r in s.recipes for g in s.grids.values()]
     limits = []
     for i in (0, 1):
-        low, high = min(100 * p[i].mean for p in found), max(100 * p[i].mean for p in found)
-        limits.append((low - 0.1 * (high - low) - 1, high + 0.1 * (high - low) + 1))
+        values = [100 * points[i].mean for path in paths for points in path.values()]
+        pad = 0.1 * (max(values) - min(values)) + 1
+        limits.append((min(values) - pad, max(values) + pad))
     return tuple(limits)
 
 
@@ -295,10 +299,11 @@ def sharpening_limits(s: Sharpening) -> tuple:
 
 
 def figure_forest(claims: list[Claim], title: str, xlabel: str):
-    """A line a contrast, its name above: mean, interval, coloured by verdict. None without any."""
+    """A line a contrast, its name above: mean, interval, coloured by verdict."""
+    alt = f"{title}: " + "; ".join(f"{c.text} {c.numbers}" for c in claims[:8] if c.x is not None)
     claims = [c for c in claims if c.x is not None and np.isfinite(c.x.se)]
     if not claims:
-        return None
+        return None, ""
     scale = 100 if claims[0].unit == "points" else 1
     figure, ax = panel(title, xlabel, (5.4, 1.0 + 0.44 * len(claims)))
     for i, c in enumerate(claims):
@@ -311,17 +316,15 @@ def figure_forest(claims: list[Claim], title: str, xlabel: str):
     names = [n[len(common) :] for n in names] if common.endswith("− ") else names  # averaging − each of its rivals
     kinds = [c.text.split(": ", 1)[0].partition(", ")[2] for c in claims]  # "ends of both"
     names = [f"{n} ({kind})" if kind else n for n, kind in zip(names, kinds, strict=True)]
+    on_white = dict(va="bottom", fontsize=9.5, backgroundcolor="white")  # no line crosses a name
     for i, name in enumerate(names):
-        # On white: no line crosses the name
-        ax.text(
-            0, i - 0.3, name, transform=ax.get_yaxis_transform(), va="bottom", fontsize=9.5, backgroundcolor="white"
-        )
+        ax.text(0, i - 0.3, name, transform=ax.get_yaxis_transform(), **on_white)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.set_ylim(len(claims) - 0.6, -0.9)
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_locator(plt.MaxNLocator(5))
-    return figure
+    return figure, alt
 
 
 CURVES = {"reward": "Training reward", "val_pass@1": "Validation pass@1, %", "length": "Answer length, tokens",
@@ -347,7 +350,7 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
             ax.fill_between(x, rows.min(0), rows.max(0), color=colour, alpha=0.15, lw=0)
         ends.append((label(recipe), colour, rows[:, -1].mean()))
     ax.set_xlim(0, 100)
-    return named(figure, ax, ends)
+    return named(figure, ax, ends), f"{CURVES[key]} over the share of the run from {million(tokens)} tokens"
 
 
 def figure_rollouts(entries: list[Entry], band: str, against: str):
@@ -368,16 +371,14 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
         ax.plot(x, y, color=COLOURS[i], marker=MARKERS[i])
         ends.append((f"{n} answers", COLOURS[i], y[-1]))
     ax.set_ylim(bottom=0)
-    return named(figure, ax, ends)
+    return named(figure, ax, ends), f"Validation pass@1 over {against}, {band} questions"
 
 
 def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: str):
-    """Pass@k over one quantity of a plan (questions with solutions, the math share, the size). None below two."""
-    # value → its models at the last checkpoint
-    groups = {value: [e for e in group if e.tokens == max(o.tokens for o in group)]
-              for (value,), group in by_variant(entries, key).items()}  # fmt: skip
+    """Pass@k over one quantity of a plan (questions with solutions, the math share, the size), of which there are two values or more."""
+    groups = at_the_end(entries, key)
     if len(groups) < 2:
-        return None
+        return None, ""
     figure, ax = panel(title, xlabel, (4.6, 3.4))
     ends = []
     for recipe in RECIPES:
@@ -388,7 +389,7 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
             ends.append(recipe_line(ax, recipe, list(points), list(points.values())))
     ax.set_xticks(range(len(groups)), [str(value) for value in groups])
     ax.set_ylim(bottom=0)
-    return named(figure, ax, ends)
+    return named(figure, ax, ends), f"Pass@{k} over {xlabel}"
 
 
 def figure_seeds(entries: list[Entry]):
@@ -396,7 +397,7 @@ def figure_seeds(entries: list[Entry]):
     seeds = sorted((e for e in entries if set(e.variant) == {"rlseed"}), key=lambda e: e.step)
     last = {(e.variant["rlseed"], e.tokens): e for e in seeds}  # the end of each
     if not last:
-        return None
+        return None, ""
     tokens = sorted({e.tokens for e in last.values()})
     scale, unit = unit_of(tokens)
     figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.6, 3.4))
@@ -406,31 +407,4 @@ def figure_seeds(entries: list[Entry]):
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
     token_axis(ax, tokens, scale)
     ax.set_ylim(bottom=0)
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The same in words, for those who do not see them
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def describe_lines(g: Grid, recipes: list[str], measure: Questions) -> str:
-    """Alt text: what the lines say, in numbers."""
-    parts = []
-    for recipe in recipes:
-        found = [g.level(recipe, t, measure) for t in g.tokens]
-        values = [f"{100 * c.values.mean():.0f}" for c in found if c is not None]
-        if values:
-            parts.append(f"{label(recipe)} {', '.join(values)}")
-    return f"{measure.name} in % at {', '.join(million(t) for t in g.tokens)} pretraining tokens. {'; '.join(parts)}."
-
-
-def describe_path(g: Grid, tokens: int, measure: Questions) -> str:
-    """Alt text of figure_trajectory."""
-    parts = []
-    for recipe in ALONG:
-        points = path_points(g, recipe, tokens, measure)
-        if len(points) > 1:
-            text = " to ".join(f"{100 * a.mean:.0f}/{100 * b.mean:.0f}" for a, b in points.values())
-            parts.append(f"{label(recipe)} {text}")
-    return f"{measure.at(1).name} / {measure.name} in % over training steps. {'; '.join(parts)}."
+    return figure, "Pass@1 after RL of each seed"

@@ -6,6 +6,8 @@ One *start* per comparison, named before the runs: the base with worked examples
 0-shot base, from which training begins, stands beside it. No test question chooses a start, a step or a checkpoint.
 """
 
+from functools import partial
+
 import numpy as np
 
 from excursion.claims import Claim, Finding, claim
@@ -96,18 +98,17 @@ class Contrasts:
             return []
         return [c for c in (self.beside(a, b, m, wanted) for m in (fact, plain)) if c.x is not None]
 
-    def dose_note(self, recipe: str, tokens: int | None = None) -> list[str]:
-        """Says so where a recipe saw fewer sampled answers per training question than the paper's, at a checkpoint or at any."""
+    def dose_note(self, recipe: str, tokens: int | None = None, so: str = "") -> list[str]:
+        """Says so where a recipe saw fewer sampled answers per training question than the paper's, at a checkpoint or at any. so:
+        what follows from it."""
         places = self.g.tokens if tokens is None else [tokens]
         doses = [e.dose for t in places for e in self.g.models(recipe, t, "end").values()]
         dose = min((dose for dose in doses if not np.isnan(dose)), default=PAPER_DOSE)
         if dose >= 0.95 * PAPER_DOSE:
             return []
-        return [f"Dose: {label(recipe)} saw {dose:.0f} sampled answers per training question, the paper {PAPER_DOSE}."]
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # 1 and 2: where in pretraining RL works, and how it compares with SFT
-    # -----------------------------------------------------------------------------------------------------------------
+        return [
+            f"Dose: {label(recipe)} saw {dose:.0f} sampled answers per training question, the paper {PAPER_DOSE}.{so}"
+        ]
 
     def early(self) -> int:
         """The checkpoint of finding 1, chosen on validation. A study marks its primary checkpoints, the early one first, by
@@ -145,9 +146,7 @@ class Contrasts:
         claims = [self.times("base", at, m, True) for m in pass1]
         claims += [self.times("base_0shot", at, m, False) for m in pass1]
         claims += [self.times("base", t, self.best.at(1), False) for t in self.g.tokens if t != at]
-        notes = self.dose_note("rl", at)
-        if notes and claims[0].x is not None:
-            notes[0] += BELOW
+        notes = self.dose_note("rl", at, so=BELOW if claims[0].x is not None else "")
         title = f"RL works early: pass@1 at least ×{TIMES:g} at {million(at)} tokens"
         needs = "plan grid: base with examples and RL from base at an early checkpoint"
         return Finding("1", title, claims, notes=notes, needs=needs)
@@ -162,16 +161,10 @@ class Contrasts:
             *self.each("rl", "sft", pass1, "above"),
             *self.each("gold", "rl", self.best, "above"),
         ]
-        title = (
-            f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1; Gold beats it by "
-            f"{' and '.join(f'pass@{k}' for k in ks)}"
-        )
+        title = f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1"
+        title += f"; Gold beats it by {' and '.join(f'pass@{k}' for k in ks)}"
         needs = "plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint"
         return Finding("2", title, claims, notes=self.dose_note("rl", at), needs=needs)
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # 3: expansion, sharpening, order
-    # -----------------------------------------------------------------------------------------------------------------
 
     def expansion_step(self, tokens: int) -> int | None:
         """The first judged step of RL from base at which validation pass@1 has grown by PAPER_GAIN; else the last."""
@@ -191,10 +184,11 @@ class Contrasts:
         def rise(base: str, m: Questions, counts: bool, at: int | None = None) -> Claim:
             c = mean_of([self.of("rl", base, m, t, steps[t]) for t in ([at] if at else places)])
             where = f", {million(at)}, step {steps[at]}" if at else ""
-            needs = f"{label('rl')} and {label(base)} at one checkpoint"
-            return claim(
-                c, f"{m.name}: {label('rl')} − {label(base)}{where}", "above", counts=counts, at=at, needs=needs
+            text, needs = (
+                f"{m.name}: {label('rl')} − {label(base)}{where}",
+                f"{label('rl')} and {label(base)} at one checkpoint",
             )
+            return claim(c, text, "above", counts=counts, at=at, needs=needs)
 
         claims = [
             *(rise("base", m, counts) for m, counts in self.both()),
@@ -218,7 +212,7 @@ class Contrasts:
         return mean_of(found)
 
     def three_b(self) -> Finding:
-        notes = [note + BELOW for note in self.dose_note("sft_rl")]
+        notes = self.dose_note("sft_rl", so=BELOW)
         pairs, claims = [("sft_rl", "sft"), ("sft_converged_rl", "sft_converged")], []
         for m, counts in self.both():
             what, settles = f"{m.name}, our rate, end of RL", not notes
@@ -251,36 +245,23 @@ class Contrasts:
         needs = "plan grid with judged steps (--points): RL from base and RL after SFT"
         return Finding("3c", title, claims, needs=needs)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # 4 and 5: what it costs, and whether averaging is best
-    # -----------------------------------------------------------------------------------------------------------------
-
     def four(self) -> list[Finding]:
         base = "base" if self.g.has("base") else "base_0shot"
 
-        def tasks(recipe: str, wanted: str, counts: bool = False) -> Claim:
-            margin, what = UNCHANGED if wanted == "alike" else 0.0, "accuracy on general tasks"
-            return self.minus(recipe, base, task_items, wanted, margin, what, counts=counts)
+        def cost(
+            recipe: str, wanted: str, counts: bool = False, than: str = base, *, measure, margin: float, **more
+        ) -> Claim:
+            margin = margin if wanted == "alike" else 0.0
+            return self.minus(recipe, than, measure, wanted, margin, counts=counts, **more)
 
-        def text(recipe: str, wanted: str, counts: bool = False, than: str = base) -> Claim:
-            margin, what = BITS if wanted == "alike" else 0.0, "bits per byte of general text (more is worse)"
-            return self.minus(recipe, than, general_bits, wanted, margin, what, counts=counts, unit="bits")
-
-        by_tasks = [
-            tasks("sft_converged", "below", counts=True),
-            tasks("rl", "alike", counts=True),
-            tasks("sft", "below"),
-            tasks("gold", "below"),
-            tasks("sft_rl", "below"),
-            tasks("parallel", "alike"),
-        ]
-        by_text = [
-            text("sft_converged", "above", counts=True),
-            text("rl", "alike", counts=True),
-            text("sft_converged", "above", than="rl"),
-            text("sft", "above"),
-            text("parallel", "alike"),
-        ]
+        tasks = partial(cost, measure=task_items, margin=UNCHANGED, what="accuracy on general tasks")
+        text = partial(
+            cost, measure=general_bits, margin=BITS, what="bits per byte of general text (more is worse)", unit="bits"
+        )
+        by_tasks = [tasks("sft_converged", "below", True), tasks("rl", "alike", True), tasks("sft", "below"), tasks("gold", "below"),
+                    tasks("sft_rl", "below"), tasks("parallel", "alike")]  # fmt: skip
+        by_text = [text("sft_converged", "above", True), text("rl", "alike", True), text("sft_converged", "above", than="rl"),
+                   text("sft", "above"), text("parallel", "alike")]  # fmt: skip
         title = "SFT costs general capability and RL does not, by accuracy on general tasks"
         needs = "plan grid: base, RL from base and SFT to the end, with general tasks"
         return [
@@ -290,7 +271,7 @@ class Contrasts:
 
     def five(self) -> Finding:
         g, claims, best = self.g, [], self.best
-        notes = [note + BELOW for note in self.dose_note("parallel")]
+        notes = self.dose_note("parallel", so=BELOW)
         rivals, controls = ["sft", "rl", "sft_rl"], ["sft_dose", "rl_dose", "sft_dose_rl"]
         others = [r for r in ("sft_converged", "soup", "combined", "interleaved") if g.has(r)]
         for m, counts in self.both():
@@ -309,10 +290,8 @@ class Contrasts:
             self.beside("parallel", "rl", best.at(1), "below", what=f"{best.at(1).name} (given up)"),
             *(c for r in (*rivals, *controls) for c in self.each("parallel", r, best, "above")),
         ]  # fmt: skip
-        title = (
-            f"Averaging has the best pass@{g.k} of the recipes that see at most one solution a question, more than SFT alone "
-            "at its dose"
-        )
+        title = f"Averaging has the best pass@{g.k} of the recipes that see at most one solution a question"
+        title += ", more than SFT alone at its dose"
         needs = "plan grid: averaging, SFT, RL from base, RL after SFT and the dose controls"
         return Finding("5", title, claims, notes=notes, needs=needs)
 

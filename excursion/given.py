@@ -10,7 +10,7 @@ import io
 import math
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,11 +39,6 @@ SET_BY = {
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# --bases
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Given:
     """A checkpoint of --bases."""
@@ -66,17 +61,14 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
     if len({path.resolve() for path, *_ in found}) < len(found):
         raise UserError(f"--bases {' '.join(paths)}: one of them is named twice")
     if len(kinds := sorted({tokenizer for *_, tokenizer in found})) > 1:
-        raise UserError(
-            f"--bases: have different tokenizers ({', '.join(kinds)}): the same data cannot be for all of them"
-        )
-    counts = [tokens for _, tokens, *_ in found]
+        different = f"have different tokenizers ({', '.join(kinds)})"
+        raise UserError(f"--bases: {different}: the same data cannot be for all of them")
     names = file_names([path for path, *_ in found])
-    given = []
-    for (path, tokens, config, _), name in zip(found, names, strict=True):
-        label = count_name(tokens) if tokens and counts.count(tokens) == 1 else name
-        given.append(Given(path, label, tokens, nearest_scale(config), config.context))
-    labels = [g.label for g in given]  # steps of the smallest scale differ by less than a label shows
-    given = [g if labels.count(g.label) == 1 else replace(g, label=name) for g, name in zip(given, names, strict=True)]
+    labels = [count_name(tokens) if tokens else name for (_, tokens, *_), name in zip(found, names, strict=True)]
+    given = [
+        Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context)
+        for (path, tokens, config, _), label, name in zip(found, labels, names, strict=True)
+    ]
     return sorted(given, key=lambda g: (g.tokens, g.label))
 
 
@@ -91,9 +83,8 @@ def file_names(paths: list[Path]) -> list[str]:
     names = []
     for depth in range(1, 1 + max((len(path.resolve().parts) for path in paths), default=0)):
         names = ["_".join(path.resolve().with_suffix("").parts[-depth:]) for path in paths]
-        names = [
-            re.sub(r"[^\w.]", "_", name) for name in names
-        ]  # a dash would look like the next part of a record's name
+        # a dash would look like the next part of a record's name
+        names = [re.sub(r"[^\w.]", "_", name) for name in names]
         if len(set(names)) == len(names):
             break
     return names
@@ -107,24 +98,18 @@ def nearest_scale(config: GPTConfig) -> str:
     return min(SCALES, key=distance)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# --stage_flags
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def parse_stage_flags(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
     """Stage → flag → its words, of values such as "rl --kl 0.01". UserError for a stage or flag that there is not, and for what the
     plan, or another flag of the excursion, sets."""
     flags: dict[str, dict[str, list[str]]] = {}
     for value in values:
+        form = "then its flags in quotes: rl '--kl 0.01'"
         try:
             stage, *words = shlex.split(value)
         except ValueError:
-            raise UserError(f"--stage_flags {value}: name a stage, then its flags in quotes: rl '--kl 0.01'") from None
+            raise UserError(f"--stage_flags {value}: name a stage, {form}") from None
         if stage not in STAGES or not words or not words[0].startswith("--"):
-            raise UserError(
-                f"--stage_flags {value}: one of {', '.join(STAGES)}, then its flags in quotes: rl '--kl 0.01'"
-            )
+            raise UserError(f"--stage_flags {value}: one of {', '.join(STAGES)}, {form}")
         own = flags.setdefault(stage, {})
         for word in words:
             if word.startswith("--"):
@@ -156,7 +141,7 @@ def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) ->
     for stage in flags.keys() - {stage for stage, *_ in seen}:
         raise UserError(f"--stage_flags {stage}: this plan has no cell of {stage}.py")
     for (stage, *_), words in seen.items():
-        given = " ".join(word for own in flags[stage].values() for word in own)
+        given = f"--stage_flags {stage} {' '.join(word for own in flags[stage].values() for word in own)}"
         printed, module = io.StringIO(), STAGES[stage]
         try:
             with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -166,8 +151,6 @@ def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) ->
             cli.apply_preset(config, getattr(module, "PRESETS", {}))
             (module.Config.check if hasattr(module.Config, "check") else cli.refuse_idle)(config)
         except SystemExit:
-            raise UserError(
-                f"--stage_flags {stage} {given}: {stage}.py cannot read it (python {stage}.py --help)"
-            ) from None
+            raise UserError(f"{given}: {stage}.py cannot read it (python {stage}.py --help)") from None
         except UserError as error:
-            raise UserError(f"--stage_flags {stage} {given}: {error}") from None
+            raise UserError(f"{given}: {error}") from None

@@ -14,14 +14,10 @@ from excursion.records import Entry, Questions, million
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import log_spread_ratio
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 6: mixture against scale
-# ---------------------------------------------------------------------------------------------------------------------
 
-
-def at_the_end(entries: list[Entry], key: str) -> dict:
-    """value of a variant → RL from base at its last checkpoint."""
-    groups = by_variant([e for e in entries if e.recipe == "rl"], key)
+def at_the_end(entries: list[Entry], key: str) -> dict[object, list[Entry]]:
+    """value of a variant → its entries from its last checkpoint."""
+    groups = by_variant(entries, key)
     return {value: [e for e in group if e.tokens == max(o.tokens for o in group)] for (value,), group in groups.items()}
 
 
@@ -36,7 +32,7 @@ def gain(groups: dict, rank: Callable) -> tuple[str, Terms]:
 
 def hard_finding(entries: list[Entry]) -> Finding:
     """Finding 6, on hard questions: what a larger math share gains, minus what a larger model gains."""
-    shares, sizes = (at_the_end(entries, key) for key in ("math", "size"))
+    shares, sizes = (at_the_end([e for e in entries if e.recipe == "rl"], key) for key in ("math", "size"))
     mixture = gain(shares, lambda share: share)
     scale = gain(sizes, lambda size: -sizes[size][0].tokens)  # at equal FLOPs the larger model has seen fewer tokens
     sets = [name for e in entries for name in e.sets if "hard" in name]
@@ -50,11 +46,6 @@ def hard_finding(entries: list[Entry]) -> Finding:
     claims.append(claim(both, f"{measure.name}: gain by the mixture − gain by size", "above", needs=needs))
     title = "On hard questions the pretraining mixture matters more than scale (RL from base, pass@1)"
     return Finding("6", title, claims, needs=needs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 7: seeds
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def seeds_finding(entries: list[Entry]) -> Finding:
@@ -86,11 +77,6 @@ def seeds_finding(entries: list[Entry]) -> Finding:
         said = f"{million(t)}: pass@1 of {len(at[t])} seeds {', '.join(f'{100 * s:.1f}' for s in scores[t])}"
         notes.append(f"{said}{f'; training reward at the end {r.min():.2f} to {r.max():.2f}' if len(r) else ''}.")
     return Finding("7", title, claims, notes=notes, needs=needs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 8: rollouts
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def stage_flops(e: Entry) -> list[tuple[float, float]]:
@@ -146,11 +132,6 @@ def rollouts_finding(entries: list[Entry]) -> Finding:
     return Finding("8", title, claims, needs=needs)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Demonstrations: how many solutions is RL worth?
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def demonstrations(entries: list[Entry]) -> Finding:
     """RL on the most questions of the plan − SFT on each number of them with a solution; beside it both on the same number."""
     sides = {
@@ -181,11 +162,6 @@ def demonstrations_answer(f: Finding) -> str:
         counts = [c.text.split("SFT on ")[1].split(" ")[0] for c in f.primary if c.verdict == verdict]
         words += [f"{word} SFT on {listed(counts)} solutions"] if counts else []
     return f"RL is {listed(words)}." if words else "Not run: plan demonstrations."
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All of them
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def all_findings(entries: list[Entry]) -> list[Finding]:

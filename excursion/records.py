@@ -139,11 +139,6 @@ def load(folder: Path) -> list[Entry]:
     return entries
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What can be read from a record: one value a question (or an item, or a run)
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Row:
     """Values of one record, with what pairs them (ids) and what makes them dependent (clusters); None for items and runs."""

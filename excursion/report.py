@@ -30,6 +30,8 @@ from likelihood import main_accuracy
 # Recipes of the first figure and of those of each test set; at most six lines
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A document that is markdown and HTML at once
 # ---------------------------------------------------------------------------------------------------------------------
@@ -53,6 +55,9 @@ h3 { margin: 1.4em 0 .3em; font-size: 17px }
 """
 
 
+Panel = tuple[str, "plt.Figure | None", str]  # name of its file, the figure, its alt text
+
+
 class Document:
     """Collects parts; `markdown` and `page` are the same text twice."""
 
@@ -60,9 +65,9 @@ class Document:
         self.title, self.figures = title, figures
         self.markdown, self.page = [f"# {title}", ""], [f"<h1>{html.escape(title)}</h1>"]
 
-    def heading(self, text: str, level: int = 2) -> None:
-        self.markdown += [f"{'#' * level} {text}", ""]
-        self.page.append(f"<h{level}>{html.escape(text)}</h{level}>")
+    def heading(self, text: str) -> None:
+        self.markdown += [f"## {text}", ""]
+        self.page.append(f"<h2>{html.escape(text)}</h2>")
 
     def text(self, text: str, note: bool = False) -> None:
         self.markdown += [text, ""]
@@ -85,11 +90,13 @@ class Document:
         self.markdown += [*lines, ""]
         self.page.append(page)
 
-    def panels(self, found: list[tuple[str, "plt.Figure | None", str]], caption: str) -> None:
-        """Figures (name, figure, alt text) side by side where there is room; those that are None are left out."""
+    def panels(self, heading: str, found: list[Panel], caption: str) -> None:
+        """Figures side by side where there is room. Those that are None are left out; without any, all is."""
         found = [(name, figure, alt) for name, figure, alt in found if figure is not None]
         if not found:
             return
+        if heading:
+            self.heading(heading)
         self.figures.mkdir(parents=True, exist_ok=True)
         self.page.append("<figure><div class=panels>")
         for name, figure, alt in found:
@@ -117,6 +124,9 @@ class Document:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+Answers = list[tuple[Finding, str]]  # of questions beyond the paper: contrasts, and the answer in words
+
+
 def design(entries: list[Entry]) -> str:
     """What was run, in one sentence."""
     keys = {key for e in entries for key in e.keys}
@@ -136,13 +146,13 @@ def design(entries: list[Entry]) -> str:
     )
 
 
-def summary(entries: list[Entry], found: list[Finding], answers: list[tuple[Finding, str]]) -> list[str]:
+def summary(entries: list[Entry], found: list[Finding], answers: Answers) -> list[str]:
     """At most five sentences."""
     by = {v: [NAMES[f.number] for f in found if f.verdict == v] for v in MARK}
     sentences = [design(entries)]
-    for verdict, text in (("shown", "Shown"), ("contradicted", "Contradicted"), ("unclear", "Unclear")):
+    for verdict in ("shown", "contradicted", "unclear"):
         if by[verdict]:
-            sentences.append(f"{text}: {listed(by[verdict])}.")
+            sentences.append(f"{verdict.capitalize()}: {listed(by[verdict])}.")
     if len(by["not run"]) == len(found):
         sentences.append("None of the paper's findings was run.")
     elif by["not run"]:
@@ -191,9 +201,7 @@ def guess_floor(entries: list[Entry]) -> str:
     return f" Guess floor, what answers to other questions score, at most: {', '.join(parts)}."
 
 
-def show_findings(
-    doc: Document, entries: list[Entry], found: list[Finding], answers: list[tuple[Finding, str]]
-) -> None:
+def show_findings(doc: Document, entries: list[Entry], found: list[Finding], answers: Answers) -> None:
     doc.heading("The paper's findings here")
     doc.text("Differences are in points of %, paired by question and seed, mean over checkpoints where none is named. In brackets the "
              "95% small-sample interval, by which verdicts are (Holm's correction over the contrasts of a finding); beside it the crossed "
@@ -229,24 +237,22 @@ def heroes(g: Grid) -> list[str]:
 def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
     """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain pass@k by 2
     points anywhere in it: then both are drawn, here and in the trajectories."""
-    recipes, gap = heroes(g), 0.0  # gap: the largest such difference
+    recipes, gap, more = heroes(g), 0.0, ""  # gap: the largest such difference
     if not recipes:
         return False
     if c.judged:
         levels = [[g.level(r, t, m) for m in (c.right, c.process)] for r in recipes for t in g.tokens if g.models(r, t)]
         gap = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
-    more = ""
+        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * gap:.1f} points of every point."
     if gap >= 0.02:
         more = " Dotted: process-right, every written equation true as well."
-    elif c.judged:
-        more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * gap:.1f} points of every point."
     panels = []
     for m in [Questions(k) for k in dict.fromkeys((1, g.k))]:
-        figure = draw.figure_lines(g, recipes, m, f"All test questions: {m.name}, %", process=gap >= 0.02)
-        panels.append((f"pass{m.k}", figure, draw.describe_lines(g, recipes, m)))
-    doc.heading("Pass@k over pretraining")
-    doc.panels(panels, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what "
-                       f"answers to other questions score.{more}")  # fmt: skip
+        title = f"All test questions: {m.name}, %"
+        panels.append((f"pass{m.k}", *draw.figure_lines(g, recipes, m, title, process=gap >= 0.02)))
+    doc.panels("Pass@k over pretraining", panels,
+               "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what answers to other "
+               f"questions score.{more}")  # fmt: skip
     return gap >= 0.02
 
 
@@ -259,18 +265,14 @@ def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, both: b
         for t in longest(g):
             for m in (c.best, c.right) if both else (c.best,):
                 name = f"trajectory_{file_name(t)}_T{g.temperature:g}{'_plain' if m is not c.best else ''}"
-                paths.append((name, draw.figure_trajectory(g, t, m), draw.describe_path(g, t, m)))
+                paths.append((name, *draw.figure_trajectory(g, t, m)))
             for kind in ("answers", "paths") if g.temperature == c.g.temperature else ():
-                alt = f"Entropy of {kind} over training steps from {million(t)} tokens"
-                entropies.append((f"entropy_{kind}_{file_name(t)}", draw.figure_entropy(g, t, kind), alt))
-    if any(figure is not None for _, figure, _ in paths):
-        doc.heading("Trajectories: expansion or sharpening")
-        doc.panels(paths, "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over "
-                          "seeds with the 95% intervals of both; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
-        doc.panels(
-            entropies,
-            "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds.",
-        )
+                entropies.append((f"entropy_{kind}_{file_name(t)}", *draw.figure_entropy(g, t, kind)))
+    doc.panels("Trajectories: expansion or sharpening", paths,
+               "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over seeds with the "
+               "95% intervals of both; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
+    caption = "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds."
+    doc.panels("", entropies, caption)
 
 
 def longest(g: Grid) -> list[int]:
@@ -288,13 +290,11 @@ def show_sharpening(doc: Document, entries: list[Entry]) -> None:
     s = Sharpening(entries)
     if not s.recipes or len(s.rates) < 2:
         return
-    limits, panels = draw.sharpening_limits(s), []
-    for r in s.recipes:
-        alt = f"{s.measure.name} over {s.measure.at(1).name} of {label(r)} at rates {', '.join(f'{x:.2g}' for x in s.rates)}"
-        panels.append((f"sharpening_{r}", draw.figure_sharpening(s, r, limits), alt))
-    doc.heading("Order × rate × dose")
-    doc.panels(panels, "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark "
-                       "the paper's pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
+    limits = draw.sharpening_limits(s)
+    panels = [(f"sharpening_{r}", *draw.figure_sharpening(s, r, limits)) for r in s.recipes]
+    doc.panels("Order × rate × dose", panels,
+               "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark the paper's "
+               "pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
 
 
 def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
@@ -306,15 +306,12 @@ def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
         ("general", ("4",), "Accuracy on general tasks: change, points", "accuracy", False),
         ("text", ("4 by text",), "Bits per byte of general text: change", "bits", False),
     ):
-        claims = [
-            x for f in found if f.number in numbers for x in (*f.primary, *f.beside) if x.text.startswith(measure)
-        ]
-        claims = [x for x in claims if "questions" not in x.text and (each_checkpoint or x.at is None)]
-        alt = f"{title}: " + "; ".join(f"{x.text} {x.numbers}" for x in claims[:8] if x.x is not None)
-        panels.append((name, draw.figure_forest(claims, title, "change"), alt))
-    doc.heading("Contrasts as pictures")
-    doc.panels(panels, "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the "
-                       "verdict.")  # fmt: skip
+        claims = [x for f in found if f.number in numbers for x in (*f.primary, *f.beside)]
+        claims = [x for x in claims if x.text.startswith(measure) and "questions" not in x.text]
+        claims = [x for x in claims if each_checkpoint or x.at is None]
+        panels.append((name, *draw.figure_forest(claims, title, "change")))
+    doc.panels("Contrasts as pictures", panels,
+               "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the verdict.")  # fmt: skip
 
 
 def show_dynamics(doc: Document, g: Grid) -> None:
@@ -322,13 +319,11 @@ def show_dynamics(doc: Document, g: Grid) -> None:
     trained = [t for t in g.tokens if any(e.meta["curve"] for r in ("rl", "sft") for e in g.models(r, t).values())]
     if not trained:
         return
-    tokens, panels = trained[len(trained) // 2], []
-    for key, title in draw.CURVES.items():
-        alt = f"{title} over the share of the run from {million(tokens)} tokens"
-        panels.append((f"dynamics_{key.replace('@', '')}", draw.figure_dynamics(g, tokens, key), alt))
-    doc.heading("Training")
-    doc.panels(panels, "Mean over seeds, band from the lowest to the highest. Rewards, lengths and entropies are moving means over 5 points; "
-                       "validation is 0-shot, 8 answers a question.")  # fmt: skip
+    tokens = trained[len(trained) // 2]
+    panels = [(f"dynamics_{key.replace('@', '')}", *draw.figure_dynamics(g, tokens, key)) for key in draw.CURVES]
+    doc.panels("Training", panels,
+               "Mean over seeds, band from the lowest to the highest. Rewards, lengths and entropies are moving means over 5 points; validation "
+               "is 0-shot, 8 answers a question.")  # fmt: skip
 
 
 def show_sets(doc: Document, g: Grid) -> None:
@@ -337,32 +332,24 @@ def show_sets(doc: Document, g: Grid) -> None:
     sets = list(dict.fromkeys(name for e in g.entries for name in e.sets))
     for name in sets if len(sets) > 1 else ():
         for m in [Questions(k, set=name) for k in dict.fromkeys((1, g.k))]:
-            figure = draw.figure_lines(g, recipes, m, f"{words(name)}: pass@{m.k}, %")
-            panels.append((f"{name}_pass{m.k}", figure, draw.describe_lines(g, recipes, m)))
+            title = f"{words(name)}: pass@{m.k}, %"
+            panels.append((f"{name}_pass{m.k}", *draw.figure_lines(g, recipes, m, title)))
     known = [r for r in recipes if any(np.isfinite(draw.spent(g, r, t)) for t in g.tokens if g.models(r, t))]
     if known:
-        figure = draw.figure_lines(g, known, Questions(g.k), f"All test questions: pass@{g.k}, %", flops=True)
-        panels.append(("pass_at_k_flops", figure, f"pass@{g.k} over all FLOPs spent"))
-    doc.heading("Each test set, and over FLOPs")
-    doc.panels(panels, "As above; the last one over all FLOPs: pretraining, and training and sampling after it.")
+        title = f"All test questions: pass@{g.k}, %"
+        panels.append(("pass_at_k_flops", *draw.figure_lines(g, known, Questions(g.k), title, flops=True)))
+    caption = "As above; the last one over all FLOPs: pretraining, and training and sampling after it."
+    doc.panels("Each test set, and over FLOPs", panels, caption)
 
 
 def show_plans(doc: Document, entries: list[Entry]) -> None:
     """Figures of the other plans, as far as they have records."""
-
-    def show(plan: str, panels: list[tuple], caption: str) -> None:
-        if any(figure is not None for _, figure, _ in panels):
-            doc.heading(f"Plan: {plan}")
-            doc.panels(panels, caption)
-
-    panels = []
-    for band in dict.fromkeys(band for band, _ in by_variant(entries, "band", "n")):
-        for against in ("step", "flops"):
-            alt = f"Validation pass@1 over {against}, {band} questions"
-            panels.append((f"rollouts_{band}_{against}", draw.figure_rollouts(entries, band, against), alt))
-    show("rollouts", panels, "Few and many answers a question, mean over seeds.")
-    panels = [("seeds", draw.figure_seeds(entries), "Pass@1 after RL of each seed")]
-    show("seeds", panels, "RL from the same checkpoints with other seeds.")
+    bands = dict.fromkeys(band for band, _ in by_variant(entries, "band", "n"))
+    panels = [(f"rollouts_{band}_{against}", *draw.figure_rollouts(entries, band, against))
+              for band in bands for against in ("step", "flops")]  # fmt: skip
+    doc.panels("Plan: rollouts", panels, "Few and many answers a question, mean over seeds.")
+    panels = [("seeds", *draw.figure_seeds(entries))]
+    doc.panels("Plan: seeds", panels, "RL from the same checkpoints with other seeds.")
     for key, plan, text, caption in (
         ("solved", "demonstrations", "questions trained on, each with one solution for SFT",
          "How many questions are there? RL needs no solutions, so its last point is what it gets from all."),
@@ -370,11 +357,9 @@ def show_plans(doc: Document, entries: list[Entry]) -> None:
         ("size", "scale", "size, at equal pretraining FLOPs", "Size, the last checkpoint."),
     ):  # fmt: skip
         largest = min((e.largest_k for e in entries if set(e.variant) == {key}), default=1)
-        panels = []
-        for k in dict.fromkeys((1, largest)):
-            figure = draw.figure_variants(entries, key, k, f"All test questions: pass@{k}, %", text)
-            panels.append((f"{plan}_{k}", figure, f"Pass@{k} over {text}"))
-        show(plan, panels, caption)
+        panels = [(f"{plan}_{k}", *draw.figure_variants(entries, key, k, f"All test questions: pass@{k}, %", text))
+                  for k in dict.fromkeys((1, largest))]  # fmt: skip
+        doc.panels(f"Plan: {plan}", panels, caption)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -395,13 +380,9 @@ def percent(x: dict | float | None) -> str:
     return "–" if x is None else f"{100 * x:.1f}"
 
 
-def short_flops(x: float) -> str:
-    return "unknown" if np.isnan(x) else f"{x:.2e}"
-
-
 def place(e: Entry) -> int:
     """Of its recipe in tables."""
-    return list(RECIPES).index(e.recipe) if e.recipe in RECIPES else len(RECIPES)
+    return [*RECIPES, e.recipe].index(e.recipe)
 
 
 def table_entries(doc: Document, entries: list[Entry]) -> None:
@@ -429,8 +410,9 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
             task = e.record["tasks"].get(name)
             row[f"{name} %"] = percent(main_accuracy(task) if task else None)
         flops, seconds = e.record["flops"], [e.meta["seconds"].get(what) for what in ("training", "evaluation")]
-        row["FLOPs"] = short_flops(flops)
-        row["of them after pretraining"] = short_flops(flops - base.get((e.tokens, e.meta.get("scale")), np.nan))
+        after = flops - base.get((e.tokens, e.meta.get("scale")), np.nan)
+        for column, x in {"FLOPs": flops, "of them after pretraining": after}.items():
+            row[column] = "unknown" if np.isnan(x) else f"{x:.2e}"
         row["seconds: training + evaluation"] = " + ".join("–" if s is None else f"{s:.0f}" for s in seconds)
         return row
 

@@ -42,7 +42,7 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        return float("inf") if np.isinf(self.se) else float(stdtrit(self.df, 1 - ALPHA / 2)) * self.se
+        return float(stdtrit(self.df, 1 - ALPHA / 2)) * self.se
 
     @property
     def low(self) -> float:
@@ -55,8 +55,6 @@ class Estimate:
     @property
     def visible(self) -> float:
         """The smallest true effect that a test of this size calls significant in 80% of cases (before Holm)."""
-        if np.isinf(self.se):
-            return float("inf")
         return float(stdtrit(self.df, 1 - ALPHA / 2) + stdtrit(self.df, 0.8)) * self.se
 
     def p_above(self, at: float = 0.0) -> float:
@@ -76,9 +74,11 @@ class Estimate:
         return max(self.p_above(-margin), self.p_below(margin))
 
 
-def _codes(clusters, n: int) -> np.ndarray:
-    """(Q,) number of each question's cluster; without clusters each question is its own."""
-    return np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+def _by_cluster(values: np.ndarray, clusters) -> tuple[np.ndarray, np.ndarray, int]:
+    """(S, Q) values, the number of each question's cluster (without clusters each is its own), and how many there are."""
+    y = np.atleast_2d(np.asarray(values, dtype=float))
+    codes = np.arange(y.shape[1]) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    return y, codes, int(codes.max()) + 1
 
 
 def estimate(values: np.ndarray, clusters=None) -> Estimate:
@@ -86,19 +86,16 @@ def estimate(values: np.ndarray, clusters=None) -> Estimate:
 
     One seed: over questions alone; one question (a number per run): over seeds alone; one of both: no interval.
     """
-    y = np.atleast_2d(np.asarray(values, dtype=float))
+    y, codes, n_clusters = _by_cluster(values, clusters)
     n_seeds, n_questions = y.shape
-    codes = _codes(clusters, n_questions)
-    n_clusters = int(codes.max()) + 1
-    mean = float(y.mean())
-    if n_seeds == 1 and n_clusters == 1:
+    mean, by_seed, by_question = float(y.mean()), y.mean(1), y.mean(0)
+    if n_seeds == n_clusters == 1:
         return Estimate(mean, float("inf"), 1.0, n_seeds, n_questions, n_clusters)
 
     def squares(rows: np.ndarray) -> float:
         """Σ over rows and clusters of the squared sum over the cluster."""
         return float(sum((np.bincount(codes, row, n_clusters) ** 2).sum() for row in rows))
 
-    by_seed, by_question = y.mean(1), y.mean(0)
     va = float(by_seed.var(ddof=1)) / n_seeds if n_seeds > 1 else 0.0
     vb = ve = 0.0
     if n_clusters > 1:
@@ -121,10 +118,8 @@ def resample(n: int, seed: int) -> np.ndarray:
 
 def bootstrap(values: np.ndarray, clusters=None) -> tuple[float, float]:
     """Crossed bootstrap interval of the grand mean: seeds and questions (or clusters) are drawn independently."""
-    y = np.atleast_2d(np.asarray(values, dtype=float))
-    codes = _codes(clusters, y.shape[1])
-    n = int(codes.max()) + 1
-    if y.shape[0] == n == 1:
+    y, codes, n = _by_cluster(values, clusters)
+    if len(y) == n == 1:
         return -np.inf, np.inf
     sums = np.array([np.bincount(codes, row, n) for row in y])  # (S, C)
     draws, seeds = resample(n, 1), resample(len(y), 0)

@@ -1,6 +1,7 @@
 """tools/dry_run.py: what it predicts, against real runs on a CPU."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import average
 import pretrain
 import rl
 import sampler
@@ -29,6 +29,11 @@ SHAPES = {  # model; rows or questions, answers of each, tokens of a prompt and 
     "wide, longer": (GPTConfig(1024, 128, 3, 4, 384, 512), (3, 4, 60, 90)),
 }
 CPU = Process(0, 1, torch.device("cpu"), torch.float32, micro_tokens=10**6)
+
+
+def job(stage: str, c: GPTConfig, process: Process = CPU, **flags) -> dry_run.Job:
+    """A dry run of a stage with these flags, on one rank."""
+    return dry_run.Job(stage, dry_run.config_class(stage)(**flags), c, process)
 
 
 def measured(model: GPT, backward) -> tuple[int, object]:
@@ -50,10 +55,10 @@ def measured(model: GPT, backward) -> tuple[int, object]:
 def test_activations_of_pretraining(shape):
     """Within 10% of what a real step saves. Equal bytes are expected: 10% leave room for another PyTorch's operations."""
     c, (rows, *_, length) = SHAPES[shape]
-    config = pretrain.Config(seq_len=length)
+    dry = job("pretrain", c, seq_len=length)
     model, batch = GPT(c).init_weights(0), torch.randint(c.vocab_size, (rows, length + 1))
-    real, _ = measured(model, lambda: pretrain.loss_and_backward(model, batch, 0, config, CPU, rows * length))
-    predicted = dry_run.activations("pretrain", config, c, CPU, rows, 1, 0, 0)
+    real, _ = measured(model, lambda: pretrain.loss_and_backward(model, batch, 0, dry.config, CPU, rows * length))
+    predicted = dry_run.activations(dry, rows, 1)
     assert predicted == pytest.approx(real, rel=0.1) and real > 4 * rows * length * c.d_model * c.n_layers
 
 
@@ -63,7 +68,7 @@ def test_activations_of_a_packed_batch(shape, flags):
     """An RL update on real answers, of other words and of lengths that differ: within 10% of the prediction by the mean
     length. FLOPs of training are those that the update counts."""
     c, (questions, n, prompt, answer) = SHAPES[shape]
-    config = rl.Config(prompts=questions, rollouts=n, **flags)
+    dry = job("rl", c, prompts=questions, rollouts=n, prompt_tokens=prompt, answer_tokens=answer, **flags)
     model, rng = GPT(c).init_weights(0), np.random.default_rng(0)
     groups = []
     for _ in range(questions):
@@ -74,25 +79,23 @@ def test_activations_of_a_packed_batch(shape, flags):
             for a in answers
         ])  # fmt: skip
     side = object.__new__(rl.GRPO)
-    side.config, side.process, side.max_new_tokens = config, CPU, 2 * answer
-    side.reference = GPT(c).init_weights(1) if config.kl else None
+    side.config, side.process, side.max_new_tokens = dry.config, CPU, 2 * answer
+    side.reference = GPT(c).init_weights(1) if dry.config.kl else None
     real, stats = measured(model, lambda: side.backward(model, groups, on_policy=True))
-    predicted = dry_run.activations("rl", config, c, CPU, questions, n, prompt, answer)
-    assert predicted == pytest.approx(real, rel=0.1)
-    dry = dry_run.Dry(prompt_tokens=prompt, answer_tokens=answer)
-    assert dry_run.work("rl", config, c, dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
+    assert dry_run.activations(dry, questions, n) == pytest.approx(real, rel=0.1)
+    assert dry_run.work(dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
 
 
 def test_activations_of_sft():
     """As of RL, for rows of different questions."""
     c, (rows, _, prompt, answer) = SHAPES["narrow"]
-    model, config, side = GPT(c).init_weights(0), sft.Config(rows=rows), object.__new__(sft.SFT)
-    side.config, side.process = config, CPU
+    dry = job("sft", c, rows=rows, prompt_tokens=prompt, answer_tokens=answer)
+    model, side = GPT(c).init_weights(0), object.__new__(sft.SFT)
+    side.config, side.process = dry.config, CPU
     batch = [([i] * prompt, [7] * answer) for i in range(rows)]
     real, stats = measured(model, lambda: side.backward(model, batch))
-    assert dry_run.activations("sft", config, c, CPU, rows, 1, prompt, answer) == pytest.approx(real, rel=0.1)
-    dry = dry_run.Dry(prompt_tokens=prompt, answer_tokens=answer)
-    assert dry_run.work("sft", config, c, dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
+    assert dry_run.activations(dry, rows, 1) == pytest.approx(real, rel=0.1)
+    assert dry_run.work(dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
 
 
 def test_weights_optimizer_and_rows():
@@ -102,16 +105,14 @@ def test_weights_optimizer_and_rows():
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    config = sft.Config(rows=2)
-    parts = dry_run.memory("sft", config, model.config, CPU, dry_run.Dry(prompt_tokens=5, answer_tokens=5), 64)[
-        "SFT update"
-    ]
+    small = replace(CPU, micro_tokens=64)
+    parts = dry_run.memory(job("sft", model.config, small, rows=2, prompt_tokens=5, answer_tokens=5))["SFT update"]
     state = sum(x.nbytes for values in optimizer.state.values() for x in values.values() if x.dim())
     assert (parts["weights"], parts["AdamW"]) == (sum(p.nbytes for p in model.parameters()), state)
     assert parts["gradients"] == parts["weights"]
-    config = rl.Config(prompts=8, rollouts=4, max_new_tokens=16)
+    dry = job("rl", model.config, prompts=8, rollouts=4, max_new_tokens=16, gpus=1, prompt_tokens=9)
     for gib in (1e-4, 3e-4, 1.0):
-        held = dry_run.sampling(config, model.config, CPU, dry_run.Dry(gpus=1, prompt_tokens=9), gib)
+        held = dry_run.sampling(dry, gib)
         slots = sampler.Slots(model, [[1] * 9] * 8, 4, 0, 16, gib)
         cache = slots.cache
         assert held.rows == slots.slots > 0
@@ -122,17 +123,9 @@ def test_shard_spreads_what_the_optimizer_needs():
     """--shard on 8 GPUs: an eighth of masters, AdamW and snapshot, weights whole in bf16 but for the tables, and no copies of
     the blocks' weights among the activations."""
     c, process = config_of("small", 512), Process(0, 1, torch.device("cpu"), torch.bfloat16, micro_tokens=64)
-    dry = dry_run.Dry(gpus=8, prompt_tokens=5, answer_tokens=5)
+    flags = dict(rows=16, prompts=16, rollouts=4, max_new_tokens=8, gpus=8, prompt_tokens=5, answer_tokens=5)
     plain, spread = (
-        dry_run.memory(
-            "average",
-            average.Config(rows=16, prompts=16, rollouts=4, max_new_tokens=8, shard=shard),
-            c,
-            process,
-            dry,
-            64,
-        )["SFT update"]
-        for shard in (False, True)
+        dry_run.memory(job("average", c, process, shard=shard, **flags))["SFT update"] for shard in (False, True)
     )
     tables = 2 * c.vocab_size * c.d_model + c.d_model
     in_blocks = plain["weights"] / 4 - tables
@@ -225,16 +218,16 @@ def test_what_recompute_spares():
     c, rows, length = GPTConfig(64, 64, 6, 4, 192, 256), 4, 96
     peaks, predicted = {}, {}
     for recompute in ("none", "attention", "block"):
-        config = pretrain.Config(seq_len=length, recompute=recompute)
+        dry = job("pretrain", c, seq_len=length, recompute=recompute)
         model, batch = GPT(c).init_weights(0), torch.randint(c.vocab_size, (rows, length + 1))
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         for block in model.blocks:
             block.recompute = recompute
         with Live() as live:
-            pretrain.loss_and_backward(model, batch, 0, config, CPU, rows * length)
+            pretrain.loss_and_backward(model, batch, 0, dry.config, CPU, rows * length)
         peaks[recompute] = live.most
-        predicted[recompute] = dry_run.activations("pretrain", config, c, CPU, rows, 1, 0, 0)
+        predicted[recompute] = dry_run.activations(dry, rows, 1)
     for recompute in ("attention", "block"):
         spared = peaks["none"] - peaks[recompute]
         assert predicted["none"] - predicted[recompute] == pytest.approx(spared, rel=0.1), (peaks, predicted)

@@ -21,7 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 from unittest import mock
 
@@ -64,6 +64,21 @@ class Dry:
         **dict.fromkeys(("gpus", "prompt_tokens", "answer_tokens"), "[1, 1e6]"),
         **{"mfu": "[0.001, 1]", "tflops": "[0.001, 1e6]"},
     }
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one rank would do: what all estimates are made of."""
+
+    stage: str  # one of STAGES
+    config: object  # the stage's flags, and those of Dry (config_class)
+    c: GPTConfig
+    process: Process  # whose micro_tokens stand for --micro_tokens
+
+    def but(self, micro_tokens: int = 0, **flags) -> "Job":
+        """The same with other flags."""
+        process = replace(self.process, micro_tokens=micro_tokens or self.process.micro_tokens)
+        return replace(self, config=replace(self.config, **flags), process=process)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,18 +125,15 @@ def fakes(gpu: bool):
     gpu: operations are those of a GPU, though the tensors say that they are on the CPU: of CUDA, even of fake tensors, autograd
     makes nothing in a PyTorch without CUDA. Triton's kernels are operators: of fake tensors they are not launched.
     """
-    patches = [mock.patch.object(torch.Tensor, "backward", lambda *_: None)]
-    patches += [mock.patch.object(torch.Tensor, "item", lambda _: 1.0)]
+    patches = [(torch.Tensor, "backward", lambda *_: None), (torch.Tensor, "item", lambda _: 1.0)]
     if gpu:
         if importlib.util.find_spec("triton") is None:
             raise UserError("counting for a GPU needs triton, whose kernels say what they save: pip install triton")
-        patches += [
-            mock.patch.object(kernels, "on_triton", lambda _: True),
-            mock.patch.object(RMSNorm, "forward", norm_on_cuda),
-        ]
+        patches += [(kernels, "on_triton", lambda _: True), (RMSNorm, "forward", norm_on_cuda)]
     with contextlib.ExitStack() as stack:
-        for patch in (*patches, FakeTensorMode(allow_non_fake_inputs=True)):
-            stack.enter_context(patch)
+        for patch in patches:
+            stack.enter_context(mock.patch.object(*patch))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
 
@@ -139,30 +151,16 @@ def fake_gpt(config: GPTConfig, blocks: torch.dtype = torch.float32) -> GPT:
     return model
 
 
-def activations(
-    stage: str, config, c: GPTConfig, process: Process, items: int, n: int, prompt: int, answer: int
-) -> int:
-    """Bytes that the backward pass of one micro-batch of a stage needs.
-
-    Args:
-        stage: pretrain (`items` rows of --seq_len), sft or rl (`items` questions with n answers each; `prompt`, `answer`:
-            their lengths in tokens). config: the stage's flags.
-    """
-    flags = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in Dry.__dataclass_fields__}
-    asked = repr((stage, flags, c, process.device, process.dtype, items, n, prompt, answer))
-    if asked not in _counted:
-        _counted[asked] = count_activations(stage, config, c, process, items, n, prompt, answer)
-    return _counted[asked]
-
-
 _counted: dict[str, int] = {}  # what `activations` was asked → its answer, which takes seconds
 
 
-def count_activations(
-    stage: str, config, c: GPTConfig, process: Process, items: int, n: int, prompt: int, answer: int
-) -> int:
-    """`activations`, counted anew."""
-    on_cpu = replace(process, device=torch.device("cpu"))
+def activations(job: Job, items: int, n: int) -> int:
+    """Bytes that the backward pass of one micro-batch needs: `items` rows of --seq_len in pretraining, `items` rows in SFT,
+    `items` questions with n answers each in RL."""
+    config, c, process, asked = job.config, job.c, job.process, repr((job, items, n))
+    if asked in _counted:
+        return _counted[asked]
+    on_cpu = replace(job, process=replace(process, device=torch.device("cpu")))
 
     def count(recompute: str) -> tuple[int, int]:  # bytes with one block, and of a further block
         counted = []
@@ -171,8 +169,7 @@ def count_activations(
                 model = fake_gpt(replace(c, n_layers=layers), process.dtype if config.shard else torch.float32)
                 for block in model.blocks:
                     block.recompute = recompute
-                args = stage, config, model, on_cpu, items, n, prompt, answer
-                counted.append(saved_bytes(model, lambda args=args: run_backward(*args)))
+                counted.append(saved_bytes(model, lambda model=model: run_backward(on_cpu, model, items, n)))
         return counted[0], counted[1] - counted[0]
 
     one, further = count(config.recompute)
@@ -181,28 +178,26 @@ def count_activations(
     if config.recompute == "attention":
         again = max(0, again - further)  # when the other half of the block has been freed
     elif config.recompute == "block" and process.dtype != torch.float32:
-        again = max(
-            again, product_bytes(c, process, config.shard)
-        )  # or, as forward ends, the copies of weights that autocast has made
-    return one + (c.n_layers - 1) * further + again
+        again = max(again, product_bytes(job))  # or, as forward ends, the copies of weights that autocast has made
+    _counted[asked] = one + (c.n_layers - 1) * further + again
+    return _counted[asked]
 
 
-def run_backward(
-    stage: str, config, model: GPT, process: Process, items: int, n: int, prompt: int, answer: int
-) -> None:
+def run_backward(job: Job, model: GPT, items: int, n: int) -> None:
     """The stage's own loss and backward for a micro-batch of the given size, on whatever tensors the model has."""
-    if stage == "pretrain":
+    config, process = job.config, job.process
+    if job.stage == "pretrain":
         batch = torch.zeros(items, config.seq_len + 1, dtype=torch.long, device=process.device)
         pretrain.loss_and_backward(model, batch, 0, config, process, batch.numel())
-    elif stage == "sft":
-        side = object.__new__(sft.SFT)  # without data
-        side.config, side.process = config, process
+        return
+    prompt, answer = config.prompt_tokens, config.answer_tokens
+    side = object.__new__(sft.SFT if job.stage == "sft" else rl.GRPO)  # without data
+    side.config, side.process = config, process
+    if job.stage == "sft":
         # Prompts that differ, as those of different questions do
-        rows = [([i + 1] * prompt, [1] * answer) for i in range(items) for _ in range(n)]
-        side.backward(model, rows)
+        side.backward(model, [([i + 1] * prompt, [1] * answer) for i in range(items) for _ in range(n)])
     else:
-        side = object.__new__(rl.GRPO)
-        side.config, side.process, side.max_new_tokens = config, process, answer
+        side.max_new_tokens = answer
         side.reference = model if config.kl else None  # what it saves is nothing, so any model will do
         old = np.zeros(answer, np.float32)
         groups = [
@@ -212,18 +207,19 @@ def run_backward(
         side.backward(model, groups, on_policy=len(side.minibatches(groups)) == 1)
 
 
-def micro_batch(stage: str, config, dry: Dry, micro_tokens: int) -> tuple[int, int, int]:
+def micro_batch(job: Job) -> tuple[int, int, int]:
     """(questions or rows, answers of each, tokens) of a rank's largest micro-batch, as the stage would make it."""
-    if stage == "pretrain":
-        rows = min(max(1, micro_tokens // config.seq_len), math.ceil(config.batch / dry.gpus))
+    config, most = job.config, job.process.micro_tokens
+    if job.stage == "pretrain":
+        rows = min(max(1, most // config.seq_len), math.ceil(config.batch / config.gpus))
         return rows, 1, rows * config.seq_len
-    n, per_step = (config.rollouts, config.minibatch or config.prompts) if stage == "rl" else (1, config.rows)
-    size = dry.prompt_tokens + n * dry.answer_tokens
-    if size > micro_tokens:  # a question is divided
-        n, items = max(1, (micro_tokens - dry.prompt_tokens) // dry.answer_tokens), 1
+    n, per_step = (config.rollouts, config.minibatch or config.prompts) if job.stage == "rl" else (1, config.rows)
+    size = config.prompt_tokens + n * config.answer_tokens
+    if size > most:  # a question is divided
+        n, items = max(1, (most - config.prompt_tokens) // config.answer_tokens), 1
     else:
-        items = min(micro_tokens // size, math.ceil(per_step / dry.gpus))
-    return items, n, items * (dry.prompt_tokens + n * dry.answer_tokens)
+        items = min(most // size, math.ceil(per_step / config.gpus))
+    return items, n, items * (config.prompt_tokens + n * config.answer_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,8 +227,9 @@ def micro_batch(stage: str, config, dry: Dry, micro_tokens: int) -> tuple[int, i
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def log_prob_bytes(c: GPTConfig, tokens: int, process: Process) -> int:
+def log_prob_bytes(job: Job, tokens: int) -> int:
     """What kernels.linear_log_prob allocates in its backward pass: gradients of its inputs, and one chunk of logits."""
+    c, process = job.c, job.process
     gradients = 4 * c.vocab_size * c.d_model + 4 * tokens * c.d_model
     if process.device.type == "cuda":
         from kernels.triton_log_prob import VOCAB_CHUNK
@@ -242,16 +239,14 @@ def log_prob_bytes(c: GPTConfig, tokens: int, process: Process) -> int:
     return gradients + 4 * min(tokens, kernels.CHUNK_ROWS) * c.vocab_size
 
 
-def update_bytes(stage: str, config, c: GPTConfig, process: Process, dry: Dry, micro_tokens: int) -> dict[str, float]:
+def update_bytes(job: Job) -> dict[str, float]:
     """Parts of the memory that one micro-batch needs beside weights and optimizer."""
-    items, n, tokens = micro_batch(stage, config, dry, micro_tokens)
-    own = replace(process, micro_tokens=max(micro_tokens, tokens))
-    size = process.dtype.itemsize
+    items, n, tokens = micro_batch(job)
     return {
-        "activations": activations(stage, config, c, own, items, n, dry.prompt_tokens, dry.answer_tokens),
-        "log-prob": log_prob_bytes(c, tokens, process),
+        "activations": activations(job.but(micro_tokens=max(job.process.micro_tokens, tokens)), items, n),
+        "log-prob": log_prob_bytes(job, tokens),
         # of a block's backward pass: gradients of the three tensors of SwiGLU and of the residual stream
-        "temporaries": 3 * size * tokens * c.d_ff + 8 * tokens * c.d_model,
+        "temporaries": 3 * job.process.dtype.itemsize * tokens * job.c.d_ff + 8 * tokens * job.c.d_model,
     }
 
 
@@ -263,52 +258,60 @@ class Sampling(NamedTuple):
     logits: int  # bytes of the logits after prompts and of one step
 
 
-def sampling(config, c: GPTConfig, process: Process, dry: Dry, gib: float) -> Sampling:
+def sampling(job: Job, gib: float) -> Sampling:
     """The sampler's own choice for `gib` GiB of keys and values: its Slots, made of fake tensors."""
-    gpu, on_cpu = process.device.type == "cuda", replace(process, device=torch.device("cpu"))
-    prompts = [[0] * dry.prompt_tokens] * math.ceil(config.prompts / dry.gpus)
-    new = config.max_new_tokens
+    config, c, gpu = job.config, job.c, job.process.device.type == "cuda"
+    prompts = [[0] * config.prompt_tokens] * math.ceil(config.prompts / config.gpus)
+    on_cpu = replace(job.process, device=torch.device("cpu"))
     with fakes(gpu), mock.patch.object(sampler, "PAGED", {"cpu"} if gpu else set()), on_cpu.autocast():
         model = fake_gpt(replace(c, n_layers=1))
         model.config = c
         try:
-            slots = sampler.Slots(model, prompts, config.rollouts, 0, new, gib)
+            slots = sampler.Slots(model, prompts, config.rollouts, 0, config.max_new_tokens, gib)
         except UserError:
             return Sampling(0, 0, 0)
         kv = sum(x.nbytes for x in vars(slots.cache).values() if isinstance(x, torch.Tensor))
         return Sampling(slots.slots, kv, slots.first_logits.nbytes + 2 * 4 * slots.slots * c.vocab_size)
 
 
-def memory(
-    stage: str, config, c: GPTConfig, process: Process, dry: Dry, micro_tokens: int
-) -> dict[str, dict[str, float]]:
+def memory(job: Job) -> dict[str, dict[str, float]]:
     """Phase of a step → part → bytes on one GPU.
 
     Weights are fp32 on every rank and are their own masters; their bf16 copies are activations in an update. With --shard
     masters and what else the optimizer needs are spread over the ranks (sharding.py).
     """
+    stage, config, c, dtype = job.stage, job.config, job.c, job.process.dtype
     n = 4 * parameters(c)  # bytes of the weights and of their gradients
-    part = n / dry.gpus if config.shard else n  # of masters and of each moment of AdamW
-    two = stage == "average" and config.mode == "parallel"  # optimizers, a snapshot and an update
+    part = n / config.gpus if config.shard else n  # of masters and of each moment of AdamW
+    two = parallel(job)  # optimizers, a snapshot and an update
     static = {"weights": n, "gradients": n, "AdamW": 4 * part if two else 2 * part}
     if config.shard:
         in_blocks = parameters(c) - 2 * c.vocab_size * c.d_model - c.d_model  # without embedding, head, last norm
-        static |= {"weights": n - (4 - process.dtype.itemsize) * in_blocks, "masters": part}
+        static |= {"weights": n - (4 - dtype.itemsize) * in_blocks, "masters": part}
     snapshot = {"snapshot": part} if two else {}
     phases = {}
     if stage in ("rl", "average"):
-        copies = product_bytes(c, process, config.shard) if process.dtype != torch.float32 else 0
-        reference = {"reference": reference_bytes(c, process)} if config.kl else {}
+        copies = product_bytes(job) if dtype != torch.float32 else 0
+        reference = {}
+        if config.kl:
+            with torch.device("meta"):
+                kept = rl.kl_reference(GPT(c), dtype)
+            reference = {"reference": sum(p.nbytes for p in kept.parameters())}
         parts = static | {"gradients": 0} | snapshot | {"copies": copies} | reference
-        held = sampling(config, c, process, dry, config.kv_gib or 0.9 * max(1e-9, dry.gb - total(parts)) * GB / 2**30)
+        held = sampling(job, config.kv_gib or room(config, parts))
         phases["sampling"] = parts | {"KV": held.kv, "log-prob": held.logits}
-        phases["RL update"] = static | snapshot | reference | update_bytes("rl", config, c, process, dry, micro_tokens)
+        phases["RL update"] = static | snapshot | reference | update_bytes(replace(job, stage="rl"))
     if stage in ("sft", "average"):
         delta = {"snapshot": 2 * part} if two else {}
-        phases["SFT update"] = static | delta | update_bytes("sft", config, c, process, dry, micro_tokens)
+        phases["SFT update"] = static | delta | update_bytes(replace(job, stage="sft"))
     if stage == "pretrain":
-        phases["update"] = static | update_bytes("pretrain", config, c, process, dry, micro_tokens)
+        phases["update"] = static | update_bytes(job)
     return phases
+
+
+def parallel(job: Job) -> bool:
+    """Are there two optimizers?"""
+    return job.stage == "average" and job.config.mode == "parallel"
 
 
 def parameters(c: GPTConfig) -> int:
@@ -316,88 +319,75 @@ def parameters(c: GPTConfig) -> int:
         return GPT(c).n_params
 
 
-def product_bytes(c: GPTConfig, process: Process, shard: bool) -> int:
+def product_bytes(job: Job) -> int:
     """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once; with --shard
     those of the blocks are of that type."""
     with torch.device("meta"):
-        model = GPT(c)
-        linear = [m for m in (model.head, *(() if shard else model.blocks.modules())) if isinstance(m, torch.nn.Linear)]
-    return process.dtype.itemsize * sum(m.weight.numel() for m in linear)
-
-
-def reference_bytes(c: GPTConfig, process: Process) -> int:
-    """Of the model that --kl measures against, as rl.py keeps it."""
-    with torch.device("meta"):
-        return sum(p.nbytes for p in rl.kl_reference(GPT(c), process.dtype).parameters())
+        model = GPT(job.c)
+    cast = (model.head, *(() if job.config.shard else model.blocks.modules()))
+    return job.process.dtype.itemsize * sum(m.weight.numel() for m in cast if isinstance(m, torch.nn.Linear))
 
 
 def total(parts: dict[str, float]) -> float:
     return sum(parts.values()) / GB + CONTEXT
 
 
-GROWING = {"activations", "log-prob", "temporaries"}  # parts that --micro_tokens changes
+def room(config, parts: dict[str, float]) -> float:
+    """GiB for keys and values beside these parts, with a margin."""
+    return max(1e-9, 0.9 * (config.gb - total(parts)) * GB / 2**30)
 
 
-def advice(stage: str, config, c: GPTConfig, process: Process, dry: Dry, phases: dict) -> list[str]:
+def advice(job: Job, phases: dict) -> list[str]:
     """A sentence for each phase that does not fit, with the flag that helps; and for sampling, what --kv_gib could be."""
-    lines = []
+    config, lines = job.config, []
     for name, parts in phases.items():
-        over = total(parts) - dry.gb
+        over = total(parts) - config.gb
         if name == "sampling":
-            free = 0.9 * (dry.gb - total(parts) + parts["KV"] / GB) * GB / 2**30
-            most = sampling(config, c, process, dry, max(free, 1e-9))
-            shape = f"{dry.prompt_tokens} + up to {config.max_new_tokens} tokens"
+            free = room(config, parts | {"KV": 0})
+            most = sampling(job, free)
+            shape = f"{config.prompt_tokens} + up to {config.max_new_tokens} tokens"
             if not most.rows:
-                helps = LARGER if config.shard or dry.gpus == 1 else "--shard makes room"
+                helps = LARGER if config.shard or config.gpus == 1 else "--shard makes room"
                 lines.append(f"sampling does not fit, no room for a row of keys and values: {helps}")
             elif over > 0:
                 lines.append(f"sampling does not fit: --kv_gib {free:.2g} does, {most.rows} rows of {shape}")
             else:
-                held = sampling(config, c, process, dry, config.kv_gib or free)
+                held = sampling(job, config.kv_gib or free)
                 more = f"; --kv_gib {free:.0f} holds {most.rows}" if most.rows > held.rows else ""
                 lines.append(f"sampling: --kv_gib {config.kv_gib:g} holds {held.rows} rows of {shape}{more}")
         elif over > 0:
-            lines.append(
-                f"{name} does not fit, {over:.1f} GB too much: " + smaller(stage, name, config, c, process, dry, parts)
-            )
+            lines.append(f"{name} does not fit, {over:.1f} GB too much: {smaller(job, name, parts)}")
     return lines
 
 
 LARGER = "no flag helps: a smaller scale or a larger GPU"
 
 
-def smaller(stage: str, phase: str, config, c: GPTConfig, process: Process, dry: Dry, parts: dict) -> str:
-    """The flag that makes a phase fit."""
-    tokens = process.micro_tokens
-    least = config.seq_len if stage == "pretrain" else 512
-    while tokens > least:
-        tokens //= 2
-        fits = memory(stage, config, c, process, dry, tokens)[phase]
-        if total(fits) <= dry.gb:
-            return f"--micro_tokens {tokens} fits in {total(fits):.1f} GB"
-    short = replace(config, recompute="block")
-    for tokens in (process.micro_tokens, least):
-        fits = memory(stage, short, c, process, dry, tokens)[phase]
-        if config.recompute != "block" and total(fits) <= dry.gb:
-            smaller = f" and --micro_tokens {tokens} fit" if tokens < process.micro_tokens else " fits"
-            return f"--recompute block{smaller} in {total(fits):.1f} GB"
-    fits = memory(stage, config, c, process, dry, least)[phase]
-    if total(fits) - fits.get("reference", 0) / GB <= dry.gb:
-        return f"--kl 0 and --micro_tokens {least} fit: no reference model"
-    spared = fits["AdamW"] / 2 + fits.get("snapshot", 0)
-    if stage == "average" and config.mode == "parallel" and total(fits) - spared / GB <= dry.gb:
-        return f"--mode combined and --micro_tokens {least} fit: one optimizer, no snapshot"
+def smaller(job: Job, phase: str, parts: dict) -> str:
+    """The first of these changes that makes a phase fit, in words."""
+    config, tokens = job.config, job.process.micro_tokens
+    least = config.seq_len if job.stage == "pretrain" else 512
+    last = f"--micro_tokens {least}"
+    halves = [tokens >> i for i in range(1, 64) if tokens >> (i - 1) > least]
     fixed = sum(value for part, value in parts.items() if part not in GROWING) / GB
-    if stage == "pretrain" and config.seq_len > 512:
-        short = memory(stage, replace(config, seq_len=512), c, process, dry, 512)[phase]
-        if total(short) <= dry.gb:
-            return f"--seq_len 512 and --micro_tokens 512 fit in {total(short):.1f} GB"
     why = f"{fixed:.1f} GB of it are weights, gradients and optimizer"
-    if dry.gpus > 1 and not config.shard:
-        spread = memory(stage, replace(config, shard=True), c, process, dry, least)[phase]
-        if total(spread) <= dry.gb:
-            return f"{why}: --shard and --micro_tokens {least} fit in {total(spread):.1f} GB"
+    # is it a change?, the flags, how to say so; {}: GB then
+    changes = [(True, dict(micro_tokens=n), f"--micro_tokens {n} fits in {{:.1f}} GB") for n in halves]
+    changes += [
+        (config.recompute != "block", dict(recompute="block"), "--recompute block fits in {:.1f} GB"),
+        (config.recompute != "block", dict(recompute="block", micro_tokens=least), f"--recompute block and {last} fit in {{:.1f}} GB"),
+        (getattr(config, "kl", 0), dict(kl=0, micro_tokens=least), f"--kl 0 and {last} fit: no reference model"),
+        (parallel(job), dict(mode="combined", micro_tokens=least), f"--mode combined and {last} fit: one optimizer, no snapshot"),
+        (least > 512, dict(seq_len=512, micro_tokens=512), "--seq_len 512 and --micro_tokens 512 fit in {:.1f} GB"),
+        (config.gpus > 1 and not config.shard, dict(shard=True, micro_tokens=least), f"{why}: --shard and {last} fit in {{:.1f}} GB"),
+    ]  # fmt: skip
+    for applies, flags, said in changes:
+        if applies and (gb := total(memory(job.but(**flags))[phase])) <= config.gb:
+            return said.format(gb)
     return f"{why}: {LARGER}"
+
+
+GROWING = {"activations", "log-prob", "temporaries"}  # parts that --micro_tokens changes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -405,12 +395,13 @@ def smaller(stage: str, phase: str, config, c: GPTConfig, process: Process, dry:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def work(stage: str, config, c: GPTConfig, dry: Dry, steps: int) -> dict[str, float]:
+def work(job: Job, steps: int) -> dict[str, float]:
     """Of the whole run, over all ranks: "trained" and "sampled" tokens; FLOPs of training and of "sampling"."""
+    stage, config, c = job.stage, job.config, job.c
     if stage == "pretrain":
         tokens = steps * config.tokens_per_step
         return {"trained": tokens, "sampled": 0, "FLOPs": tokens * train_flops(c, config.seq_len), "sampling": 0}
-    prompt, answer = dry.prompt_tokens, dry.answer_tokens
+    prompt, answer = config.prompt_tokens, config.answer_tokens
     rl_steps, sft_steps = (steps if stage != "sft" else 0), (steps if stage != "rl" else 0)
     if stage == "average" and config.mode in ("interleaved", "curriculum"):
         rl_steps = sum(is_rl_step(config, i) for i in range(steps))
@@ -430,13 +421,12 @@ def work(stage: str, config, c: GPTConfig, dry: Dry, steps: int) -> dict[str, fl
     return done
 
 
-def steps_of(stage: str, config, dry: Dry) -> tuple[int, str]:
+def steps_of(stage: str, config) -> tuple[int, str]:
     """Steps of the run, and how to say so; one step, where --steps counts passes over data of unknown size."""
-    if stage == "pretrain":
-        return config.steps, f"{config.steps:,} steps"
-    if not isinstance(config.steps, int) and not dry.items:
+    if stage != "pretrain" and not isinstance(config.steps, int) and not config.items:
         return 1, f"one step (--steps {config.steps}: give --items)"
-    steps = config.total_steps(dry.items, config.rows if stage == "sft" else config.prompts)
+    per_step = getattr(config, "rows" if stage == "sft" else "prompts", 0)
+    steps = config.steps if stage == "pretrain" else config.total_steps(config.items, per_step)
     return steps, f"{steps:,} steps"
 
 
@@ -466,16 +456,19 @@ def presets_of(stage: str) -> dict[str, dict]:
     return {} if stage == "pretrain" else importlib.import_module(stage).PRESETS
 
 
-def checked(stage: str, config) -> tuple[str, GPTConfig, Process]:
-    """The scale, its model, and what the process of a rank would be, from flags that are made complete. UserError for flags
-    that the stage refuses."""
+def scale_of(stage: str, config) -> str:
+    return config.scale if stage == "pretrain" else config.init_scale
+
+
+def checked(stage: str, config) -> Job:
+    """The job of flags that are made complete. UserError for flags that the stage refuses."""
     if getattr(config, "mode", "") == "soup":
         raise UserError("--mode soup trains nothing")
     if stage != "pretrain":
         config.init = config.init or config.init_scale  # no checkpoint is read
     with mock.patch.dict(os.environ, WORLD_SIZE=str(config.gpus)):  # --shard asks whether there are several ranks
         config.check()
-    scale = config.scale if stage == "pretrain" else config.init_scale
+    scale = scale_of(stage, config)
     if scale not in SCALES:
         raise UserError(f"--init_scale {scale}: {', '.join(SCALES)} are known")
     large = SCALES[scale]["d_model"] > SCALES["small"]["d_model"]
@@ -488,24 +481,25 @@ def checked(stage: str, config) -> tuple[str, GPTConfig, Process]:
     gpu = config.device != "cpu"
     dtype = torch.bfloat16 if config.dtype == "bf16" or (config.dtype == "auto" and gpu) else torch.float32
     micro_tokens = config.micro_tokens or (16384 if gpu else 2048)
-    return scale, c, Process(0, 1, torch.device("cuda:0" if gpu else "cpu"), dtype, micro_tokens=micro_tokens)
+    process = Process(0, 1, torch.device("cuda:0" if gpu else "cpu"), dtype, micro_tokens=micro_tokens)
+    return Job(stage, config, c, process)
 
 
-def run_lines(stage: str, config, c: GPTConfig) -> list[str]:
+def run_lines(job: Job) -> list[str]:
     """Of the whole run: its tokens, its FLOPs and time, its disk."""
-    steps, said = steps_of(stage, config, config)
-    done = work(stage, config, c, config, steps)
+    config = job.config
+    steps, said = steps_of(job.stage, config)
+    done = work(job, steps)
     seconds = done["FLOPs"] / (config.gpus * config.tflops * 1e12 * config.mfu)
-    again = {"none": "", "attention": " and a tenth for --recompute", "block": " and a third for --recompute"}[
-        config.recompute
-    ]
+    again = {"none": "", "attention": " and a tenth for --recompute", "block": " and a third for --recompute"}
     sampled = f", {done['sampled'] / 1e6:,.1f} M sampled ({done['sampling']:.1e} FLOPs)" if done["sampled"] else ""
-    n = 4 * parameters(c) / GB
-    last = n + (4 if stage == "average" and config.mode == "parallel" else 2) * n
+    n = 4 * parameters(job.c) / GB
+    last = n + (4 if parallel(job) else 2) * n
     kept = len(config.kept(steps))
     return [
         f"{said}: {done['trained'] / 1e6:,.1f} M tokens trained{sampled}",
-        f"training {done['FLOPs']:.1e} FLOPs: {duration(seconds)} at {config.mfu:.0%} of {config.gpus} × {config.tflops:g} TFLOP/s{again}"
+        f"training {done['FLOPs']:.1e} FLOPs: {duration(seconds)} at {config.mfu:.0%} of {config.gpus} × {config.tflops:g} TFLOP/s"
+        + again[config.recompute]
         + (", beside sampling" if sampled else ""),
         f"disk {kept * n + 2 * last:.0f} GB: {kept} kept of {n:.1f}, last.pt of {last:.1f} twice while it is written",
     ]
@@ -523,20 +517,20 @@ def memory_table(rows: list[tuple[str, dict[str, float]]], gb: float) -> list[st
 
 def report(stage: str, config) -> str:
     """The page that the program prints, from the flags of a stage and of `Dry`."""
-    scale, c, process = checked(stage, config)
-    phases = memory(stage, config, c, process, config, process.micro_tokens)
+    job = checked(stage, config)
+    phases = memory(job)
     lines = [
-        f"{stage}.py, {scale}: {parameters(c) / 1e6:,.0f} M parameters; {config.gpus} × {config.gb:g} GB, "
-        f"{str(process.dtype).removeprefix('torch.')}, --micro_tokens {process.micro_tokens}",
+        f"{stage}.py, {scale_of(stage, config)}: {parameters(job.c) / 1e6:,.0f} M parameters; {config.gpus} × {config.gb:g} GB, "
+        f"{str(job.process.dtype).removeprefix('torch.')}, --micro_tokens {job.process.micro_tokens}",
         "",
         *memory_table(list(phases.items()), config.gb),
         "",
-        *(advice(stage, config, c, process, config, phases) or ["everything fits"]),
+        *(advice(job, phases) or ["everything fits"]),
     ]
-    for of in {"average": ("rl", "sft")}.get(stage, (stage,)):
-        items, n, tokens = micro_batch(of, config, config, process.micro_tokens)
+    for of in ("rl", "sft") if stage == "average" else (stage,):
+        items, n, tokens = micro_batch(replace(job, stage=of))
         lines.append(f"a micro-batch of {of}: {items * n} {'answers' if of == 'rl' else 'rows'}, {tokens} tokens")
-    return "\n".join(lines + run_lines(stage, config, c))
+    return "\n".join(lines + run_lines(job))
 
 
 MACHINES = ((8, 80.0, 989.0, ("olmo2-1b", "4b")), (1, 24.0, 165.0, ("190m", "olmo2-1b")))  # of docs/gpu.md
@@ -552,31 +546,24 @@ def tables() -> str:
                 flags = {"scale": scale} if stage == "pretrain" else {"init_scale": scale, "preset": "paper"}
                 config = config_class(stage)(gpus=gpus, gb=gb, tflops=tflops, device="cuda", **flags)
                 apply_preset(config, presets_of(stage))
-                _, c, process = checked(stage, config)
-                phases = memory(stage, config, c, process, config, process.micro_tokens)
+                job = checked(stage, config)
+                phases = memory(job)
                 rows += [(f"{scale} {stage}: {name}", parts) for name, parts in phases.items()]
-                said = advice(stage, config, c, process, config, phases)
-                notes.append(f"- {scale} {stage}: " + "; ".join(said + run_lines(stage, config, c)))
+                notes.append(f"- {scale} {stage}: " + "; ".join(advice(job, phases) + run_lines(job)))
         lines += [f"## {gpus} × {gb:g} GB", "", *memory_table(rows, gb), "", *notes, ""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    stage = sys.argv[1].removesuffix(".py") if len(sys.argv) > 1 else ""
+    stage = sys.argv.pop(1).removesuffix(".py") if len(sys.argv) > 1 else ""
     if stage == "tables":
-        return print(tables())
-    if stage not in STAGES:
-        print(
-            f"usage: python -m tools.dry_run STAGE FLAGS, with STAGE one of {', '.join(STAGES)}; or tables",
-            file=sys.stderr,
-        )
+        print(tables())
+    elif stage in STAGES:
+        cli(lambda config: print(report(stage, config)), config_class(stage), presets_of(stage))
+    else:
+        usage = f"python -m tools.dry_run STAGE FLAGS, with STAGE one of {', '.join(STAGES)}; or tables"
+        print(f"usage: {usage}", file=sys.stderr)
         sys.exit(2)
-    del sys.argv[1]
-
-    def dry_run(config) -> None:
-        print(report(stage, config))
-
-    cli(dry_run, config_class(stage), presets_of(stage))
 
 
 if __name__ == "__main__":

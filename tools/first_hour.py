@@ -73,12 +73,11 @@ class Part:
 
 def versions() -> None:
     """What is installed, and on what it runs."""
-    gpu = (
-        f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} × {torch.cuda.get_device_name()}" if CUDA else "no GPU"
-    )
+    gpu = "no GPU"
     if CUDA:
-        major, minor = torch.cuda.get_device_capability()
-        gpu += f" (sm_{major}{minor}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB)"
+        its = torch.cuda.get_device_properties(0)
+        gpu = f"CUDA {torch.version.cuda}, {torch.cuda.device_count()} × {its.name}"
+        gpu += f" (sm_{its.major}{its.minor}, {its.total_memory / 1e9:.0f} GB)"
     peers = [name for name in ("triton", "transformers", "trl", "liger_kernel") if importlib.util.find_spec(name)]
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {gpu}; {', '.join(peers)}")
 
@@ -115,8 +114,9 @@ def sampling(scale: str, prompts: int, n: int, new: int) -> None:
     model = model_of(scale, process)
     step = bench.sampling_step(model, bench.random_prompts(model.config, prompts), n, process, new)
     seconds, gb = timed(step, process, 1)
+    rows = prompts * n
     print(
-        f"{prompts * n * new / seconds:,.0f} tokens/s, {1e3 * seconds / new:.1f} ms for a token of all {prompts * n} rows, {gb:.1f} GB"
+        f"{rows * new / seconds:,.0f} tokens/s, {1e3 * seconds / new:.1f} ms for a token of all {rows} rows, {gb:.1f} GB"
     )
 
 
@@ -128,41 +128,33 @@ def grpo(scale: str, prompts: int, n: int, new: int) -> None:
     print(f"{seconds:.1f} s for {prompts} × {n} answers of {new} tokens, {gb:.1f} GB")
 
 
-def stage(name: str, *flags: str) -> None:
+def stage(module, flags: list[str], steps: int, out: Path) -> None:
     """A stage's command line, in this process."""
-    module = {"pretrain": pretrain, "rl": rl}[name]
-    sys.argv = [f"{name}.py", *flags]
+    sys.argv = [module.__name__, *flags, "--steps", str(steps), "--out", str(out)]
     with contextlib.redirect_stderr(io.StringIO()):
-        cli(module.main, module.Config, getattr(module, "PRESETS", {}) if name == "rl" else {})
+        cli(module.main, module.Config)
 
 
 def resume(folder: str) -> None:
     """Runs of 4 steps that are resumed to 8 have the weights of runs of 8 steps, bit for bit, in pretraining and RL."""
-    out = Path(folder)
+    out, said, all_same = Path(folder), [], True
     shutil.rmtree(out, ignore_errors=True)
-    long = "--schedule constant --eval_every 0 --steps 8 --seed 1".split()
-    short = "--schedule constant --eval_every 0 --steps 4 --seed 1".split()
-    smoke = "--scale smoke --batch 8 --seq_len 256".split()
-    stage("pretrain", *smoke, *long, "--out", str(out / "whole"))
-    stage("pretrain", *smoke, *short, "--out", str(out / "parts"))
-    stage("pretrain", "--resume", "--steps", "8", "--out", str(out / "parts"))
-    answers = [
-        "--init",
-        str(out / "whole" / "last.pt"),
-        *"--prompts 4 --rollouts 8 --max_new_tokens 16 --entropy 0.01".split(),
-    ]
-    stage("rl", *answers, *long, "--out", str(out / "rl_whole"))
-    stage("rl", *answers, *short, "--out", str(out / "rl_parts"))
-    stage("rl", "--resume", "--steps", "8", "--out", str(out / "rl_parts"))
-    same = [
-        all(torch.equal(x, b["model"][name]) for name, x in a["model"].items())
-        for a, b in (
-            (load_checkpoint(out / f"{run}whole/last.pt"), load_checkpoint(out / f"{run}parts/last.pt"))
-            for run in ("", "rl_")
-        )
-    ]
-    print(f"pretraining {'the same' if same[0] else 'OTHER'} bits, RL {'the same' if same[1] else 'OTHER'} bits")
-    if not all(same):
+    base, always = str(out / "pretrain/whole/last.pt"), "--schedule constant --eval_every 0 --seed 1".split()
+    small = "--prompts 4 --rollouts 8 --max_new_tokens 16 --entropy 0.01".split()
+    for name, module, flags in (
+        ("pretraining", pretrain, "--scale smoke --batch 8 --seq_len 256".split()),
+        ("RL", rl, ["--init", base, *small]),
+    ):
+        whole, parts = (out / module.__name__ / run for run in ("whole", "parts"))
+        stage(module, [*flags, *always], 8, whole)
+        stage(module, [*flags, *always], 4, parts)
+        stage(module, ["--resume"], 8, parts)
+        a, b = (load_checkpoint(run / "last.pt")["model"] for run in (whole, parts))
+        same = all(torch.equal(x, b[key]) for key, x in a.items())
+        said.append(f"{name} {'the same' if same else 'OTHER'} bits")
+        all_same &= same
+    print(", ".join(said))
+    if not all_same:
         sys.exit(1)
 
 
@@ -190,11 +182,8 @@ def ranks(folder: str) -> None:
 
 def expected_memory(scale: str, rows: int, length: int) -> str:
     """GB that tools/dry_run.py gives for a step of pretraining."""
-    config = dry_run.config_class("pretrain")(
-        scale=scale, batch=rows, seq_len=length, steps=10, device="cuda", vocab=VOCAB
-    )
-    _, c, process = dry_run.checked("pretrain", config)
-    parts = dry_run.memory("pretrain", config, c, process, config, process.micro_tokens)["update"]
+    flags = dict(scale=scale, batch=rows, seq_len=length, steps=10, device="cuda", vocab=VOCAB)
+    parts = dry_run.memory(dry_run.checked("pretrain", dry_run.config_class("pretrain")(**flags)))["update"]
     return f"{dry_run.total(parts) - dry_run.CONTEXT:.1f} GB without torch.compile"
 
 
@@ -205,23 +194,14 @@ def parts_of(config: Config) -> dict[str, Part]:
     toy = "no toy size" if config.scale == "smoke" else ""
 
     def measure(call: str, expected: str, seconds: int, needs: str = "") -> Part:
-        return Part(
-            [sys.executable, "-c", f"from tools import first_hour; first_hour.{call}"], expected, seconds, needs
-        )
+        code = f"from tools import first_hour; first_hour.{call}"
+        return Part([sys.executable, "-c", code], expected, seconds, needs)
 
-    def tests(words: str) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "tests/triton_numerics.py",
-            *(["-k", words] if words else []),
-        ]
+    def tool(words: str) -> list[str]:
+        return [sys.executable, "-m", *words.split()]
 
-    tool = lambda *words: [sys.executable, "-m", *words]  # noqa: E731
-    small = "attention_in_16_bits or log_prob_in_bf16"
+    numerics = tool("pytest -q -x tests/triton_numerics.py")
+    small = [*numerics, "-k", "attention_in_16_bits or log_prob_in_bf16"]
     sanitizer = shutil.which("compute-sanitizer")
     peak = config.tflops
     if config.scale == "smoke":
@@ -242,10 +222,10 @@ def parts_of(config: Config) -> dict[str, Part]:
         }  # fmt: skip
     return {
         "versions": measure("versions()", "torch 2.13, triton 3.7 or newer", 60),
-        "kernel_report": Part(tool("tools.kernel_report", "report"), "0 spills", 300, toy),
-        "numerics": Part(tests(""), "all pass", 420, gpu),
-        "sanitizer": Part([str(sanitizer), *tests(small)], "0 errors", 300, gpu or ("" if sanitizer else "needs compute-sanitizer")),
-        "kernels": Part(tool("tools.bench", "kernels"), "attention 300 TFLOP/s forward, 200 backward; log-prob 500", 300, gpu),
+        "kernel_report": Part(tool("tools.kernel_report report"), "0 spills", 300, toy),
+        "numerics": Part(numerics, "all pass", 420, gpu),
+        "sanitizer": Part([str(sanitizer), *small], "0 errors", 300, gpu or ("" if sanitizer else "needs compute-sanitizer")),
+        "kernels": Part(tool("tools.bench kernels"), "attention 300 TFLOP/s forward, 200 backward; log-prob 500", 300, gpu),
         **speed,
         "resume": measure(f"resume({str(out / 'runs')!r})", "the same bits", 240),
         "ranks": measure(f"ranks({str(out / 'ranks')!r})", "at most 1e-2", 180, "" if torch.cuda.device_count() > 1 or not CUDA else "needs two GPUs"),
@@ -257,10 +237,9 @@ def run_part(name: str, part: Part, out: Path) -> dict:
     start, log = time.monotonic(), out / f"{name}.log"
     with open(log, "w") as file:
         env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        process = dict(cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=part.seconds)
         try:
-            code = subprocess.run(
-                part.command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=part.seconds
-            ).returncode
+            code = subprocess.run(part.command, **process).returncode
         except subprocess.TimeoutExpired:
             code = 124
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

@@ -31,11 +31,6 @@ LETTERS = byte_letters()
 BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ours → theirs
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def spelled(token: bytes) -> str:
     return "".join(LETTERS[byte] for byte in token)
 
@@ -96,11 +91,6 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, dict]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Theirs → ours
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def read_ranks(path: Path) -> dict[bytes, int]:
     """{token: id} of a byte-level BPE's tokenizer.json, without its added tokens. UserError for anything else."""
     try:
@@ -142,7 +132,6 @@ def tokenizer_of(folder: Path, wanted: str) -> str:
     found = recognise(path)
     if not found or wanted not in ("", found):
         what = f"the ids in it are those of {found}" if found else f"the ids in it are of none of {', '.join(NAMES)}"
-        raise UserError(
-            f"{path}: {what}{f' and not of {wanted}' if wanted else ''}; if they are wrong, take that file away"
-        )
+        what += f" and not of {wanted}" if wanted else ""
+        raise UserError(f"{path}: {what}; if they are wrong, take that file away")
     return found

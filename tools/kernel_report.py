@@ -29,14 +29,8 @@ class SM(NamedTuple):
     programs: int
 
 
-SMS = {
-    80: SM(164, 64, 32),
-    86: SM(100, 48, 16),
-    89: SM(100, 48, 24),
-    90: SM(228, 64, 32),
-    100: SM(228, 64, 32),
-    120: SM(100, 48, 24),
-}
+SMS = {80: SM(164, 64, 32), 86: SM(100, 48, 16), 89: SM(100, 48, 24), 90: SM(228, 64, 32), 100: SM(228, 64, 32),
+       120: SM(100, 48, 24)}  # fmt: skip
 # The matrix units of sm_80 (86, 89, 120), 90 and 100, and loads that run beside them
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
 
@@ -62,7 +56,8 @@ class Compiled(NamedTuple):
         if self.spilled:
             return f"spills {self.spilled} bytes"
         if self.repeats > 1:
-            return f"{self.block.warps} warps exceed its rows ({self.rows_per_warp} a warp): each product is computed {self.repeats} times"
+            rows = f"{self.block.warps} warps exceed its rows ({self.rows_per_warp} a warp)"
+            return f"{rows}: each product is computed {self.repeats} times"
         return ""
 
 
@@ -119,9 +114,8 @@ def compile_for(arch: int, kernel, args: tuple, block, constants: dict) -> Compi
     target = GPUTarget("cuda", arch, 32)
     backend = make_backend(target)
     options = dict(constants, num_warps=block.warps, num_stages=block.stages)
-    bound, specialization, _ = create_function_from_signature(kernel.signature, kernel.params, backend)(
-        *args, **options
-    )
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, _ = bind(*args, **options)
     parsed, signature, constexprs, attributes = kernel._pack_args(backend, options, bound, specialization, None)
     source = ASTSource(kernel, signature, constexprs, attributes)
     compiled = triton.compile(source, target=target, options=parsed.__dict__)
@@ -163,10 +157,9 @@ def warp_shares(ttgir: str) -> tuple[int | None, int]:
 def report() -> None:
     """Print a table: each kernel on each architecture. Exit code 1 and one line if a block is wrong."""
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"
-    print(
-        "| kernel | sm | block, warps, stages | rows per warp | registers | spilled bytes | shared KB | programs per SM | instructions |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ("kernel", "sm", "block, warps, stages", "rows per warp", "registers", "spilled bytes", "shared KB",
+               "programs per SM", "instructions")  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     faults = []
     for arch, sm in SMS.items():
         for launch in launches(arch):
@@ -187,14 +180,9 @@ def report() -> None:
 
 # Rows, columns, depth, warps, stages of the log-prob kernels
 LOG_PROB_CANDIDATES = (
-    (128, 128, 64, 8, 3),
-    (128, 128, 64, 8, 4),
-    (128, 256, 64, 8, 3),
-    (128, 256, 32, 8, 4),
-    (256, 128, 64, 8, 3),
-    (128, 256, 64, 16, 3),
-    (128, 128, 32, 4, 4),
-)
+    (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3), (128, 256, 32, 8, 4), (256, 128, 64, 8, 3),
+    (128, 256, 64, 16, 3), (128, 128, 32, 4, 4),
+)  # fmt: skip
 # Rows and columns of the attention kernels, each tried with 4 and 8 warps, 2 and 3 stages
 ATTENTION_CANDIDATES = {
     "forward": ((128, 64), (128, 128), (64, 64), (128, 32)),
@@ -268,25 +256,20 @@ def tune(heads: tuple[int, ...] = (0, 64, 128)) -> None:
         print(f"    ({arch}, {head}): {best},", flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def main(command: str) -> None:
     """report or tune. Exit code 2 and one line where it cannot run."""
     commands = {"report": report, "tune": tune}
-    missing = ""
+    wrong = ""
     if command not in commands:
-        missing = "say `python -m tools.kernel_report report` or `python -m tools.kernel_report tune`"
+        wrong = "say `python -m tools.kernel_report report` or `python -m tools.kernel_report tune`"
     elif importlib.util.find_spec("triton") is None:
-        missing = "triton is not installed (pip install triton; Linux only)"
+        wrong = "triton is not installed (pip install triton; Linux only)"
     elif os.environ.get("TRITON_INTERPRET") == "1":
-        missing = "unset TRITON_INTERPRET: interpreted kernels are not compiled"
+        wrong = "unset TRITON_INTERPRET: interpreted kernels are not compiled"
     elif command == "tune" and not torch.cuda.is_available():
-        missing = f"tune: this PyTorch ({torch.__version__}) sees no CUDA device to time on"
-    if missing:
-        print(f"error: {missing}", file=sys.stderr)
+        wrong = f"tune: this PyTorch ({torch.__version__}) sees no CUDA device to time on"
+    if wrong:
+        print(f"error: {wrong}", file=sys.stderr)
         sys.exit(2)
     commands[command]()
 

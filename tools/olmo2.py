@@ -34,9 +34,8 @@ from tools.hf_tokenizer import tokenizer_files, tokenizer_of
 class Config:
     """Conversion: from which model to which"""
 
-    command: Positional[Literal["import", "export"]] = (
-        "import"  # import: theirs → a checkpoint; export: a checkpoint → theirs
-    )
+    # import: theirs → a checkpoint; export: a checkpoint → theirs
+    command: Positional[Literal["import", "export"]] = "import"
     # of `import`: a folder with config.json and *.safetensors, one .safetensors file beside its config.json, or a model of
     # the hub, OWNER/NAME; of `export`: a checkpoint
     source: Positional[str] = ""
@@ -63,19 +62,19 @@ class Config:
 
 # Our names → transformers'. A block's are blocks.LAYER.OURS.weight and model.layers.LAYER.THEIRS.weight.
 BLOCK_NAMES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "attention_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "mlp_norm": "post_feedforward_layernorm",
-}
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "attention_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj", "mlp_norm": "post_feedforward_layernorm",
+}  # fmt: skip
 OTHER_NAMES = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+# Our fields of a config → those of config.json
+FIELDS = {
+    "vocab_size": "vocab_size", "d_model": "hidden_size", "d_ff": "intermediate_size", "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta",
+}  # fmt: skip
+# What model.py does, whatever its config: config.json says it, or nothing
+FIXED = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False, "rope_scaling": None}
 
 
 def name_pairs(n_layers: int) -> list[tuple[str, str]]:
@@ -107,9 +106,8 @@ def from_olmo2(state: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]
         if state[theirs].shape != shapes[ours]:
             raise UserError(f"{theirs} is {tuple(state[theirs].shape)}, config.json wants {tuple(shapes[ours])}")
         if state[theirs].dtype not in DTYPES:
-            raise UserError(
-                f"{theirs} is of {state[theirs].dtype}: only {', '.join(map(str, DTYPES))} can be converted"
-            )
+            known = ", ".join(map(str, DTYPES))
+            raise UserError(f"{theirs} is of {state[theirs].dtype}: only {known} can be converted")
     return {ours: state[theirs] for ours, theirs in pairs}
 
 
@@ -117,19 +115,17 @@ def olmo2_config(config: GPTConfig):
     """The transformers.Olmo2Config of a GPTConfig (needs transformers)."""
     from transformers import Olmo2Config
 
-    return Olmo2Config(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=config.d_ff,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.n_kv_heads,
-        max_position_embeddings=config.context,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        pad_token_id=None,
-        eos_token_id=None,
-    )
+    return Olmo2Config.from_dict(their_config(config, eos=None, pad=None))
+
+
+def their_config(config: GPTConfig, eos: int | None, pad: int | None) -> dict:
+    """config.json, in the form of AI2's own. transformers 4 and 5, vLLM and read_config read it."""
+    return {
+        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "torch_dtype": "float32",
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}, **FIXED,
+        "attention_dropout": 0.0, "use_cache": True, "initializer_range": 0.02,
+        "bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad,
+    }  # fmt: skip
 
 
 def read_config(path: Path) -> GPTConfig:
@@ -137,29 +133,14 @@ def read_config(path: Path) -> GPTConfig:
     try:
         c = json.loads(path.read_text(encoding="utf-8"))
         rope = c.get("rope_parameters") or {"rope_theta": c.get("rope_theta")}  # before version 5 a field of its own
-        fixed = {  # (what it says, what model.py does)
-            "model_type": (c.get("model_type"), "olmo2"),
-            "hidden_act": (c.get("hidden_act", "silu"), "silu"),
-            "attention_bias": (c.get("attention_bias", False), False),
-            "tie_word_embeddings": (c.get("tie_word_embeddings", False), False),
-            "rope_type": (rope.get("rope_type", "default"), "default"),
-            "rope_scaling": (c.get("rope_scaling"), None),
-        }
-        for name, (value, wanted) in fixed.items():
-            if value != wanted:
-                raise UserError(f"{path}: {name} is {value!r}, only {wanted!r} can be converted")
-        values = {
-            "vocab_size": c["vocab_size"],
-            "d_model": c["hidden_size"],
-            "n_layers": c["num_hidden_layers"],
-            "n_heads": c["num_attention_heads"],
-            "d_ff": c["intermediate_size"],
-            "context": c["max_position_embeddings"],
-            "n_kv_heads": c.get("num_key_value_heads") or 0,
-            "rope_theta": float(rope["rope_theta"]),
-            "norm_eps": c["rms_norm_eps"],
-        }
-        return check_config(values)
+        said = {"model_type": None, "rope_type": "default", "num_key_value_heads": None, **FIXED, **c, **rope}
+        for name, wanted in {"model_type": "olmo2", "rope_type": "default", **FIXED}.items():
+            if said[name] != wanted:
+                raise UserError(f"{path}: {name} is {said[name]!r}, only {wanted!r} can be converted")
+        values = {ours: said[theirs] for ours, theirs in FIELDS.items()}
+        return check_config(
+            values | {"n_kv_heads": values["n_kv_heads"] or 0, "rope_theta": float(values["rope_theta"])}
+        )
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; config.json must lie beside the weights") from None
     except MALFORMED as error:
@@ -185,10 +166,8 @@ def weight_files(path: Path) -> list[Path]:
     """The .safetensors files of a folder: those that its index names, or all. UserError if there is none, or one is missing."""
     if not path.is_dir():
         return [path]
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        files = sorted(path.glob("*.safetensors"))
-    else:
+    files, index = sorted(path.glob("*.safetensors")), path / "model.safetensors.index.json"
+    if index.exists():
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
             if any(Path(name).name != name for name in names):
@@ -196,11 +175,9 @@ def weight_files(path: Path) -> list[Path]:
         except MALFORMED as error:
             raise UserError(f"{index}: not an index of safetensors ({type(error).__name__}: {error})") from None
         files = [path / name for name in names]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            raise UserError(
-                f"{path}: {missing[0]} is missing: the download is not whole ({len(missing)} of {len(files)} files)"
-            )
+        if missing := [file.name for file in files if not file.exists()]:
+            part = f"{len(missing)} of {len(files)} files"
+            raise UserError(f"{path}: {missing[0]} is missing: the download is not whole ({part})")
     if not files:
         raise UserError(f"{path}: there is no .safetensors file in it")
     return files
@@ -217,9 +194,8 @@ def download(name: str, revision: str) -> Path:
 
     wanted = ["config.json", "*.safetensors", "model.safetensors.index.json", "tokenizer.json"]
     try:
-        huggingface_hub.HfApi().model_info(
-            name, revision=revision or None, timeout=20
-        )  # asks once; a download tries for long
+        # asks once; a download tries for long
+        huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=20)
         return Path(huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # network, HTTP, a missing or closed model, a wrong name, a full disk: dozens of kinds
         reason = (str(error).splitlines() or [""])[0][:200]
@@ -254,10 +230,8 @@ def import_model(flags: Config, source: str, out: Path) -> None:
     known = PUBLISHED.get(tokenizer)
     vocab_size = known[-1] if known else load_tokenizer(tokenizer).vocab_size
     if vocab_size > config.vocab_size:
-        raise UserError(
-            f"--tokenizer {tokenizer} has {vocab_size} ids, the model's table {config.vocab_size}: "
-            "name the tokenizer that the model was trained with"
-        )
+        what = f"--tokenizer {tokenizer} has {vocab_size} ids, the model's table {config.vocab_size}"
+        raise UserError(f"{what}: name the tokenizer that the model was trained with")
     renamed = from_olmo2(theirs, config)
     theirs.clear()  # so that each tensor goes when its fp32 one is there
     weights = {name: renamed.pop(name).float() for name in list(renamed)}
@@ -269,23 +243,12 @@ def import_model(flags: Config, source: str, out: Path) -> None:
     step, tokens = label_of(flags.revision or Path(source).name)
     tokens = flags.tokens or tokens
     args = asdict(flags) | {"tokenizer": tokenizer}
-    save_checkpoint(
-        out,
-        {
-            "format": FORMAT,
-            "stage": "pretrain",
-            "config": asdict(config),
-            "tokenizer": tokenizer,
-            "tokenizer_digest": tokenizer_digest(tokenizer),
-            "model": weights,
-            "step": step,
-            "tokens": tokens,
-            "flops": None,  # unknown, and so it stays in all that comes of it
-            "lineage": [{"stage": "pretrain", "step": step, "flops": None, "args": args}],
-            "args": args,
-            "metrics": {},
-        },
-    )
+    # FLOPs are unknown, and so they stay in all that comes of it
+    save_checkpoint(out, {
+        "format": FORMAT, "stage": "pretrain", "config": asdict(config), "tokenizer": tokenizer,
+        "tokenizer_digest": tokenizer_digest(tokenizer), "model": weights, "step": step, "tokens": tokens, "flops": None,
+        "lineage": [{"stage": "pretrain", "step": step, "flops": None, "args": args}], "args": args, "metrics": {},
+    })  # fmt: skip
     said = f"{tokens:,} pretraining tokens" if tokens else "pretraining tokens unknown (--tokens)"
     print(f"wrote {out}: {tokenizer}, {said}; next: python eval.py --checkpoint {out}")
 
@@ -293,19 +256,6 @@ def import_model(flags: Config, source: str, out: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Export
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def their_config(config: GPTConfig, eos: int, pad: int) -> dict:
-    """config.json, in the form of AI2's own. transformers 4 and 5, vLLM and read_config read it."""
-    return {
-        "architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "torch_dtype": "float32",
-        "vocab_size": config.vocab_size, "hidden_size": config.d_model, "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads, "num_key_value_heads": config.n_kv_heads,
-        "max_position_embeddings": config.context, "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta,
-        "rope_scaling": None, "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
-        "tie_word_embeddings": False, "use_cache": True, "initializer_range": 0.02,
-        "bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad,
-    }  # fmt: skip
 
 
 def shards(sizes: dict[str, int], largest: float) -> Iterator[list[str]]:
@@ -360,9 +310,8 @@ def export_model(flags: Config, source: str, folder: Path) -> None:
             files["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": place}
         for name, content in files.items():
             write_text(part / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    print(
-        f"wrote {folder}: {len(split)} .safetensors, tokenizer {tokenizer.name}; next: lm_eval --model hf --model_args pretrained={folder}"
-    )
+    said = f"{len(split)} .safetensors, tokenizer {tokenizer.name}"
+    print(f"wrote {folder}: {said}; next: lm_eval --model hf --model_args pretrained={folder}")
 
 
 def main(flags: Config) -> None:

@@ -17,6 +17,8 @@ from model import GPT, GPTConfig
 from process import Process
 from tools.olmo2 import olmo2_config, to_olmo2
 
+Step = Callable[[], float | None]  # runs once; the seconds that it took, where they are not those of the call
+
 
 def olmo2(config: GPTConfig, process: Process):
     """transformers' model with the weights of GPT(config).init_weights(0)."""
@@ -27,7 +29,7 @@ def olmo2(config: GPTConfig, process: Process):
     return theirs.to(process.device)
 
 
-def transformers_step(process: Process, config: GPTConfig, rows: int, length: int) -> Callable[[], float | None]:
+def transformers_step(process: Process, config: GPTConfig, rows: int, length: int) -> Step:
     """A training step of transformers' model with its own loss and the same AdamW."""
     theirs = olmo2(config, process)
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -44,9 +46,7 @@ def transformers_step(process: Process, config: GPTConfig, rows: int, length: in
     return step
 
 
-def generate_step(
-    process: Process, config: GPTConfig, prompts: list[list[int]], n: int, new: int
-) -> Callable[[], float | None]:
+def generate_step(process: Process, config: GPTConfig, prompts: list[list[int]], n: int, new: int) -> Step:
     """transformers' generate, which prefills every row: that n rows have the same prompt is nothing to it."""
     theirs = olmo2(config, process).to(process.dtype)
     tokens = torch.tensor(prompts, device=process.device).repeat_interleave(n, 0)
@@ -58,9 +58,7 @@ def generate_step(
     return step
 
 
-def trl_step(
-    process: Process, config: GPTConfig, prompts: list[list[int]], n: int, new: int
-) -> Callable[[], float | None]:
+def trl_step(process: Process, config: GPTConfig, prompts: list[list[int]], n: int, new: int) -> Step:
     """A step of TRL's GRPOTrainer: it returns the seconds from the step's begin to its end."""
     warnings.simplefilter("ignore")
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"

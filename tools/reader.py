@@ -110,12 +110,8 @@ def table(records: list[dict], names: list[str]) -> tuple[list[str], list[list[s
     """Heads of columns, and a row for each record: what it is, and pass@k of its sets at the least and the largest k."""
     rows = []
     for record, name in zip(records, names, strict=True):
-        row = {
-            "record": name,
-            "stage": record["stage"],
-            "step": str(record["step"]),
-            "M tokens": f"{record['tokens'] / 1e6:.2f}",
-        }
+        tokens = f"{record['tokens'] / 1e6:.2f}"
+        row = {"record": name, "stage": record["stage"], "step": str(record["step"]), "M tokens": tokens}
         for set_name, of_set in record["questions"].items():
             row["T"] = f"{of_set['temperature']:g}"
             ks = list(of_set["strict"])  # "pass@1", "pass@8", ...
