@@ -371,14 +371,8 @@ class Builder:
     def difficulty(self, recipe: str, base: Base, model: Path) -> Path:
         """The cell that finds how often a model answers each training question; the file that it makes."""
         c, name = self.config, f"{base.folder}/difficulty/{recipe}"
-        flags = (
-            dict(preset="difficulty", checkpoint=model, data=c.data, limit=c.pool)
-            | self.length()
-            | dict(out=self.out / name)
-        )
-        result, seconds = (
-            self.out / name / f"{model.stem}.difficulty.json",
-            self.seconds(base.scale, judged=64 * c.pool),
-        )
-        self.add(Cell(name, "eval", self.command("eval", flags), [result], [model], seconds))
+        result = self.out / name / f"{model.stem}.difficulty.json"
+        flags = dict(preset="difficulty", checkpoint=model, data=c.data, limit=c.pool)
+        command = self.command("eval", flags | self.length() | dict(out=self.out / name))
+        self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))
         return result

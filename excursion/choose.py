@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pretrain
 from cli import UserError
-from excursion.cells import grid_of
+from excursion.cells import grid_of, variant_name
 from excursion.config import Config
 from excursion.given import count_name
 from excursion.recipes import RECIPES
@@ -88,19 +88,16 @@ def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
     return scores
 
 
-def factor_of(name: str, factors: tuple[float, ...]) -> float:
-    """The factor of a run of the sweep: seed0/sweep0.333333/... → 1/3 (a name has six digits of it)."""
-    written = float(name.split("/sweep")[1].split("/")[0])
-    return min(factors, key=lambda factor: abs(factor - written))
-
-
 def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
     """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named step,
     which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the rate."""
     scores: dict[str, dict[float, float]] = {}  # recipe → factor → score
+    factors = {variant_name({"sweep": factor}): factor for factor in config.sweep}  # by the name of its folder
     for name, values in found.items():
-        best = max(value for step, value in values.items() if step)
-        scores.setdefault(name.split("/")[-2], {})[factor_of(name, config.sweep)] = best
+        _, folder, *_, recipe, _ = name.split("/")  # seed0/sweep0.333333/4.00M/rl/train
+        if folder in factors:  # else SFT at its own rate, from which SFT → RL starts
+            best = max(value for step, value in values.items() if step)
+            scores.setdefault(recipe, {})[factors[folder]] = best
     table = {}  # recipe → its factor, its rates, the scores
     for recipe, by_factor in scores.items():
         factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1

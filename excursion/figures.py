@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 from curves import MANY, smooth  # noqa: E402
 from excursion.claims import Claim  # noqa: E402
 from excursion.contrasts import Grid, by_variant, contrast, models, trajectory  # noqa: E402
-from excursion.plan_findings import at_the_end, stage_flops  # noqa: E402
+from excursion.plan_findings import at_the_end, ends_of_seeds, stage_flops  # noqa: E402
 from excursion.recipes import RECIPES, label  # noqa: E402
 from excursion.records import Entry, Questions, million  # noqa: E402
 from excursion.sharpening import Sharpening  # noqa: E402
@@ -227,9 +227,8 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     for recipe, points in paths.items():
         colour, marker, line, filled = RECIPES[recipe].look
         draw_path(ax, points, colour, marker, label(recipe), line, filled)
-        said.append(
-            f"{label(recipe)} " + " to ".join(f"{100 * a.mean:.0f}/{100 * b.mean:.0f}" for a, b in points.values())
-        )
+        values = (f"{100 * one.mean:.0f}/{100 * top.mean:.0f}" for one, top in points.values())
+        said.append(f"{label(recipe)} {' to '.join(values)}")
     base = g.level("base", tokens, measure)
     if base is not None:
         one = g.level("base", tokens, measure.at(1)).estimate()
@@ -394,17 +393,15 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
 
 def figure_seeds(entries: list[Entry]):
     """Pass@1 of each seed of RL from the same checkpoints."""
-    seeds = sorted((e for e in entries if set(e.variant) == {"rlseed"}), key=lambda e: e.step)
-    last = {(e.variant["rlseed"], e.tokens): e for e in seeds}  # the end of each
-    if not last:
+    ends = ends_of_seeds(entries)
+    if not ends:
         return None, ""
-    tokens = sorted({e.tokens for e in last.values()})
-    scale, unit = unit_of(tokens)
+    scale, unit = unit_of(list(ends))
     figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.6, 3.4))
-    for t in tokens:
-        y = [100 * Questions(1)(e).values.mean() for e in last.values() if e.tokens == t]
+    for t, seeds in ends.items():
+        y = [100 * Questions(1)(e).values.mean() for e in seeds]
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
-    token_axis(ax, tokens, scale)
+    token_axis(ax, list(ends), scale)
     ax.set_ylim(bottom=0)
     return figure, "Pass@1 after RL of each seed"

@@ -184,10 +184,8 @@ class Contrasts:
         def rise(base: str, m: Questions, counts: bool, at: int | None = None) -> Claim:
             c = mean_of([self.of("rl", base, m, t, steps[t]) for t in ([at] if at else places)])
             where = f", {million(at)}, step {steps[at]}" if at else ""
-            text, needs = (
-                f"{m.name}: {label('rl')} − {label(base)}{where}",
-                f"{label('rl')} and {label(base)} at one checkpoint",
-            )
+            text = f"{m.name}: {label('rl')} − {label(base)}{where}"
+            needs = f"{label('rl')} and {label(base)} at one checkpoint"
             return claim(c, text, "above", counts=counts, at=at, needs=needs)
 
         claims = [
@@ -248,16 +246,13 @@ class Contrasts:
     def four(self) -> list[Finding]:
         base = "base" if self.g.has("base") else "base_0shot"
 
-        def cost(
-            recipe: str, wanted: str, counts: bool = False, than: str = base, *, measure, margin: float, **more
-        ) -> Claim:
-            margin = margin if wanted == "alike" else 0.0
-            return self.minus(recipe, than, measure, wanted, margin, counts=counts, **more)
+        def cost(recipe: str, wanted: str, counts: bool = False, than: str = base, *, margin: float, **more) -> Claim:
+            more |= dict(wanted=wanted, margin=margin if wanted == "alike" else 0.0, counts=counts)
+            return self.minus(recipe, than, **more)
 
+        bits = "bits per byte of general text (more is worse)"
         tasks = partial(cost, measure=task_items, margin=UNCHANGED, what="accuracy on general tasks")
-        text = partial(
-            cost, measure=general_bits, margin=BITS, what="bits per byte of general text (more is worse)", unit="bits"
-        )
+        text = partial(cost, measure=general_bits, margin=BITS, what=bits, unit="bits")
         by_tasks = [tasks("sft_converged", "below", True), tasks("rl", "alike", True), tasks("sft", "below"), tasks("gold", "below"),
                     tasks("sft_rl", "below"), tasks("parallel", "alike")]  # fmt: skip
         by_text = [text("sft_converged", "above", True), text("rl", "alike", True), text("sft_converged", "above", than="rl"),

@@ -48,13 +48,16 @@ def hard_finding(entries: list[Entry]) -> Finding:
     return Finding("6", title, claims, needs=needs)
 
 
+def ends_of_seeds(entries: list[Entry]) -> dict[int, list[Entry]]:
+    """checkpoint → the end of RL of every seed, of plan seeds."""
+    ends = {(e.tokens, e.variant["rlseed"]): e for group in by_variant(entries, "rlseed").values()
+            for e in sorted(group, key=lambda e: e.step)}  # fmt: skip
+    return {t: [e for (tokens, _), e in ends.items() if tokens == t] for t in sorted({t for t, _ in ends})}
+
+
 def seeds_finding(entries: list[Entry]) -> Finding:
     """Finding 7: the spread of pass@1 over seeds of RL at the first checkpoint, relative to that at the last."""
-    at: dict[int, list[Entry]] = {}  # checkpoint → the end of RL of every seed
-    for group in by_variant(entries, "rlseed").values():
-        for e in {e.tokens: e for e in sorted(group, key=lambda e: e.step)}.values():
-            at.setdefault(e.tokens, []).append(e)
-    at = {t: group for t, group in sorted(at.items()) if len(group) > 2}
+    at = {t: ends for t, ends in ends_of_seeds(entries).items() if len(ends) > 2}
     needs = "plan seeds: three seeds or more of RL from each of two checkpoints"
     title = "Early checkpoints are brittle across seeds of RL, at equal training reward"
     if len(at) < 2:

@@ -451,6 +451,11 @@ def test_rates_are_chosen_on_validation(tmp_path):
     table = json.loads((tmp_path / "out/rates.json").read_text())
     assert [table[r]["factor"] for r in ("rl", "sft", "parallel", "sft_rl")] == pytest.approx([1 / 3] * 4, abs=1e-6)
     assert table["parallel"]["sft_lr"] == pytest.approx(5e-5 / 3) and "lr" not in table["parallel"]
+    # RL after SFT alone, at a factor of 3: the SFT that it starts from is at its own rate, no factor of SFT's
+    alone = replace(config, sweep=(3.0,), recipes=("sft_rl",))
+    runs = [c.name for c in make_plan(alone) if c.kind in ("rl", "sft")]
+    choose.write_rates(alone, {name: {1: 0.5} for name in runs})
+    assert len(runs) == 2 and json.loads((tmp_path / "out/rates.json").read_text()).keys() == {"sft_rl"}
     # the same from the notes alone, in another place; a run by another command is not taken
     (tmp_path / "out").rename(tmp_path / "old")
     again = replace(config, records=str(tmp_path / "old/records"))

@@ -157,19 +157,21 @@ _counted: dict[str, int] = {}  # what `activations` was asked → its answer, wh
 def activations(job: Job, items: int, n: int) -> int:
     """Bytes that the backward pass of one micro-batch needs: `items` rows of --seq_len in pretraining, `items` rows in SFT,
     `items` questions with n answers each in RL."""
-    config, c, process, asked = job.config, job.c, job.process, repr((job, items, n))
+    config, c, gpu = job.config, job.c, job.process.device.type == "cuda"
+    process = replace(job.process, device=torch.device("cpu"), micro_tokens=10**9)  # all of it at once
+    job = replace(job, process=process)
+    asked = repr((job, gpu, items, n))
     if asked in _counted:
         return _counted[asked]
-    on_cpu = replace(job, process=replace(process, device=torch.device("cpu")))
 
     def count(recompute: str) -> tuple[int, int]:  # bytes with one block, and of a further block
         counted = []
         for layers in (1, 2):
-            with fakes(process.device.type == "cuda"):
+            with fakes(gpu):
                 model = fake_gpt(replace(c, n_layers=layers), process.dtype if config.shard else torch.float32)
                 for block in model.blocks:
                     block.recompute = recompute
-                counted.append(saved_bytes(model, lambda model=model: run_backward(on_cpu, model, items, n)))
+                counted.append(saved_bytes(model, lambda model=model: run_backward(job, model, items, n)))
         return counted[0], counted[1] - counted[0]
 
     one, further = count(config.recompute)
@@ -243,7 +245,7 @@ def update_bytes(job: Job) -> dict[str, float]:
     """Parts of the memory that one micro-batch needs beside weights and optimizer."""
     items, n, tokens = micro_batch(job)
     return {
-        "activations": activations(job.but(micro_tokens=max(job.process.micro_tokens, tokens)), items, n),
+        "activations": activations(job, items, n),
         "log-prob": log_prob_bytes(job, tokens),
         # of a block's backward pass: gradients of the three tensors of SwiGLU and of the residual stream
         "temporaries": 3 * job.process.dtype.itemsize * tokens * job.c.d_ff + 8 * tokens * job.c.d_model,
@@ -368,11 +370,12 @@ def smaller(job: Job, phase: str, parts: dict) -> str:
     config, tokens = job.config, job.process.micro_tokens
     least = config.seq_len if job.stage == "pretrain" else 512
     last = f"--micro_tokens {least}"
-    halves = [tokens >> i for i in range(1, 64) if tokens >> (i - 1) > least]
     fixed = sum(value for part, value in parts.items() if part not in GROWING) / GB
     why = f"{fixed:.1f} GB of it are weights, gradients and optimizer"
-    # is it a change?, the flags, how to say so; {}: GB then
-    changes = [(True, dict(micro_tokens=n), f"--micro_tokens {n} fits in {{:.1f}} GB") for n in halves]
+    changes = []  # is it a change? the flags; how to say so, {} being the GB then
+    while tokens > least:
+        tokens //= 2
+        changes.append((True, dict(micro_tokens=tokens), f"--micro_tokens {tokens} fits in {{:.1f}} GB"))
     changes += [
         (config.recompute != "block", dict(recompute="block"), "--recompute block fits in {:.1f} GB"),
         (config.recompute != "block", dict(recompute="block", micro_tokens=least), f"--recompute block and {last} fit in {{:.1f}} GB"),

@@ -138,9 +138,8 @@ def read_config(path: Path) -> GPTConfig:
             if said[name] != wanted:
                 raise UserError(f"{path}: {name} is {said[name]!r}, only {wanted!r} can be converted")
         values = {ours: said[theirs] for ours, theirs in FIELDS.items()}
-        return check_config(
-            values | {"n_kv_heads": values["n_kv_heads"] or 0, "rope_theta": float(values["rope_theta"])}
-        )
+        values |= {"n_kv_heads": values["n_kv_heads"] or 0, "rope_theta": float(values["rope_theta"])}
+        return check_config(values)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; config.json must lie beside the weights") from None
     except MALFORMED as error:
