@@ -51,6 +51,8 @@ def load_checkpoint(path: str | Path) -> dict:
     """Read and check a checkpoint of any stage. Its tensors are on the CPU and mapped: they take memory as they are used,
     and give it back when they are dropped. UserError if the file is missing, damaged or no checkpoint."""
     path = Path(path)
+    if (path / "config.json").is_file():
+        raise UserError(f"{path} is a model of Hugging Face: first python -m tools.olmo2 import {path} {path}.pt")
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a checkpoint in it, such as {path / 'last.pt'}")
     if not path.is_file():  # a pipe would be waited for

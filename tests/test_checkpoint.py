@@ -379,3 +379,10 @@ def test_lineage_names_the_weights(base, world, tmp_path):
     assert [x["stage"] for x in lineage] == ["pretrain", "sft"] and lineage[0]["weights"] == digest != lineage[1][
         "weights"
     ]
+
+
+def test_a_folder_of_hugging_face_is_known(tmp_path):
+    """A stage that is given one names the command that makes a checkpoint of it."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"olmo2 import {tmp_path} {tmp_path}.pt"):
+        load_checkpoint(tmp_path)
