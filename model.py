@@ -15,6 +15,7 @@ which never holds the (N, V) logits. What a token may attend to is the `attend` 
 a cache in the sampler, a shared prompt in the RL update.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -228,11 +229,6 @@ def empty_gpt(config: GPTConfig, device: torch.device | str) -> GPT:
     return model
 
 
-def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-    """What CompiledGPT compiles: the weights are inputs of its one graph, and so it serves all blocks."""
-    return block(x, cos, sin, attend)
-
-
 class CompiledGPT:
     """A GPT as training passes call it, with its blocks compiled. The GPT itself stays as it is, for sampling and evaluation,
     whose shapes are others at each call.
@@ -241,10 +237,21 @@ class CompiledGPT:
     """
 
     def __init__(self, model: GPT, dynamic: bool):
-        self.model, self.run = model, torch.compile(run_block, dynamic=dynamic)
+        # With --shard, head_dim and the like would be variables of the graph
+        torch._dynamo.config.skip_fsdp_guards = False
+        # The weights are inputs of its one graph, and so it serves all blocks
+        self.model, self.forward = model, torch.compile(Block.forward, dynamic=dynamic)
 
     def __call__(self, *args, **kwargs) -> Tensor:
         return self.model(*args, **kwargs, run=self.run)
+
+    def run(self, block: Block, *args) -> Tensor:
+        """The block with its compiled forward. FSDP2's hooks around it (sharding.py) do not compile."""
+        block.forward = functools.partial(self.forward, block)
+        try:
+            return block(*args)
+        finally:
+            del block.forward
 
     def __getattr__(self, name: str):  # head, config and all else
         return getattr(self.model, name)

@@ -136,8 +136,9 @@ def compile_training(
         print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
     try:
         # On a CPU one graph of the whole model is 5% faster at micro scale than that of a block, called for each; on a GPU the
-        # whole of 28 blocks would compile for minutes
-        fast = torch.compile(model, dynamic=dynamic) if process.device.type == "cpu" else CompiledGPT(model, dynamic)
+        # whole of 28 blocks would compile for minutes, and the hooks of --shard would break it at each block
+        whole = process.device.type == "cpu" and not process.sharded
+        fast = torch.compile(model, dynamic=dynamic) if whole else CompiledGPT(model, dynamic)
         with process.autocast():
             total = trial(fast).sum()
         # Not backward(): with --shard a gradient that it leaves could not be cleared

@@ -13,10 +13,11 @@ from torch._dynamo.utils import counters
 
 import kernels
 import runtime
+import sharding
 from cli import UserError
 from model import GPT, CompiledGPT, config_of
 from packing import Packed
-from process import start_process
+from process import Process, start_process
 from sampler import sample
 
 
@@ -48,12 +49,26 @@ def gradients(fast, batch: Packed) -> list[torch.Tensor]:
     return torch.autograd.grad(loss, list(fast.parameters()))
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["block by block", "whole model"])
-def test_ragged_batches_take_few_graphs(graphs, whole):
+@pytest.fixture
+def one_rank(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield Process(0, 1, torch.device("cpu"), torch.float32)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("how, recompute", [
+    ("whole model", "none"), ("whole model", "block"), ("block by block", "none"), ("--shard", "attention"), ("--shard", "block"),
+])  # fmt: skip
+def test_ragged_batches_take_few_graphs(graphs, one_rank, how, recompute):
     """A model of 3 layers over 8 ragged batches: no graph breaks, at most two recompilations (there are 24 chances), and the
-    gradients of the model as it is."""
+    gradients of the model as it is. The same with --shard, whose hooks stand around the blocks, and with --recompute."""
     model = GPT(config_of("smoke", 128, n_layers=3)).init_weights(0, std=0.05)
-    fast = torch.compile(model, dynamic=True) if whole else CompiledGPT(model, dynamic=True)
+    for block in model.blocks:
+        block.recompute = recompute
+    if how == "--shard":
+        sharding.shard(model, one_rank)
+        sharding.gather_weights(model)
+    fast = torch.compile(model, dynamic=True) if how == "whole model" else CompiledGPT(model, dynamic=True)
     for number in range(8):
         batch = ragged(number)
         pairs = zip(gradients(fast, batch), gradients(model, batch), strict=True)
