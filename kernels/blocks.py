@@ -56,7 +56,9 @@ for _head in (32, 64, 128):
             "dkv": Block(32, 64, warps=4),
             "decode": Block(16, 64, warps=4),
         }
-    BLOCKS[80, _head]["dkv"], BLOCKS[120, _head]["dkv"] = Block(32, 64, warps=4), Block(64, 32, warps=4)
+    BLOCKS[80, _head]["dkv"] = Block(32, 64, warps=4)
+    if _head > 32:  # with 32, the warps would compute each product twice
+        BLOCKS[120, _head]["dkv"] = Block(64, 32, warps=4)
     BLOCKS[0, _head] = {"forward": Block(64, 32), "dq": Block(32, 64), "dkv": Block(32, 64), "decode": Block(16, 32)}
 for _kernel in ("dq", "dkv"):  # tensor memory holds the sums; 4 warps spill
     BLOCKS[100, 128][_kernel] = Block(64, 64)

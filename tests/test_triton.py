@@ -86,6 +86,22 @@ def test_compiled_code(arch, unit, monkeypatch):
 
 
 @needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [64, 32])
+def test_compiled_code_of_small_heads(head, monkeypatch):
+    """The attention kernels with shared prompts at the heads of 190m and micro, on all six architectures."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
+    from tools import kernel_report
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    for arch in kernel_report.SMS:
+        launches = [x for x in kernel_report.launches(arch, head=head) if "attention" in x[0].__name__]
+        made = [kernel_report.compile_for(arch, *launch) for launch in launches]
+        assert len(made) == 4 and not any(c.fault() for c in made), made
+
+
+@needs_triton
 def test_report_refuses_warps_without_rows(monkeypatch, capsys):
     """8 warps on tiles of 64 queries: on sm_90 two of them compute each row of S and dP. The report says so and fails."""
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -96,7 +112,7 @@ def test_report_refuses_warps_without_rows(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     monkeypatch.setitem(BLOCKS[90, 128], "dq", Block(64, 64, warps=8))
     (dq,) = [launch for launch in kernel_report.launches(90) if launch[0].__name__ == "attention_dq"]
-    monkeypatch.setattr(kernel_report, "launches", lambda arch: [dq])
+    monkeypatch.setattr(kernel_report, "launches", lambda arch, head: [dq] if head == 128 else [])
     monkeypatch.setattr(kernel_report, "SMS", {90: kernel_report.SMS[90]})
     with pytest.raises(SystemExit) as exit:
         kernel_report.report()

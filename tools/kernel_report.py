@@ -33,6 +33,7 @@ SMS = {80: SM(164, 64, 32), 86: SM(100, 48, 16), 89: SM(100, 48, 24), 90: SM(228
        120: SM(100, 48, 24)}  # fmt: skip
 # The matrix units of sm_80 (86, 89, 120), 90 and 100, and loads that run beside them
 INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma", "cp.async")
+HEADS = {128: 16, 64: 12, 32: 4}  # head size → heads: of OLMo2-1B, of 190m, of micro
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int
     constants), each kernel once.
 
     arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too). head: the
-    head size. group: query heads to one key head.
+    head size, as in HEADS. group: query heads to one key head.
     On the meta device: all shapes, no data.
     """
     from kernels import triton_attention, triton_decode, triton_log_prob
@@ -83,7 +84,8 @@ def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int
 
     launch, fp32, ints = Recorder(arch), dict(dtype=torch.float32), dict(dtype=torch.int32)
 
-    q, k, v = (new(4, 4096, heads, head) for heads in (16, 16 // group, 16 // group))
+    heads, kv_heads = HEADS[head], HEADS[head] // group
+    q, k, v = (new(4, 4096, n, head) for n in (heads, kv_heads, kv_heads))
     given = {"causal": 0, "documents": 2, "prompts": 4}[layout]  # of doc_start, doc_end, prompt_start, prompt_end
     layout = [new(4, 4096, **ints)] * given + [None] * (4 - given)
     out, lse = triton_attention.forward(launch, q, k, v, *layout)
@@ -94,8 +96,8 @@ def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int
     triton_log_prob.backward(launch, *grads, hidden, weight, targets, entropy, logsumexp, 0.6)
 
     x = new(512, 1, 2048)
-    q, k, v = new(512, 16, head, **fp32), new(512, 16 // group, head, **fp32), new(512, 16 // group, head)
-    pool, pages = new(8000, 16, 16 // group, head), new(512, 64, **ints)
+    q, k, v = new(512, heads, head, **fp32), new(512, kv_heads, head, **fp32), new(512, kv_heads, head)
+    pool, pages = new(8000, 16, kv_heads, head), new(512, 64, **ints)
     length = pages[:, 0]
     triton_decode.attention(q, k, v, pool, pool, pages, length, length, launch)
     triton_decode.rms_norm(x, new(2048, **fp32), 1e-6, launch)
@@ -162,13 +164,17 @@ def report() -> None:
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     faults = []
     for arch, sm in SMS.items():
-        for launch in launches(arch):
+        for head, launch in ((size, launch) for size in HEADS for launch in launches(arch, head=size)):
+            if head != 128 and "attention" not in launch[0].__name__:  # the others have no heads
+                continue
             c = compile_for(arch, *launch)
-            sides = "x".join(str(side) for side in c.block[:3] if side)
-            print(f"| {c.kernel} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {c.rows_per_warp or ''} | {c.registers} | "
+            name, sides = c.kernel, "x".join(str(side) for side in c.block[:3] if side)
+            if head != 128:
+                name += f", head size {head}"
+            print(f"| {name} | {arch} | {sides}, {c.block.warps}, {c.block.stages} | {c.rows_per_warp or ''} | {c.registers} | "
                   f"{c.spilled} | {c.shared_kb:.0f} of {sm.shared_kb - 1} | {c.programs} | {', '.join(c.instructions)} |", flush=True)  # fmt: skip
             if c.fault():
-                faults.append(f"{c.kernel} on sm_{arch}: {c.fault()}")
+                faults.append(f"{name} on sm_{arch}: {c.fault()}")
     if faults:
         print(f"error: {'; '.join(faults)}", file=sys.stderr)
         sys.exit(1)
