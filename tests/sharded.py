@@ -3,10 +3,10 @@
 python tests/sharded.py PLAN.json
 
 The plan is a list of groups, run one after the other: {"ranks": n, "node": ranks on a node, "runs": [[stage, flags], ...],
-"signal": [rank, n], "late": rank}: that rank sends itself SIGTERM in the nth call of sampler.choose; on that rank alone it is
-time to save after each step. Beside each run that ends, seen.pt has
-the gradient of every optimizer step, over all ranks, and the bytes that rank 0 kept. Rewards are made to vary, since a new
-model gets no question right.
+"signal": [rank, n], "late": rank, "given": folder}: that rank sends itself SIGTERM in the nth call of sampler.choose; on that
+rank alone it is time to save after each step; training goes on with the answers that the runs there have sampled. Beside each
+run that ends, seen.pt has the gradient of every optimizer step, over all ranks, the bytes that rank 0 kept, and the answers that
+it sampled. Rewards are made to vary, since a new model gets no question right.
 """
 
 import gc
@@ -73,6 +73,20 @@ def signal_at(n: int) -> None:
     sampler.choose = signalled
 
 
+def record_or_give(sample, given: dict) -> tuple:
+    """Another `sample`, and what it samples, {number of a question: its answers}. Where `given` has the question, it returns the
+    answers from there: sums in another order part last bits, and some day a token that is drawn between two."""
+    sampled = {}
+
+    def sample_or_take(*args, numbers, **flags):
+        own = sample(*args, numbers=numbers, **flags)
+        for number, continuations in zip(numbers, own, strict=False):  # on a signal there are none
+            sampled[number] = [vars(c) for c in continuations]
+        return [[sampler.Continuation(**fields) for fields in given.get(n, sampled[n])] for n in numbers if own]
+
+    return sample_or_take, sampled
+
+
 def be_rank(rank: int, group: dict) -> None:
     """What one rank of a group does, up to its exit."""
     end_process, runtime.end_process = runtime.end_process, lambda: None  # one process group for all runs
@@ -84,13 +98,18 @@ def be_rank(rank: int, group: dict) -> None:
     torch.compile = lambda model, **_: (
         model
     )  # --compile on makes its trial pass, without the minute that compiling takes
-    gradients, held = record()
+    (gradients, held), sample = record(), rl.sample
     for stage, flags in group["runs"]:
         gradients.clear()
+        given = group.get("given") and torch.load(
+            Path(group["given"]) / Path(flags["out"]).name / "seen.pt", weights_only=False
+        )
+        rl.sample, sampled = record_or_give(sample, given["sampled"] if given else {})
         stage = importlib.import_module(stage)
         stage.main(stage.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()}))
         if rank == 0 and gradients:
-            torch.save({"gradients": torch.stack(gradients), "held": held}, Path(flags["out"]) / "seen.pt")
+            seen = {"gradients": torch.stack(gradients), "held": held, "sampled": sampled}
+            torch.save(seen, Path(flags["out"]) / "seen.pt")
     end_process()
 
 
