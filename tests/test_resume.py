@@ -55,7 +55,7 @@ def lines(folder) -> list[dict]:
 
 
 def die(stage, flags, monkeypatch, place: str, at: int) -> None:
-    """A run that dies as it enters Run.`place` after step `at`."""
+    """A run that dies as it enters Run.`place` after step `at` (`_take_state`: before its log)."""
     with monkeypatch.context() as patch:
         original = getattr(runtime.Run, place)
 
@@ -74,8 +74,8 @@ def test_resume_needs_nothing_but_out(name, whole, base, world, tmp_path, monkey
     """Property 33: --resume --out RUN, twice, is the uninterrupted run: bits, kept checkpoints, lines, recorded flags."""
     stage = STAGES[name][0]
     out = tmp_path / "run"
-    die(stage, config(name, out, base, world), monkeypatch, "log", 2)
-    die(stage, stage.Config(out=str(out), resume=True), monkeypatch, "log", 3)
+    die(stage, config(name, out, base, world), monkeypatch, "_take_state", 2)
+    die(stage, stage.Config(out=str(out), resume=True), monkeypatch, "_take_state", 3)
     stage.main(stage.Config(out=str(out), resume=True))
     assert_same_run(whole(name), out)
     assert lines(whole(name)) == lines(out)
