@@ -10,7 +10,7 @@ smoke: .venv/installed-run  # pretrains the smallest scale on the embedded world
 	$(BIN)/torchrun pretrain.py --scale smoke --out out/smoke
 	$(BIN)/python eval.py --checkpoint out/smoke/step_*.pt --limit 64 --samples 8 --k 1 8
 
-excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour on 2 cores; goes on where it was stopped
+excursion: .venv/installed-run  # the whole experiment at micro scale: half an hour to an hour on 2 cores; goes on where it was stopped
 	$(BIN)/python -m excursion run --scale micro --tokens 7M
 	@echo "the report: out/excursion/report.html"
 

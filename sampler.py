@@ -372,10 +372,8 @@ class KVCache:
 
         def attend(layer, q, k, v):
             prompt_k, prompt_v = (x[layer, :p, :, :prompt_len] for x in (self.prompt_k, self.prompt_v))
-            own_k, own_v = (
-                self.own_k[layer].flatten(0, 1),
-                self.own_v[layer].flatten(0, 1),
-            )  # (slots · new_tokens, H_kv, D)
+            # (slots · new_tokens, H_kv, D)
+            own_k, own_v = (cache[layer].flatten(0, 1) for cache in (self.own_k, self.own_v))
             own_k.index_copy_(0, write, k[:, 0].to(own_k.dtype))
             own_v.index_copy_(0, write, v[:, 0].to(own_v.dtype))
             q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)

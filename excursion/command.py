@@ -1,6 +1,6 @@
 """The whole experiment: every recipe from every kept checkpoint, evaluated, compared, drawn.
 
-    python -m excursion --scale micro --tokens 7M            # make excursion: half an hour on 2 cores at most
+    python -m excursion --scale micro --tokens 7M            # make excursion: half an hour to an hour on 2 cores
     python -m excursion plan --scale micro                   # the same, as a list of commands (--format make, slurm: docs/launch.md)
     python -m excursion run --plan checkpoints --budget study    # the confirmatory study (docs/PROTOCOL.md): from which
     python -m excursion run --plan sweep --budget study          # checkpoints, at which rates (both on validation
