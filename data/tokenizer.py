@@ -18,7 +18,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-import requests
 import tiktoken
 
 from cli import UserError
@@ -205,6 +204,8 @@ def _published_ranks(name: str) -> bytes:
 
     if path.exists() and right(content := path.read_bytes()):
         return content
+    import requests  # here, since only a download is worth a quarter of a second of every command's start
+
     try:
         response = requests.get(url, timeout=(10, 60))  # seconds: to connect, between two reads
         response.raise_for_status()
