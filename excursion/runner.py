@@ -159,6 +159,7 @@ class Runner:
                     waiting = cell.name not in self.running and not self.done(cell) and not self.failed(cell)
                     if waiting and self.ready(cell):
                         self.start(cell)
+            began = time.monotonic()
             bar.n = sum(map(self.done, self.cells))
             bar.set_description_str(", ".join(self.running)[:70] or "excursion", refresh=False)
             left = self.seconds_left()
@@ -166,7 +167,7 @@ class Runner:
             bar.update(0)
             if not self.running:
                 break
-            time.sleep(0.05)
+            time.sleep(max(0.05, 99 * (time.monotonic() - began)))  # a large plan has many files to look at
         bar.refresh()
         bar.close()
         if self.lock is not None:

@@ -56,7 +56,7 @@ def vary(text, *_):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ranks", "few"), [(2, ()), (3, ("few",))])
+@pytest.mark.parametrize(("ranks", "few"), [pytest.param(2, (), marks=pytest.mark.slow), (3, ("few",))])
 def test_20_34_ranks_are_one_process_in_every_stage(base, world, tmp_path, ranks, few):
     """Properties 20, 34: rl.py, sft.py and average.py on several gloo ranks sample the same rollouts and make the same
     updates as in one process, up to the order of fp32 sums; and pretrain.py and the evaluations, where there are fewer
