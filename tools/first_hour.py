@@ -222,7 +222,7 @@ def parts_of(config: Config) -> dict[str, Part]:
         }  # fmt: skip
     return {
         "versions": measure("versions()", "torch 2.13, triton 3.7 or newer", 60),
-        "kernel_report": Part(tool("tools.kernel_report report"), "0 spills", 300, toy),
+        "kernel_report": Part(tool("tools.kernel_report report"), "0 spills", 600, toy),
         "numerics": Part(numerics, "all pass", 420, gpu),
         "sanitizer": Part([str(sanitizer), *small], "0 errors", 300, gpu or ("" if sanitizer else "needs compute-sanitizer")),
         "kernels": Part(tool("tools.bench kernels"), "attention 300 TFLOP/s forward, 200 backward; log-prob 500", 300, gpu),
