@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -127,21 +128,27 @@ class Document:
 Answers = list[tuple[Finding, str]]  # of questions beyond the paper: contrasts, and the answer in words
 
 
+def which_questions(entries: list[Entry]) -> str:
+    """Which questions were asked: "test questions", or those of a trial."""
+    trial = all(name.startswith("explore_") for e in entries for name in e.sets)
+    return "explore questions" if trial else "test questions"
+
+
 def design(entries: list[Entry]) -> str:
     """What was run, in one sentence."""
     keys = {key for e in entries for key in e.keys}
-    asked = max(sum(len(s["questions"]) for s in e.sets.values()) for e in entries)
+    number = max(sum(len(s["questions"]) for s in e.sets.values()) for e in entries)
     samples = max(s["n"] for e in entries for s in e.sets.values())
     temperatures = listed([f"{t:g}" for t in sorted({e.temperature for e in entries})])
 
-    def count(things: set, word: str) -> str:
+    def count(things: Collection, word: str) -> str:
         return f"{len(things)} {word}{'s' * (len(things) > 1)}"
 
     checkpoints = {e.tokens for e in entries if not e.variant} or {e.tokens for e in entries}
     own = sorted({flags for e in entries for flags in e.meta.get("stage_flags", ())})
     return (
-        f"{len(entries)} models from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
-        f"{count({s for _, s in keys}, 'seed')}, were judged on {asked} test questions × {samples} samples at temperature "
+        f"{count(entries, 'model')} from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
+        f"{count({s for _, s in keys}, 'seed')}, were judged on {number} {which_questions(entries)} × {samples} samples at temperature "
         f"{temperatures}." + (f" With flags beside the plan's: {'; '.join(own)}." if own else "")
     )
 
@@ -248,11 +255,11 @@ def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
         more = " Dotted: process-right, every written equation true as well."
     panels = []
     for m in [Questions(k) for k in dict.fromkeys((1, g.k))]:
-        title = f"All test questions: {m.name}, %"
+        title = f"All {which_questions(g.entries)}: {m.name}, %"
         panels.append((f"pass{m.k}", *draw.figure_lines(g, recipes, m, title, process=gap >= 0.02)))
-    doc.panels("Pass@k over pretraining", panels,
-               "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions and seeds. Grey: what answers to other "
-               f"questions score.{more}")  # fmt: skip
+    grey = " Grey: what answers to other questions score." if any(e.floor(g.k) is not None for e in g.entries) else ""
+    doc.panels("Pass@k over pretraining", panels, "Each recipe from every checkpoint, mean over seeds, bars: 95% intervals over questions "
+               f"and seeds.{grey}{more}")  # fmt: skip
     return gap >= 0.02
 
 
@@ -336,7 +343,7 @@ def show_sets(doc: Document, g: Grid) -> None:
             panels.append((f"{name}_pass{m.k}", *draw.figure_lines(g, recipes, m, title)))
     known = [r for r in recipes if any(np.isfinite(draw.spent(g, r, t)) for t in g.tokens if g.models(r, t))]
     if known:
-        title = f"All test questions: pass@{g.k}, %"
+        title = f"All {which_questions(g.entries)}: pass@{g.k}, %"
         panels.append(("pass_at_k_flops", *draw.figure_lines(g, known, Questions(g.k), title, flops=True)))
     caption = "As above; the last one over all FLOPs: pretraining, and training and sampling after it."
     doc.panels("Each test set, and over FLOPs", panels, caption)
@@ -357,7 +364,7 @@ def show_plans(doc: Document, entries: list[Entry]) -> None:
         ("size", "scale", "size, at equal pretraining FLOPs", "Size, the last checkpoint."),
     ):  # fmt: skip
         largest = min((e.largest_k for e in entries if set(e.variant) == {key}), default=1)
-        panels = [(f"{plan}_{k}", *draw.figure_variants(entries, key, k, f"All test questions: pass@{k}, %", text))
+        panels = [(f"{plan}_{k}", *draw.figure_variants(entries, key, k, f"All {which_questions(entries)}: pass@{k}, %", text))
                   for k in dict.fromkeys((1, largest))]  # fmt: skip
         doc.panels(f"Plan: {plan}", panels, caption)
 

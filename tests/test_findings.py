@@ -450,6 +450,20 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
     assert "None of the paper's findings was run." in ablation
 
 
+@pytest.mark.parametrize(
+    "sets, said", [(("explore_easy", "explore_hard"), "explore"), (("test_easy", "test_hard"), "test")]
+)
+def test_a_trial_is_not_called_a_test(tmp_path, small_pictures, sets, said):
+    """The report says which questions were asked; and explains the floor only where there is one."""
+    for floor in (None, 0.0):
+        entries = [make_entry("base", tokens, 1, [4, 9], floor=floor, sets=sets) for tokens in (3_500_000, 4_400_000)]
+        save(entries, tmp_path / f"{floor}")
+        report.write_report(tmp_path / f"{floor}", tmp_path / f"{floor}_out")
+        text = (tmp_path / f"{floor}_out/report.md").read_text()
+        assert f" 2 {said} questions " in text
+        assert ("Grey: what answers to other questions" in text) == (floor is not None)
+
+
 def test_broken_records_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no record"):
         load(tmp_path)
