@@ -1,7 +1,7 @@
 """The first hour on a GPU machine: does everything work there, how fast is it, and what was expected?
 
     make gpu                                         sets up .venv, then this
-    python -m tools.first_hour                       all parts, at most 40 minutes on one H100; the same command goes on after a stop
+    python -m tools.first_hour                       all parts, at most an hour; the same command goes on after a stop
     python -m tools.first_hour train_1b ranks        these parts, again
     python -m tools.first_hour --scale smoke         on a machine without a GPU, in a minute: what can run there, at toy size
 
