@@ -136,9 +136,8 @@ class Block(nn.Module):
 
 def rotary_tables(c: GPTConfig) -> tuple[Tensor, Tensor]:
     """Cosines (cos, cos) and sines (-sin, sin) of the rotary embedding, (context, D) each."""
-    if (
-        torch.get_default_device().type == "meta"
-    ):  # only shapes are wanted; arange there would import torch._dynamo, too
+    # A model on the meta device needs shapes alone. arange there is Python and imports torch._dynamo: a second
+    if torch.get_default_device().type == "meta":
         return torch.empty(c.context, c.head_dim), torch.empty(c.context, c.head_dim)
     half = c.head_dim // 2
     frequency = c.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
@@ -151,8 +150,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        # init_weights draws all weights. On a meta device nn.Embedding's own draw would import torch._dynamo: a second
-        self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.d_model), freeze=False)
+        # init_weights draws all weights. On the meta device nn.Embedding's own draw would import torch._dynamo as well
+        self.embed = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.d_model), freeze=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -229,6 +228,7 @@ def empty_gpt(config: GPTConfig, device: torch.device | str) -> GPT:
     """A GPT on `device` whose weights are still to be set: PyTorch's own initialisation would take longer than to read them."""
     with torch.device("meta"):
         model = GPT(config)
+    # to_empty would do the same, and import sympy
     empty = {name: torch.empty(weight.shape, device=device) for name, weight in model.state_dict().items()}
     model.load_state_dict(empty, assign=True)
     model.cos, model.sin = (table.to(device) for table in rotary_tables(config))

@@ -167,7 +167,8 @@ class Runner:
             bar.update(0)
             if not self.running:
                 break
-            time.sleep(max(0.05, 99 * (time.monotonic() - began)))  # a large plan has many files to look at
+            # A large plan has many files to look at: that may take a hundredth of the time, up to a look a second
+            time.sleep(min(1.0, max(0.05, 99 * (time.monotonic() - began))))
         bar.refresh()
         bar.close()
         if self.lock is not None:
