@@ -96,6 +96,11 @@ def grid_of(n: int, early: int) -> list[int]:
     return sorted({max(0, early - 1), early, main, (main + n) // 2, n - 1})
 
 
+def in_thousands(counts: list[float]) -> str:
+    """Token counts as a flag: "3333k,3718k"."""
+    return ",".join(dict.fromkeys(f"{count / 1e3:.12g}k" for count in sorted(counts)))
+
+
 @lru_cache
 def size_of(scale: str) -> float:
     """FLOPs a token, micro = 1, both with the world's vocabulary: what SECONDS are multiplied by."""
@@ -135,12 +140,13 @@ class Builder:
         """Estimated for a command on one idle core."""
         return SECONDS["start"] + size_of(scale) * sum(SECONDS[what] * count for what, count in counts.items())
 
-    def counts(self, total: float) -> tuple[list[float], list[float], list[float]]:
+    def counts(self, total: float, scale: str) -> tuple[list[float], list[float], list[float]]:
         """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from.
 
         Without a choice (--checkpoints, or OUT/checkpoints.json) the counts grow by a constant factor up to `total`: five from
-        55% of it on; or, where pretraining keeps more for a choice (--kept), these from 30% on, and five of them."""
-        c = self.config
+        40% of it on; or, where pretraining keeps more for a choice (--kept), these from 30% on, and five of them. With
+        --budget paper they are those that the scale's pretraining keeps by itself, for olmo2-1b the paper's."""
+        c, preset = self.config, pretrain.PRESETS[scale]
         kept = [round(total * 0.3 ** (1 - i / (c.kept - 1)), -3) for i in range(c.kept)] if c.kept > 1 else []
         if c.checkpoints != "auto":
             counts = [pretrain.parse_count(part.strip()) for part in c.checkpoints.split(",")]
@@ -151,8 +157,12 @@ class Builder:
             places = grid_of(len(kept), len(kept) // 3)
             counts, primary = [kept[i] for i in places], [kept[i] for i in places[1:3]]
         else:
-            counts = [total * 0.55 ** (1 - i / 4) for i in range(5)]
-            primary = counts[2:3]
+            per_step = preset["batch"] * preset["seq_len"]
+            own = [
+                step * per_step for step in pretrain.parse_save_at(preset["save_at"], round(total / per_step), per_step)
+            ]
+            counts = own if c.budget == "paper" else [round(total * 0.4 ** (1 - i / 4), -3) for i in range(5)]
+            primary = [counts[len(counts) // 2]]
         if c.primary:
             primary = [pretrain.parse_count(part.strip()) for part in c.primary.split(",")]
         return counts, primary, kept
@@ -170,13 +180,13 @@ class Builder:
         total, per_step = pretrain.parse_count(tokens), preset["batch"] * preset["seq_len"]
         steps = max(1, round(total / per_step))
         # which checkpoints, as tokens and as steps
-        counts, primary, kept = self.counts(total)
+        counts, primary, kept = self.counts(total, scale)
         if max(*counts, *primary) > total + per_step:
             where = f"--checkpoints {c.checkpoints} --primary {c.primary}"
             raise UserError(f"{where}: beyond the {tokens} tokens of pretraining (--tokens)")
 
         def steps_at(counts: list[float]) -> set[int]:
-            return {pretrain.parse_save_at(f"{count / 1e3:g}k", steps, per_step)[0] for count in counts}
+            return {pretrain.parse_save_at(in_thousands([count]), steps, per_step)[0] for count in counts}
 
         all_steps, primary_steps = sorted(steps_at(counts)), steps_at(primary)
         if not primary_steps <= set(all_steps):
@@ -185,8 +195,9 @@ class Builder:
         # its place below OUT, and the folder of what `seed` starts from it
         place, folder = ("/".join(filter(None, (f"seed{s}", variant_name(variant)))) for s in (source, seed))
         run = self.out / place / "pretrain/run"
-        save_at = ",".join(dict.fromkeys(f"{count / 1e3:g}k" for count in sorted(counts + kept)))
-        flags = dict(scale=scale, data=c.data, seed=source, tokens=tokens, save_at=save_at, eval_every=0)
+        flags = dict(
+            scale=scale, data=c.data, seed=source, tokens=tokens, save_at=in_thousands(counts + kept), eval_every=0
+        )
         flags |= dict(mix=mix) if mix else {}
         flags |= dict(save_every=max(20, steps // 20), out=run)
         paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_at(counts + kept), steps})}

@@ -178,7 +178,7 @@ BUDGETS = {
         points=(60, 120, 240, 400, 800, 1560), points_t1=(240, 1560), prompts=PAPER["rl"]["prompts"],
         rollouts=PAPER["rl"]["rollouts"], side_steps=800, max_new_tokens=PAPER["average"]["max_new_tokens"],
         sft_points=PAPER_SFT_POINTS, gold_points=PAPER_SFT_POINTS, rows=PAPER["sft"]["rows"], average_rows=PAPER["average"]["rows"],
-        val_limit=1000, questions=TEST, limit=1000, samples=PAPER["eval"]["samples"], val_tokens=1_000_000,
+        val_limit=1000, questions=("gsm8k",), limit=1000, samples=PAPER["eval"]["samples"], val_tokens=1_000_000,
     ),
 }  # fmt: skip
 

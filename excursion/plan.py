@@ -10,7 +10,7 @@ import math
 import pretrain
 from cli import UserError
 from data.tokenizer import load_tokenizer
-from excursion.cells import Builder, vary
+from excursion.cells import Builder, in_thousands, vary
 from excursion.choose import chosen_checkpoints, chosen_rates
 from excursion.config import Config
 from excursion.given import check_commands
@@ -42,8 +42,8 @@ def plan_grid(b: Builder) -> None:
 def plan_checkpoints(b: Builder) -> None:
     """Every checkpoint that the first seed's pretraining keeps, asked validation questions with and without examples."""
     c = b.config
-    counts, _, kept = b.counts(pretrain.parse_count(c.tokens))
-    c.checkpoints = ",".join(f"{count / 1e3:g}k" for count in sorted(kept or counts))
+    counts, _, kept = b.counts(pretrain.parse_count(c.tokens), c.scale)
+    c.checkpoints = in_thousands(kept or counts)
     c.primary, b.chosen = "", {}
     for base in b.pretrain(c.seeds[0]):
         for recipe in ("base", "base_0shot"):

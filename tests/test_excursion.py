@@ -272,6 +272,28 @@ def test_the_study_covers_what_it_promises(tmp_path):
     assert 8 < hours[0] < 10 and 25 < hours[1] < 29
 
 
+def test_the_papers_grid_starts_where_the_paper_does(tmp_path):
+    """--budget paper works on the checkpoints of the paper's 1B run, to the step, and on its end; asks GSM8K."""
+    cells = plan_of(tmp_path, scale="olmo2-1b", seeds=(0,), data="out/paper", mix="dolmino50")
+    assert flag(cells["seed0/pretrain/train"], "save_at") == ",".join(
+        f"{step * 2097.152:.12g}k" for step in (1000, 2000, 3000, 5000, 6000, 7000, 10000, 14000, 22000, 23842)
+    )
+    starts = {flag(c, "checkpoint") for c in cells.values() if c.meta and c.meta["recipe"] == "base"}
+    assert sorted(int(start[-10:-3]) for start in starts) == [
+        1000,
+        2000,
+        3000,
+        5000,
+        6000,
+        7000,
+        10000,
+        14000,
+        22000,
+        23842,
+    ]
+    assert {flag(c, "questions") for c in cells.values() if c.meta} == {"gsm8k"}
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("each", [[1], [2]]), ("one", [[1, 2]]), ("primary", [[1], [2]])])
 def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
     """Where seeds start from one pretraining run its base is evaluated once, and the record stands for all of them."""
