@@ -2,7 +2,7 @@
 
 A *finding* is a list of *primary* claims, each about one contrast in a stated direction, and others that stand beside them.
 Intervals are 95%, small-sample (stats.py), paired by question and seed. Holm's correction over the primary claims of a finding
-keeps the chance of any wrong verdict in it at 5%. A claim is
+keeps the chance of any wrong verdict in it at 5%; a contrast that was not run counts there too. A claim is
 
     shown          significantly on the paper's side
     contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
@@ -12,6 +12,8 @@ keeps the chance of any wrong verdict in it at 5%. A claim is
     not run        records are missing; the line says which
 
 "Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant.
+With one seed an interval is over questions alone. Such a verdict holds for that one run, and says so; where the two sides come from
+different pretraining runs it is "unclear", since one seed cannot tell an effect from how runs differ.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from excursion.contrasts import Contrast
+from excursion.records import million
 from excursion.stats import ALPHA, Estimate, holm
+
+ONE_RUN = " in one run"  # behind a verdict that no second seed was asked about
 
 
 @dataclass
@@ -37,6 +42,10 @@ class Claim:
     boot: tuple[float, float] | None = None  # the interval of the bootstrap
     # "above" is contradicted by an effect that is significantly smaller than margin + small; 0: no such rule
     small: float = 0.0
+    across_runs: bool = False  # its sides come from different pretraining runs
+    places: tuple[int, ...] = ()  # of a mean: its checkpoints, as pretraining tokens
+    # checkpoints at which all seeds start from one pretraining run; not of a mean: (0,) if they do
+    one_run: tuple[int, ...] = ()
     settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
     shown_as: str = ""  # in place of mean and interval
     visible_as: str = ""  # in place of the smallest visible effect
@@ -63,11 +72,23 @@ class Claim:
     def verdict(self) -> str:
         if self.x is None:
             return "not run"
+        if self.of_one_seed and self.across_runs:
+            return "unclear"
         if self.p_shown <= ALPHA:
             return "shown"
         return "contradicted" if self.p_against <= ALPHA and self.settles else "unclear"
 
+    @property
+    def of_one_seed(self) -> bool:
+        return self.x is not None and self.x.seeds == 1
+
     # How the report writes it. "–": nothing to write
+
+    @property
+    def said(self) -> str:
+        """The verdict, with what it holds for."""
+        decided = self.verdict in ("shown", "contradicted")
+        return self.verdict + ONE_RUN * (decided and self.of_one_seed)
 
     def number(self, value: float, sign: str = "+") -> str:
         if self.unit == "log":
@@ -101,13 +122,16 @@ class Claim:
 
     @property
     def n(self) -> str:
-        """How many values it is over: seeds × questions."""
+        """How many values it is over: seeds × questions; of a mean its checkpoints; and where seeds share a pretraining run."""
         if self.x is None:
             return "–"
-        if self.x.questions == 1:
-            return f"{self.x.seeds}"
         clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""
-        return f"{self.x.seeds} × {self.x.questions}{clusters}"
+        words = [f"{self.x.seeds}" if self.x.questions == 1 else f"{self.x.seeds} × {self.x.questions}{clusters}"]
+        words += [f"mean of {listed([*map(million, self.places)])}"] if len(self.places) > 1 else []
+        if self.one_run:
+            everywhere = self.one_run == self.places or not self.places
+            words.append("one pretraining run" + ("" if everywhere else f" at {listed([*map(million, self.one_run)])}"))
+        return ", ".join(words)
 
     @property
     def expected(self) -> str:
@@ -123,7 +147,16 @@ def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **mor
     """A claim about a contrast; None: it could not be made of these records. more: fields of Claim."""
     if c is None:
         return Claim(text, None, wanted, margin, **more)
-    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), **more)
+    one_run = c.one_run or ((0,) if c.from_one_run else ())
+    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), places=c.places, one_run=one_run, **more)
+
+
+def correct(claims: list[Claim]) -> None:
+    """Holm's correction over these. What was not run counts with p = 1, so that no later record weakens the correction."""
+    tests = [c.tests for c in claims]
+    shown, against = (holm([p[side] for p in tests]) for side in (0, 1))
+    for i, c in enumerate(claims):
+        c.p_shown, c.p_against = shown[i], against[i]
 
 
 @dataclass
@@ -138,14 +171,10 @@ class Finding:
     needs: str = ""  # what to run, if nothing of it was
 
     def __post_init__(self):
-        """Holm's correction over the primary claims that have records; the others keep their own p-values."""
+        """Holm's correction over the primary claims; the others keep their own p-values."""
         for c in self.beside:
             c.p_shown, c.p_against = c.tests
-        tested = [c for c in self.primary if c.x is not None]
-        tests = [c.tests for c in tested]
-        shown, against = (holm([p[side] for p in tests]) for side in (0, 1))
-        for i, c in enumerate(tested):
-            c.p_shown, c.p_against = shown[i], against[i]
+        correct(self.primary)
 
     @property
     def primary(self) -> list[Claim]:
@@ -166,6 +195,13 @@ class Finding:
         if "contradicted" in verdicts:
             return "contradicted"
         return "not run" if "not run" in verdicts else "shown" if verdicts == {"shown"} else "unclear"
+
+    @property
+    def said(self) -> str:
+        """The verdict, with what it holds for."""
+        decisive = [c for c in self.primary if c.verdict == self.verdict]
+        decided = self.verdict in ("shown", "contradicted")
+        return self.verdict + ONE_RUN * (decided and any(c.of_one_seed for c in decisive))
 
 
 def listed(names: list[str]) -> str:

@@ -8,12 +8,13 @@ import json
 import math
 from pathlib import Path
 
+from cli import UserError
 from excursion.cells import commands_of, record_name
 from excursion.choose import best_step, validation_scores
 from excursion.config import Config
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, read_state
-from files import write_text
+from files import MALFORMED, read_json, write_text
 
 CURVE = ("reward", "length", "entropy", "val_pass@1", "val_pass@8", "val_process@1", "sft_loss", "flops")
 SHOWN = 3  # questions of each test set whose samples go into the record, 4 samples each
@@ -58,6 +59,14 @@ def stop_of(cell: Cell, step: int, run: Path) -> dict:
     return {"step": step, "primary": step == best or not judged_along, "best_step": best}
 
 
+def seeds_of(note: Path) -> list[int]:
+    """The seeds for which an earlier plan let this record stand; none without one."""
+    try:
+        return read_json(note)["seeds"]
+    except (UserError, *MALFORMED):
+        return []
+
+
 def collect(config: Config, cells: list[Cell]) -> Path:
     """Copy what the report needs of every evaluated cell to OUT/records; that folder."""
     folder = Path(config.out) / "records"
@@ -70,6 +79,7 @@ def collect(config: Config, cells: list[Cell]) -> Path:
         meta = {
             "name": name,
             **cell.meta,
+            "seeds": sorted({*cell.meta["seeds"], *seeds_of(folder / f"{name}.cell.json")}),
             **stop_of(cell, record["step"], home / "run"),
             **commands_of(cell, cells),
             "curve": thin_curve(home / "run/metrics.jsonl"),

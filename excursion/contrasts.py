@@ -83,14 +83,33 @@ class Grid:
         return contrast([(1.0, self.models(recipe, tokens, step))], measure)
 
 
+def best_measure(entries: list[Entry], k: int) -> Questions:
+    """The primary measure: process-right pass@k, being free of luck, where it is known of every model; else pass@k."""
+    process = Questions(k, "c_process")
+    return process if entries and all(process(e) is not None for e in entries) else Questions(k)
+
+
+def measures(entries: list[Entry], k: int) -> list[tuple[Questions, bool]]:
+    """(measure, does it count): the primary one, and beside it plain pass@k where that is another."""
+    best = best_measure(entries, k)
+    return [(best, True)] + [(Questions(k), False)] * (best != Questions(k))
+
+
 @dataclass
 class Contrast:
     """values: (S, Q), a weighted sum of a measure. clusters: (Q,) the fact of each question, or None. keys: (S,) the replicate of
-    each row."""
+    each row. places: of a mean, its checkpoints; one_run: those at which all replicates start from one pretraining run."""
 
     values: np.ndarray
     clusters: tuple[str, ...] | None
     keys: tuple[Key, ...]
+    places: tuple[int, ...] = ()
+    one_run: tuple[int, ...] = ()
+
+    @property
+    def from_one_run(self) -> bool:
+        """Do several replicates start from one pretraining run?"""
+        return len(self.keys) > 1 and len({pretrained for pretrained, _ in self.keys}) == 1
 
     def estimate(self) -> Estimate:
         return estimate(self.values, self.clusters)
@@ -126,23 +145,24 @@ def contrast(terms: Terms, measure) -> Contrast | None:
     return combine({key: [(weight, measure(models[key])) for weight, models in terms] for key in keys})
 
 
-def mean_of(found: list[Contrast | None]) -> Contrast | None:
-    """Mean over checkpoints of contrasts, seed by seed, of the seeds that all have; those that are None are left out.
+def mean_of(found: dict[int, Contrast | None]) -> Contrast | None:
+    """Mean over checkpoints of contrasts, seed by seed. found: pretraining tokens → contrast; None is left out, and so is a
+    checkpoint that lacks a seed of the checkpoint with most: more checkpoints must not cost seeds.
 
     A replicate is (pretraining seed, seed). At some checkpoints each seed has a pretraining run of its own, at others all
     share one. So rows are matched by the second seed, unless it does not tell a contrast's rows apart."""
-    found = [c for c in found if c is not None]
-    if not found or len({c.values.shape[1] for c in found}) > 1:
+    there = {t: c for t, c in found.items() if c is not None}
+    if not there or len({c.values.shape[1] for c in there.values()}) > 1:
         return None
-    by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in found)
+    by_seed = all(len({seed for _, seed in c.keys}) == len(c.keys) for c in there.values())
     # for each contrast: what its rows are matched by
-    names = [[key[1] if by_seed else key for key in c.keys] for c in found]
-    shared = sorted(set.intersection(*(set(n) for n in names)))
-    if not shared:
-        return None
-    rows = [c.values[[n.index(key) for key in shared]] for c, n in zip(found, names, strict=True)]
-    keys = tuple((key, key) for key in shared) if by_seed else tuple(shared)
-    return Contrast(np.mean(rows, axis=0), found[0].clusters, keys)
+    names = {t: [key[1] if by_seed else key for key in c.keys] for t, c in there.items()}
+    wanted = sorted(max(names.values(), key=len))
+    there = {t: c for t, c in there.items() if {*wanted} <= {*names[t]}}
+    rows = [c.values[[names[t].index(key) for key in wanted]] for t, c in there.items()]
+    keys = tuple((key, key) for key in wanted) if by_seed else tuple(wanted)
+    one_run = tuple(t for t, c in there.items() if c.from_one_run)
+    return Contrast(np.mean(rows, axis=0), next(iter(there.values())).clusters, keys, tuple(there), one_run)
 
 
 def by_variant(entries: list[Entry], *keys: str) -> dict[tuple, list[Entry]]:
@@ -188,7 +208,8 @@ def runs(g: Grid, recipe: str, tokens: int) -> dict[Key, list[Entry]]:
 
 def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> Contrast | None:
     """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs of
-    fewer than three models, or without two points of pass@1 in common, do not count."""
+    fewer than three models do not count. None if there are none, or if the two runs of any replicate have less than two points
+    of pass@1 in common: to leave out that replicate alone would choose among seeds by their results."""
     rows = {}
     for key in sorted(set(a) & set(b)):
         ones = [[m.at(1)(e) for e in run] for run in (a[key], b[key])]
@@ -197,9 +218,15 @@ def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Ques
         means = [[row.values.mean() for row in run] for run in ones]
         low, high = max(v[0] for v in means), min(max(v) for v in means)
         if high - low < 0.02:
-            continue
+            return None
         terms = []
         for level in low + (high - low) * np.array([0.25, 0.5, 0.75]):
             terms += [(1 / 3, at_pass1(a[key], level, m)), (-1 / 3, at_pass1(b[key], level, m))]
         rows[key] = terms
     return combine(rows)
+
+
+def nothing_in_common(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> bool:
+    """Were both run, and could at_equal_pass1 not compare them?"""
+    judged = [key for key in set(a) & set(b) if min(len(a[key]), len(b[key])) > 2]
+    return bool(judged) and at_equal_pass1(a, b, m) is None

@@ -15,8 +15,8 @@ import numpy as np  # noqa: E402
 
 from curves import MANY, smooth  # noqa: E402
 from excursion.claims import Claim  # noqa: E402
-from excursion.contrasts import Grid, by_variant, contrast, models, trajectory  # noqa: E402
-from excursion.plan_findings import at_the_end, ends_of_seeds, stage_flops  # noqa: E402
+from excursion.contrasts import Grid, best_measure, by_variant, contrast, models, trajectory  # noqa: E402
+from excursion.plan_findings import at_the_end, of_seeds, stage_flops  # noqa: E402
 from excursion.recipes import RECIPES, label  # noqa: E402
 from excursion.records import Entry, Questions, million  # noqa: E402
 from excursion.sharpening import Sharpening  # noqa: E402
@@ -359,10 +359,10 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
     groups = {n: models(group, end=True) for (b, n), group in by_variant(entries, "band", "n").items() if b == band}
     ends = []
     for i, (n, group) in enumerate(sorted(groups.items())):
-        runs = [e for e in group.values() if e.curve("val_pass@1")]
+        runs = [e for e in group.values() if e.validation]
         if not runs:
             continue
-        curves = [np.array(e.curve("val_pass@1")).T for e in runs]
+        curves = [np.array(e.validation).T for e in runs]
         x = steps = curves[0][0]
         if against == "flops":
             x = np.mean([np.interp(steps, *zip(*stage_flops(e), strict=True)) for e in runs], axis=0)
@@ -373,16 +373,17 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
     return named(figure, ax, ends), f"Validation pass@1 over {against}, {band} questions"
 
 
-def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: str):
-    """Pass@k over one quantity of a plan (questions with solutions, the math share, the size), of which there are two values or more."""
+def figure_variants(entries: list[Entry], key: str, k: int, asked: str, xlabel: str):
+    """Pass@k, process-right where that is known, over one quantity of a plan (questions with solutions, the math share, the size), of which there are two values or more."""
     groups = at_the_end(entries, key)
     if len(groups) < 2:
         return None, ""
-    figure, ax = panel(title, xlabel, (4.6, 3.4))
+    measure = best_measure([e for group in groups.values() for e in group], k)
+    figure, ax = panel(f"{asked}: {measure.name}, %", xlabel, (4.6, 3.4))
     ends = []
     for recipe in RECIPES:
         sides = [models([e for e in group if e.recipe == recipe]) for group in groups.values()]
-        found = {i: contrast([(1.0, side)], Questions(k)) for i, side in enumerate(sides)}
+        found = {i: contrast([(1.0, side)], measure) for i, side in enumerate(sides)}
         points = {i: c.estimate() for i, c in found.items() if c is not None}
         if points:
             ends.append(recipe_line(ax, recipe, list(points), list(points.values())))
@@ -392,14 +393,19 @@ def figure_variants(entries: list[Entry], key: str, k: int, title: str, xlabel: 
 
 
 def figure_seeds(entries: list[Entry]):
-    """Pass@1 of each seed of RL from the same checkpoints."""
-    ends = ends_of_seeds(entries)
+    """Pass@1 of each seed of RL from the same checkpoints, process-right where that is known."""
+    ends = of_seeds(entries, end=False)
     if not ends:
         return None, ""
     scale, unit = unit_of(list(ends))
-    figure, ax = panel("Pass@1 after RL, %: a ring a seed, a bar their mean", f"pretraining tokens, {unit}", (4.6, 3.4))
+    measure = best_measure([e for seeds in ends.values() for e in seeds], 1)
+    figure, ax = panel(
+        f"{measure.name[0].upper()}{measure.name[1:]}, %: a ring a seed, a bar their mean",
+        f"pretraining tokens, {unit}",
+        (4.6, 3.4),
+    )
     for t, seeds in ends.items():
-        y = [100 * Questions(1)(e).values.mean() for e in seeds]
+        y = [100 * measure(e).values.mean() for e in seeds]
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
     token_axis(ax, list(ends), scale)

@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from excursion.claims import Claim, Finding, claim
-from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, mean_of, runs
+from excursion.claims import Claim, Finding, claim, correct, listed
+from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, mean_of, measures, nothing_in_common, runs
 from excursion.recipes import STARTS, label
 from excursion.records import Entry, Questions, general_bits, million, task_items
 from excursion.stats import ratio
@@ -57,21 +57,18 @@ class Contrasts:
 
     def __init__(self, g: Grid, entries: list[Entry]):
         self.g, self.entries = g, entries
-        self.right = Questions(g.k)
-        self.process = Questions(g.k, "c_process")
-        # is process-right known of every model? It is then the primary measure, being free of luck
-        self.judged = bool(g.entries) and all(self.process(e) is not None for e in g.entries)
-        self.best = self.process if self.judged else self.right
+        self.judged = measures(g.entries, g.k)  # the primary measure, and plain pass@k where that is another
+        self.best = self.judged[0][0]
 
-    def both(self) -> list[tuple[Questions, bool]]:
-        """(measure, does it count): process-right where it can be judged, with plain pass@k beside."""
-        return [(self.process, True), (self.right, False)] if self.judged else [(self.right, True)]
+    def both(self, k: int = 0) -> list[tuple[Questions, bool]]:
+        """The primary measure and what stands beside it, at k; 0: the largest."""
+        return [(m.at(k or self.g.k), counts) for m, counts in self.judged]
 
     def of(self, a: str, b: str, measure, tokens: int | None = None, step: int | str | None = None) -> Contrast | None:
-        """a − b at a checkpoint, or the mean over all checkpoints that have both. Each model is that at which its run is
+        """a − b at a checkpoint, or the mean over the checkpoints that have both (mean_of). Each model is that at which its run is
         stopped; step: a's at that step; "end": those at the ends of both runs."""
         if tokens is None:
-            return mean_of([self.of(a, b, measure, t, step) for t in self.g.tokens])
+            return mean_of({t: self.of(a, b, measure, t, step) for t in self.g.tokens})
         step_b = "end" if step == "end" else None
         return contrast([(1, self.g.models(a, tokens, step)), (-1, self.g.models(b, tokens, step_b))], measure)
 
@@ -114,11 +111,11 @@ class Contrasts:
         """The checkpoint of finding 1, chosen on validation. A study marks its primary checkpoints, the early one first, by
         pretraining runs of their own for each seed (--pretraining primary). Elsewhere: the first whose base answers EARLY of
         the validation questions, 0-shot, before RL begins."""
-        runs = {t: len({e.keys[0][0] for e in self.g.models("rl", t).values()}) for t in self.g.tokens}
+        runs = {t: len({pretrained for pretrained, _ in self.g.models("rl", t)}) for t in self.g.tokens}
         if len(set(runs.values())) > 1:
-            return next(t for t in self.g.tokens if runs[t] == max(runs.values()))
+            return next(t for t in self.g.tokens if runs[t] > 1)
         for t in self.g.tokens:
-            curves = [e.curve("val_process@1") or e.curve("val_pass@1") for e in self.g.models("rl", t).values()]
+            curves = [e.validation for e in self.g.models("rl", t).values()]
             first = [curve[0][1] for curve in curves if curve and curve[0][0] == 0]
             if first and np.mean(first) >= EARLY:
                 return t
@@ -152,11 +149,13 @@ class Contrasts:
         return Finding("1", title, claims, notes=notes, needs=needs)
 
     def two(self) -> Finding:
-        at, ks, pass1 = self.g.tokens[-1], sorted({min(8, self.g.k), self.g.k}), Questions(1)
-        claims = [
-            self.minus("rl", "sft", pass1, "above", at=at),
-            self.minus("rl", "sft_rl", pass1, "alike", MATCH, at=at),
-            *[self.minus("gold", "rl", self.best.at(k), "above", at=at) for k in ks],
+        at, ks, pass1 = self.g.tokens[-1], sorted({min(8, self.g.k), self.g.k}), self.best.at(1)
+        claims, notes = [], self.dose_note("rl", at)
+        for m, counts in self.both(1):
+            claims.append(self.minus("rl", "sft", m, "above", at=at, counts=counts))
+            claims.append(self.minus("rl", "sft_rl", m, "alike", MATCH, at=at, counts=counts))
+        claims += [self.minus("gold", "rl", m, "above", at=at, counts=counts) for k in ks for m, counts in self.both(k)]
+        claims += [
             self.beside("rl", "sft_converged", pass1, "above", at=at),
             *self.each("rl", "sft", pass1, "above"),
             *self.each("gold", "rl", self.best, "above"),
@@ -164,12 +163,19 @@ class Contrasts:
         title = f"Late (at {million(at)} tokens) RL from base beats SFT and matches RL after SFT by pass@1"
         title += f"; Gold beats it by {' and '.join(f'pass@{k}' for k in ks)}"
         needs = "plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint"
-        return Finding("2", title, claims, notes=self.dose_note("rl", at), needs=needs)
+        # Gold has to pass its validation maximum (docs/PROTOCOL.md)
+        gold = self.g.models("gold", at).values()
+        if any(e.meta.get("points") and e.meta.get("best_step") == max(e.meta["points"]) for e in gold):
+            notes.append(
+                f"{label('gold')} was best on validation at its last named step: longer training may gain more."
+            )
+        return Finding("2", title, claims, notes=notes, needs=needs)
 
     def expansion_step(self, tokens: int) -> int | None:
-        """The first judged step of RL from base at which validation pass@1 has grown by PAPER_GAIN; else the last."""
+        """The first judged step of RL from base at which validation pass@1 is PAPER_GAIN times that at step 0 (which is asked
+        without examples: no other is known of the base); else the last."""
         steps = [s for s in self.g.steps("rl", tokens) if s > 0]
-        curves = [np.array(e.curve("val_pass@1")) for e in self.g.models("rl", tokens).values()]
+        curves = [np.array(e.validation) for e in self.g.models("rl", tokens).values()]
         curves = [curve for curve in curves if len(curve)]
         for step in steps:
             now = [np.interp(step, *c.T) for c in curves]
@@ -182,7 +188,11 @@ class Contrasts:
         places = [t for t in self.g.tokens if steps[t] is not None]
 
         def rise(base: str, m: Questions, counts: bool, at: int | None = None) -> Claim:
-            c = mean_of([self.of("rl", base, m, t, steps[t]) for t in ([at] if at else places)])
+            c = (
+                self.of("rl", base, m, at, steps[at])
+                if at
+                else mean_of({t: self.of("rl", base, m, t, steps[t]) for t in places})
+            )
             where = f", {million(at)}, step {steps[at]}" if at else ""
             text = f"{m.name}: {label('rl')} − {label(base)}{where}"
             needs = f"{label('rl')} and {label(base)} at one checkpoint"
@@ -190,23 +200,29 @@ class Contrasts:
 
         claims = [
             *(rise("base", m, counts) for m, counts in self.both()),
-            rise("base", self.best.at(1), True),
+            *(rise("base", m, counts) for m, counts in self.both(1)),
             *(rise("base_0shot", m, False) for m, _ in self.both()),
             *(rise("base", self.best, False, t) for t in places if len(self.g.tokens) > 1),
             *self.by_fact("rl", "base", "above"),
         ]
         title = f"Expansion: RL from base raises pass@1 and pass@{self.g.k}"
         needs = "plan grid: base with examples and RL from base"
-        return Finding("3a", title, claims, notes=self.dose_note("rl"), needs=needs)
+        rule = f"RL is judged at the named step where validation pass@1 has grown ×{PAPER_GAIN} since training began, without examples"
+        notes = (
+            [f"{rule}; else at the last one: {listed([f'step {steps[t]} at {million(t)}' for t in places])}."]
+            if places
+            else []
+        )
+        return Finding("3a", title, claims, notes=self.dose_note("rl") + notes, needs=needs)
 
     def paper_setting(self, measure) -> Contrast | None:
         """RL after SFT at the paper's relative rate, against the very model that it started from."""
         marked = Grid([e for e in self.entries if e.meta.get("paper")], self.g.temperature)
-        found = []
+        found = {}
         for recipe, tokens in marked.paths:
             start = self.g.models(STARTS.get(recipe, ""), tokens)
             if recipe.endswith("_rl") and start:
-                found.append(contrast([(1, marked.models(recipe, tokens, "end")), (-1, start)], measure))
+                found[tokens] = contrast([(1, marked.models(recipe, tokens, "end")), (-1, start)], measure)
         return mean_of(found)
 
     def three_b(self) -> Finding:
@@ -231,17 +247,22 @@ class Contrasts:
         return Finding("3b", title, claims, any_of=True, notes=notes, needs=needs)
 
     def three_c(self) -> Finding:
-        g, claims = self.g, []
+        g, claims, notes = self.g, [], []
         needs = "trajectories of RL from base and RL after SFT (two or more judged steps each) whose ranges of pass@1 overlap"
         for m, counts in self.both():
             found = {t: at_equal_pass1(runs(g, "rl", t), runs(g, "sft_rl", t), m) for t in g.tokens}
             what, small = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}", ADVANTAGE
-            claims.append(claim(mean_of(list(found.values())), what, "above", counts=counts, small=small, needs=needs))
+            claims.append(claim(mean_of(found), what, "above", counts=counts, small=small, needs=needs))
+            apart = [million(t) for t in g.tokens if nothing_in_common(runs(g, "rl", t), runs(g, "sft_rl", t), m)]
+            if apart:
+                notes.append(
+                    f"Left out: {listed(apart)}, where the two runs of some seed have no 2 points of {m.at(1).name} in common."
+                )
             for t, c in found.items() if counts and len(g.tokens) > 1 else ():
                 claims.append(claim(c, f"{what}, {million(t)}", "above", at=t, counts=False, small=small))
         title = f"Order: at equal pass@1, RL from base has the higher pass@{g.k} than RL after SFT"
         needs = "plan grid with judged steps (--points): RL from base and RL after SFT"
-        return Finding("3c", title, claims, needs=needs)
+        return Finding("3c", title, claims, notes=notes, needs=needs)
 
     def four(self) -> list[Finding]:
         base = "base" if self.g.has("base") else "base_0shot"
@@ -257,12 +278,21 @@ class Contrasts:
                     tasks("sft_rl", "below"), tasks("parallel", "alike")]  # fmt: skip
         by_text = [text("sft_converged", "above", True), text("rl", "alike", True), text("sft_converged", "above", than="rl"),
                    text("sft", "above"), text("parallel", "alike")]  # fmt: skip
+        places = self.g.tokens if len(self.g.tokens) > 1 else []
+        by_tasks += [
+            tasks(r, wanted, at=t) for r, wanted in (("sft_converged", "below"), ("rl", "alike")) for t in places
+        ]
+        by_text += [
+            text(r, wanted, at=t) for r, wanted in (("sft_converged", "above"), ("rl", "alike")) for t in places
+        ]
         title = "SFT costs general capability and RL does not, by accuracy on general tasks"
         needs = "plan grid: base, RL from base and SFT to the end, with general tasks"
-        return [
+        found = [
             Finding("4", title, by_tasks, needs=needs),
             Finding("4 by text", "The same by bits per byte of general text", by_text, needs=f"{needs} and text"),
         ]
+        correct([c for f in found for c in f.primary])  # they are one finding
+        return found
 
     def five(self) -> Finding:
         g, claims, best = self.g, [], self.best

@@ -98,10 +98,11 @@ def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
 
 def copy(standing: list[Cell], records: Path, folder: Path) -> None:
     """Records that stand, into the folder of this run. A base may stand for more seeds in this plan than in the one that it
-    was made for."""
+    was made for, or for fewer."""
     for cell in standing:
         name = record_name(cell)
         if (records / f"{name}.json").resolve() != (folder / f"{name}.json").resolve():
             shutil.copyfile(records / f"{name}.json", folder / f"{name}.json")
-        meta = read_json(records / f"{name}.cell.json") | {"seeds": cell.meta["seeds"]}
+        meta = read_json(records / f"{name}.cell.json")
+        meta["seeds"] = sorted({*meta["seeds"], *cell.meta["seeds"]})
         write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")

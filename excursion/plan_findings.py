@@ -4,13 +4,14 @@ What a claim is, and when it is shown or contradicted: claims.py. A finding with
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from excursion.claims import Claim, Finding, claim, listed
-from excursion.contrasts import Contrast, Terms, by_variant, contrast, judged_alike, models
+from excursion.contrasts import Contrast, Terms, by_variant, contrast, judged_alike, measures, models
 from excursion.findings import MATCH, grid_findings
-from excursion.records import Entry, Questions, million
+from excursion.records import Entry, Key, Questions, million
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import log_spread_ratio
 
@@ -35,29 +36,35 @@ def hard_finding(entries: list[Entry]) -> Finding:
     shares, sizes = (at_the_end([e for e in entries if e.recipe == "rl"], key) for key in ("math", "size"))
     mixture = gain(shares, lambda share: share)
     scale = gain(sizes, lambda size: -sizes[size][0].tokens)  # at equal FLOPs the larger model has seen fewer tokens
+    # hard questions, where a set is called so; else all
     sets = [name for e in entries for name in e.sets if "hard" in name]
-    measure, claims = Questions(1, set=sets[0] if sets else ""), []
-    for name, (what, terms) in (("math share", mixture), ("size at equal FLOPs", scale)):
-        if terms:
-            claims.append(claim(contrast(terms, measure), f"{measure.name}: {name} {what}", "above", counts=False))
+    terms, claims = mixture[1] + [(-weight, group) for weight, group in scale[1]], []
     needs = "plans mixture and scale: RL from base at the last checkpoint of two math shares and of two sizes"
-    terms = mixture[1] + [(-weight, group) for weight, group in scale[1]]
-    both = contrast(terms, measure) if len(terms) == 4 else None
-    claims.append(claim(both, f"{measure.name}: gain by the mixture − gain by size", "above", needs=needs))
-    title = "On hard questions the pretraining mixture matters more than scale (RL from base, pass@1)"
+    for m, counts in measures([e for _, group in terms for e in group.values()], 1):
+        measure = replace(m, set=sets[0] if sets else "")
+        for name, (what, gained) in (("math share", mixture), ("size at equal FLOPs", scale)) if counts else ():
+            if gained:
+                text = f"{measure.name}: {name} {what}"
+                claims.append(claim(contrast(gained, measure), text, "above", counts=False, across_runs=True))
+        both = contrast(terms, measure) if len(terms) == 4 else None
+        text = f"{measure.name}: gain by the mixture − gain by size"
+        claims.append(claim(both, text, "above", counts=counts, needs=needs, across_runs=True))
+    title = f"{'On hard questions the' if sets or not entries else 'The'} pretraining mixture matters more than scale (RL from base, pass@1)"
     return Finding("6", title, claims, needs=needs)
 
 
-def ends_of_seeds(entries: list[Entry]) -> dict[int, list[Entry]]:
-    """checkpoint → the end of RL of every seed, of plan seeds."""
-    ends = {(e.tokens, e.variant["rlseed"]): e for group in by_variant(entries, "rlseed").values()
-            for e in sorted(group, key=lambda e: e.step)}  # fmt: skip
-    return {t: [e for (tokens, _), e in ends.items() if tokens == t] for t in sorted({t for t, _ in ends})}
+def of_seeds(entries: list[Entry], end: bool) -> dict[int, list[Entry]]:
+    """checkpoint → RL of every seed of plan seeds, where it is stopped, or its end."""
+    found: dict[int, list[Entry]] = {}
+    for group in by_variant(entries, "rlseed").values():
+        for t in {e.tokens for e in group}:
+            found.setdefault(t, []).extend(models([e for e in group if e.tokens == t], end).values())
+    return dict(sorted(found.items()))
 
 
 def seeds_finding(entries: list[Entry]) -> Finding:
     """Finding 7: the spread of pass@1 over seeds of RL at the first checkpoint, relative to that at the last."""
-    at = {t: ends for t, ends in ends_of_seeds(entries).items() if len(ends) > 2}
+    at, ends = ({t: group for t, group in of_seeds(entries, end).items() if len(group) > 2} for end in (False, True))
     needs = "plan seeds: three seeds or more of RL from each of two checkpoints"
     title = "Early checkpoints are brittle across seeds of RL, at equal training reward"
     if len(at) < 2:
@@ -67,17 +74,23 @@ def seeds_finding(entries: list[Entry]) -> Finding:
     def reward(e: Entry) -> float:
         return np.mean([value for _, value in e.curve("reward")[-8:]])
 
-    scores = {t: np.array([Questions(1)(e).values.mean() for e in group]) for t, group in at.items()}
     rewards = {t: np.array([reward(e) for e in group if e.curve("reward")]) for t, group in at.items()}
     first, last = min(at), max(at)
     text = f"spread over seeds (standard deviation / mean), {million(first)} / {million(last)}"
-    claims = [Claim(f"{text}: pass@1", log_spread_ratio(scores[first], scores[last]), "above", unit="log")]
+    kinds = measures([e for group in at.values() for e in group], 1)
+    cases = [(m, at, "", counts) for m, counts in kinds] + [(kinds[0][0], ends, " at the end of RL", False)]
+    claims, scores = [], {}
+    for m, group, when, counts in cases:
+        scores[m, when] = {t: np.array([m(e).values.mean() for e in group[t]]) for t in group}
+        x = log_spread_ratio(scores[m, when][first], scores[m, when][last])
+        claims.append(Claim(f"{text}: {m.name}{when}", x, "above", unit="log", counts=counts))
     if all(len(r) > 2 for r in rewards.values()):
         x = log_spread_ratio(rewards[first], rewards[last])
         claims.append(Claim(f"{text}: training reward at the end", x, "above", counts=False, unit="log"))
     notes = []
     for t, r in rewards.items():
-        said = f"{million(t)}: pass@1 of {len(at[t])} seeds {', '.join(f'{100 * s:.1f}' for s in scores[t])}"
+        levels = scores[kinds[0][0], ""][t]
+        said = f"{million(t)}: {kinds[0][0].name} of {len(levels)} seeds {', '.join(f'{100 * s:.1f}' for s in levels)}"
         notes.append(f"{said}{f'; training reward at the end {r.min():.2f} to {r.max():.2f}' if len(r) else ''}.")
     return Finding("7", title, claims, notes=notes, needs=needs)
 
@@ -95,22 +108,21 @@ def stage_flops(e: Entry) -> list[tuple[float, float]]:
 
 def reach(e: Entry, target: float, against: str) -> float:
     """Step, or FLOPs spent by the stage, at which validation pass@1 first reaches a target; nan if never, or at once."""
-    steps = [s for s, v in e.curve("val_pass@1") if v >= target]
+    steps = [s for s, v in e.validation if v >= target]
     if not steps or steps[0] == 0:
         return float("nan")
     return float(steps[0] if against == "step" else np.interp(steps[0], *zip(*stage_flops(e), strict=True)))
 
 
-def per_seed(values: list[float]) -> Contrast | None:
-    """One number a seed, as a contrast; None if any is missing."""
-    if not values or np.isnan(values).any():
-        return None
-    return Contrast(np.array(values)[:, None], None, tuple((i, i) for i in range(len(values))))
+def per_seed(values: dict[Key, float]) -> Contrast | None:
+    """One number a replicate, as a contrast of those that have one; None if none has."""
+    known = {key: value for key, value in values.items() if not np.isnan(value)}
+    return Contrast(np.array([*known.values()])[:, None], None, tuple(known)) if known else None
 
 
 def log_ratio(few: Entry, many: Entry, against: str) -> float:
     """Log of few / many of the steps, or FLOPs, to 90% of the gain in validation pass@1 that both reach; nan if unknown."""
-    a, b = (e.curve("val_pass@1") or [[0, np.nan]] for e in (few, many))
+    a, b = (e.validation or [[0, np.nan]] for e in (few, many))
     start, top = a[0][1], min(max(value for _, value in curve) for curve in (a, b))
     target = start + 0.9 * (top - start)
     return np.log(reach(few, target, against) / reach(many, target, against))
@@ -118,21 +130,27 @@ def log_ratio(few: Entry, many: Entry, against: str) -> float:
 
 def rollouts_finding(entries: list[Entry]) -> Finding:
     """Finding 8: for each band of difficulty, the fewest answers a question against the most."""
-    groups, claims = by_variant(entries, "band", "n"), []
+    groups, claims, notes = by_variant(entries, "band", "n"), [], []
     needs = "plan rollouts: RL from base with few and with many answers a question, same seeds"
     for band in dict.fromkeys(band for band, _ in groups) or ["easy"]:
         counts, few, many, what = sorted(n for b, n in groups if b == band), {}, {}, f"{band} questions"
         if len(counts) > 1:
             few, many = (models(groups[band, n], end=True) for n in (counts[0], counts[-1]))
             what = f"{band} training questions, {counts[0]} against {counts[-1]} answers"
-        pass1 = contrast([(1, few), (-1, many)], Questions(1))
-        claims.append(claim(pass1, f"{what}: pass@1 at the end", "alike", MATCH, needs=needs))
+        for m, counted in measures([*few.values(), *many.values()], 1):
+            pass1 = contrast([(1, few), (-1, many)], m)
+            claims.append(claim(pass1, f"{what}: {m.name} at the end", "alike", MATCH, needs=needs, counts=counted))
         for against, name, wanted in (("step", "steps", "above"), ("flops", "FLOPs", "below")):
-            ratios = per_seed([log_ratio(few[key], many[key], against) for key in sorted(set(few) & set(many))])
+            ratios = {key: log_ratio(few[key], many[key], against) for key in sorted(set(few) & set(many))}
             text = f"{what}: {name} to 90% of the gain in validation pass@1, few / many"
-            claims.append(claim(ratios, text, wanted, unit="log", needs=needs))
+            claims.append(claim(per_seed(ratios), text, wanted, unit="log", needs=needs))
+            lost = [f"{seed}" for (_, seed), value in ratios.items() if np.isnan(value)]
+            if lost and against == "step":
+                notes.append(
+                    f"{what}: seed {listed(lost)} gained nothing on validation with few or with many, so it has no ratio."
+                )
     title = "Many rollouts a question need fewer steps, few need fewer FLOPs, both end alike"
-    return Finding("8", title, claims, needs=needs)
+    return Finding("8", title, claims, notes=notes, needs=needs)
 
 
 def demonstrations(entries: list[Entry]) -> Finding:
@@ -147,14 +165,18 @@ def demonstrations(entries: list[Entry]) -> Finding:
         return Finding("solutions", title, [Claim("pass@1: RL − SFT", None, "above", needs=needs)], needs=needs)
     claims, most = [], max(sides)
 
-    def compare(rl: int, sft: int, text: str, **more) -> None:
-        c = contrast([(1, sides[rl]["rl"]), (-1, sides[sft]["sft"])], Questions(1))
+    def compare(rl: int, sft: int, m: Questions, **more) -> None:
+        c = contrast([(1, sides[rl]["rl"]), (-1, sides[sft]["sft"])], m)
+        text = f"{m.name}: RL on {rl} questions − SFT on {sft} with a solution each"
         claims.append(claim(c, text, "above", needs=needs, **more))
 
-    for count in sides:
-        compare(most, count, f"pass@1: RL on {most} questions − SFT on {count} with a solution each")
-    for count in sides:
-        compare(count, count, f"pass@1: RL − SFT, both on {count} questions", counts=False)
+    judged = measures([e for side in sides.values() for group in side.values() for e in group.values()], 1)
+    for m, counts in judged:
+        for count in sides:
+            compare(most, count, m, counts=counts)
+    for count in sides:  # beside it, both on the same questions
+        if count != most:
+            compare(count, count, judged[0][0], counts=False)
     return Finding("solutions", title, claims, needs=needs)
 
 

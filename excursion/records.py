@@ -101,6 +101,11 @@ class Entry:
     def curve(self, key: str) -> list[list[float]]:
         return self.meta["curve"].get(key, [])
 
+    @property
+    def validation(self) -> list[list[float]]:
+        """[step, pass@1 on validation questions] along training, process-right where that was measured."""
+        return self.curve("val_process@1") or self.curve("val_pass@1")
+
 
 # What .cell.json has to hold, and of which kind; the first four may be missing
 FIELDS = {"variant": dict, "curve": dict, "samples": list, "seconds": dict, "recipe": str, "seed": int, "tokens": int}

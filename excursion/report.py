@@ -155,7 +155,7 @@ def design(entries: list[Entry]) -> str:
 
 def summary(entries: list[Entry], found: list[Finding], answers: Answers) -> list[str]:
     """At most five sentences."""
-    by = {v: [NAMES[f.number] for f in found if f.verdict == v] for v in MARK}
+    by = {v: [NAMES[f.number] + f.said.removeprefix(v) for f in found if f.verdict == v] for v in MARK}
     sentences = [design(entries)]
     for verdict in ("shown", "contradicted", "unclear"):
         if by[verdict]:
@@ -172,7 +172,7 @@ def summary(entries: list[Entry], found: list[Finding], answers: Answers) -> lis
 
 def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
     """Verdict, notes and claims; of a question beyond the paper the answer in place of a verdict."""
-    name = f.title if answer else f"{MARK[f.verdict]} {f.number}. {f.title}: {f.verdict}"
+    name = f.title if answer else f"{MARK[f.verdict]} {f.number}. {f.title}: {f.said}"
     doc.markdown += [f"### {name}", ""]
     doc.page.append(f'<h3 class="v-{"" if answer else f.verdict.split()[0]}">{html.escape(name)}</h3>')
     if answer:
@@ -183,7 +183,7 @@ def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
     def row(c: Claim) -> list[str]:
         own = c.x is None and c.needs and f.verdict != "not run"  # else what the finding needs is said above
         text = f"{c.text} (needs {c.needs})" if own else c.text
-        return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.verdict]
+        return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.said]
 
     def card(c: Claim) -> str:
         mark, text, numbers, expected, visible, n, boot, verdict = (html.escape(cell) for cell in row(c))
@@ -247,8 +247,8 @@ def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
     recipes, gap, more = heroes(g), 0.0, ""  # gap: the largest such difference
     if not recipes:
         return False
-    if c.judged:
-        levels = [[g.level(r, t, m) for m in (c.right, c.process)] for r in recipes for t in g.tokens if g.models(r, t)]
+    if len(c.judged) > 1:
+        levels = [[g.level(r, t, m) for m, _ in c.judged] for r in recipes for t in g.tokens if g.models(r, t)]
         gap = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
         more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * gap:.1f} points of every point."
     if gap >= 0.02:
@@ -270,8 +270,8 @@ def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, both: b
     paths, entropies = [], []
     for g in sorted(grids, key=lambda g: g.temperature != c.g.temperature):
         for t in longest(g):
-            for m in (c.best, c.right) if both else (c.best,):
-                name = f"trajectory_{file_name(t)}_T{g.temperature:g}{'_plain' if m is not c.best else ''}"
+            for m, primary in c.judged if both else c.judged[:1]:
+                name = f"trajectory_{file_name(t)}_T{g.temperature:g}{'' if primary else '_plain'}"
                 paths.append((name, *draw.figure_trajectory(g, t, m)))
             for kind in ("answers", "paths") if g.temperature == c.g.temperature else ():
                 entropies.append((f"entropy_{kind}_{file_name(t)}", *draw.figure_entropy(g, t, kind)))
@@ -364,7 +364,7 @@ def show_plans(doc: Document, entries: list[Entry]) -> None:
         ("size", "scale", "size, at equal pretraining FLOPs", "Size, the last checkpoint."),
     ):  # fmt: skip
         largest = min((e.largest_k for e in entries if set(e.variant) == {key}), default=1)
-        panels = [(f"{plan}_{k}", *draw.figure_variants(entries, key, k, f"All {which_questions(entries)}: pass@{k}, %", text))
+        panels = [(f"{plan}_{k}", *draw.figure_variants(entries, key, k, f"All {which_questions(entries)}", text))
                   for k in dict.fromkeys((1, largest))]  # fmt: skip
         doc.panels(f"Plan: {plan}", panels, caption)
 

@@ -15,9 +15,19 @@ the start seldom answers (is it the dose per solved question?).
 import numpy as np
 
 from excursion.claims import Claim, Finding, claim, listed
-from excursion.contrasts import Contrast, Grid, Terms, at_equal_pass1, contrast, main_temperature, runs
+from excursion.contrasts import (
+    Contrast,
+    Grid,
+    Terms,
+    at_equal_pass1,
+    best_measure,
+    contrast,
+    main_temperature,
+    nothing_in_common,
+    runs,
+)
 from excursion.recipes import STARTS, label
-from excursion.records import Entry, Key, Questions
+from excursion.records import Entry, Key
 
 RL_RECIPES = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")  # RL from each start, in the order of panels and claims
 Run = tuple[str, float]  # recipe, and its rate as a factor of the grid's, whose runs are those of factor 1
@@ -49,9 +59,7 @@ class Sharpening:
             self.grids[rate] = Grid([e for e in of_rate + starts if e.tokens == self.tokens], temperature)
         everything = [e for g in self.grids.values() for e in g.entries]
         self.k = min((e.largest_k for e in everything), default=32)
-        self.measure = Questions(self.k, "c_process")
-        if any(self.measure(e) is None for e in everything):
-            self.measure = Questions(self.k)
+        self.measure = best_measure(everything, self.k)
         self.recipes = [r for r in RL_RECIPES if any(g.has(r) for g in self.grids.values())]
 
     def steps(self, *runs: Run) -> list[int]:
@@ -93,9 +101,9 @@ class Sharpening:
             terms += [(1 / len(runs), last), (-1 / len(runs), best)]
         return contrast(terms, measure)
 
-    def equal(self, a: Run, b: Run, measure) -> Contrast | None:
-        """a − b at equal pass@1."""
-        return at_equal_pass1(*(runs(self.grids[rate], recipe, self.tokens) for recipe, rate in (a, b)), measure)
+    def pair(self, a: Run, b: Run) -> list[dict[Key, list[Entry]]]:
+        """Their trajectories."""
+        return [runs(self.grids[rate], recipe, self.tokens) for recipe, rate in (a, b)]
 
     def primary(self) -> list[Claim]:
         """One claim each about order, rate and dose."""
@@ -103,7 +111,8 @@ class Sharpening:
         needs = "plan sharpening: RL from base and after SFT at several rates, judged at two steps or more that share some pass@1"
         equal = f"{m.name} at equal {m.at(1).name}"
         dose = f"dose: {m.name}, last step − best on validation, mean of RL from base and after SFT, rate ×1"
-        order, rate = self.equal(AFTER, DIRECT, m), self.equal(("sft_rl", top), AFTER, m) if top > 1 else None
+        order = at_equal_pass1(*self.pair(AFTER, DIRECT), m)
+        rate = at_equal_pass1(*self.pair(("sft_rl", top), AFTER), m) if top > 1 else None
         return [
             claim(order, f"order: {equal}, RL after SFT − from base, rate ×1", "below", needs=needs),
             claim(rate, f"rate: {equal}, RL after SFT, ×{top:g} − ×1", "below", needs=needs),
@@ -144,11 +153,15 @@ class Sharpening:
         claims, notes = self.primary(), []
         needs = claims[0].needs
         if self.tokens:
+            for what, pair in (("order", (AFTER, DIRECT)), ("rate", (("sft_rl", self.top), AFTER))):
+                if nothing_in_common(*self.pair(*pair), self.measure):
+                    ones = self.measure.at(1).name
+                    notes.append(f"No {what} contrast: the two runs of some seed have no 2 points of {ones} in common.")
             claims += self.at_equal_steps()
             if self.top > 1:
                 notes.append(
                     f"The paper's own setting is RL after SFT at ×{self.top:g} beside RL from base at ×1: it changes order and rate "
-                    "together. (There the ratio is 40; here the highest that does not break a model of this size.)"
+                    "together." + (" (There the ratio is 40; here the highest that was run.)" if self.top < 40 else "")
                 )
         claims += [c for recipe in self.recipes for c in self.each(recipe)]
         title = f"What lowers pass@{self.k}: the order, the rate or the dose of RL?"
@@ -161,12 +174,12 @@ def answer(f: Finding) -> str:
         return f"Not run: {f.needs}."
     by: dict[str, list[str]] = {}  # verdict → what has it
     for c in f.primary:
-        by.setdefault(c.verdict, []).append(f"the {c.text.split(':')[0]}")
+        by.setdefault(c.verdict, []).append(f"the {c.text.split(':')[0]}{c.said.removeprefix(c.verdict)}")
     said = [] if "shown" in by else ["none of the three is shown to lower pass@k"]
     for verdict, text in {"shown": "{} lowered pass@k", "contradicted": "{} raised it", "unclear": "for {} it is unclear",
                           "not run": "{}: not run"}.items():  # fmt: skip
         said += [text.format(listed(by[verdict]))] if verdict in by else []
-    words = [f"{c.text[0].upper()}{c.text[1:]}: {c.numbers} points, {c.verdict}; {c.visible} would have been seen."
+    words = [f"{c.text[0].upper()}{c.text[1:]}: {c.numbers} points, {c.said}; {c.visible} would have been seen."
              for c in f.primary if c.x is not None and np.isfinite(c.x.se)]  # fmt: skip
     first = "; ".join(said)
     return f"{first[0].upper()}{first[1:]}. {' '.join(words)}"

@@ -106,8 +106,10 @@ class Records:
         return mean(mean(self.values(self.found[recipe, tokens, s], what)) for s in self.seeds([recipe], tokens))
 
     def change(self, a: str, b: str, what: str, places: list[int]) -> tuple[float, float, float]:
-        places = [t for t in places if self.seeds([a, b], t)]
-        seeds = sorted(set.intersection(*(set(self.seeds([a, b], t)) for t in places)))
+        seeds = max(
+            (self.seeds([a, b], t) for t in places), key=len
+        )  # of the checkpoint with most; one that lacks any is left out
+        places = [t for t in places if {*seeds} <= {*self.seeds([a, b], t)}]
         rows = []
         for s in seeds:
             pairs = [(self.values(self.found[a, t, s], what), self.values(self.found[b, t, s], what)) for t in places]

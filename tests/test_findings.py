@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,43 @@ def test_holm_over_the_contrasts_of_a_finding():
     assert three.claims[0].verdict == "unclear" and three.claims[0].p_shown == pytest.approx(3 * 0.0406, rel=0.02)
     beside = Finding("x", "", [Claim("a", x, "above"), Claim("b", null, "above", counts=False)])
     assert beside.verdict == "shown"
+    # what was not run counts too: else the records that come later would weaken the correction
+    missing = Finding("x", "", [Claim("a", x, "above"), Claim("b", None, "above"), Claim("c", None, "above")])
+    assert missing.claims[0].p_shown == three.claims[0].p_shown
+
+
+def test_cost_by_tasks_and_by_text_is_one_finding():
+    """Holm's correction of finding 4 is over its four contrasts, although the report shows them under two headings."""
+    four, text = (finding(as_in_the_paper(3), n) for n in ("4", "4 by text"))
+    p = sorted(c.tests[0] for f in (four, text) for c in f.primary)
+    assert len(p) == 4 and min(c.p_shown for f in (four, text) for c in f.primary) == pytest.approx(4 * p[0])
+
+
+def test_a_verdict_of_one_seed_says_so():
+    """An interval over questions alone holds for one run: in the verdict, the heading, the summary and the answer."""
+    x = Estimate(3.0, 1.0, 1000.0, 1, 500, 500)
+    f = Finding("1", "", [Claim("a", x, "above")])
+    assert f.verdict == "shown" and f.said == f.claims[0].said == "shown in one run"
+    assert Finding("1", "", [Claim("a", x, "above", across_runs=True)]).said == "unclear"
+    assert Finding("1", "", [Claim("a", replace(x, seeds=2), "above")]).said == "shown"
+    entries = as_in_the_paper(1)
+    assert "expansion by RL in one run" in " ".join(report.summary(entries, all_findings(entries), questions(entries)))
+
+
+def test_process_right_decides_and_plain_stands_beside():
+    """RL that is right more often by luck alone does not beat SFT: finding 2 counts what is right with every equation true."""
+    right, entries = np.arange(1, 25), []
+    for seed in (1, 2, 3):
+        for recipe, plain, process in (("rl", 8, 0), ("sft", 0, 4), ("sft_rl", 8, 0), ("gold", 8, 8)):
+            made = make_entry(recipe, 1, seed, right + plain, np.maximum(0, right - 4 + process))
+            entries.append(made)
+    f = finding(entries, "2")
+    first, plain = (
+        next(c for c in f.claims if c.text.startswith(f"{m}: RL from base − SFT"))
+        for m in ("process-right pass@1", "pass@1")
+    )
+    assert first.counts and first.verdict == "contradicted" and not plain.counts and plain.verdict == "shown"
+    assert f.verdict == "contradicted"
 
 
 def test_verdict_rule():
@@ -177,12 +215,13 @@ def test_one_base_record_stands_for_all_its_seeds():
 
 
 def test_replicates_of_other_pretraining_runs_do_not_replace_each_other():
-    """The same seed after two pretraining runs is two replicates; a mean over checkpoints keeps those that all have."""
+    """The same seed after two pretraining runs is two replicates; a mean over checkpoints is over those that have both."""
     right = np.arange(1, 21)
     entries = [make_entry(r, t, 1, right, pretrained=p) for r in ("rl", "base") for t, p in ((1, 1), (1, 2), (2, 1))]
     g = Grid(entries)
-    found = [contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2)]
-    assert [len(c.values) for c in found] == [2, 1] and mean_of(found).keys == ((1, 1),)
+    found = {t: contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2)}
+    assert [len(c.values) for c in found.values()] == [2, 1] and mean_of(found).keys == ((1, 1), (2, 1))
+    assert mean_of(found).places == (1,)
 
 
 def test_checkpoints_with_and_without_pretraining_runs_of_their_own_are_averaged_by_seed():
@@ -193,9 +232,28 @@ def test_checkpoints_with_and_without_pretraining_runs_of_their_own_are_averaged
     entries += [make_entry("rl", t, s, right + s, pretrained=1) for t in (1, 3) for s in (1, 2, 3)]
     entries += [make_entry("base", t, 1, right, pretrained=1, seeds=[1, 2, 3]) for t in (1, 3)]
     g = Grid(entries)
-    c = mean_of([contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2, 3)])
+    c = mean_of({t: contrast([(1, g.models("rl", t)), (-1, g.models("base", t))], Questions(1)) for t in (1, 2, 3)})
     assert np.allclose(c.values.mean(1) * 32, [2 / 3, 4 / 3, 2]) and [seed for _, seed in c.keys] == [1, 2, 3]
     assert Contrasts(g, entries).early() == 2
+    made = claim(c, "RL − base", "above")
+    assert c.places == (1, 2, 3) and c.one_run == (1, 3)
+    assert made.n == "3 × 20, mean of 1e-06 M, 2e-06 M and 3e-06 M, one pretraining run at 1e-06 M and 3e-06 M"
+    alone = claim(contrast([(1, g.models("rl", 1))], Questions(1)), "RL", "above", at=1)
+    assert alone.n == "3 × 20, one pretraining run"
+
+
+def test_more_checkpoints_cost_no_seeds():
+    """Three seeds at one checkpoint, one of them at another: the mean is over the first, with its three; and the early
+    checkpoint of finding 1 stays the first with pretraining runs of its own, where a seed of it is missing."""
+    right = np.arange(1, 21)
+    entries = [make_entry(r, 2, s, right + s, pretrained=s) for r in ("rl", "base") for s in (1, 2, 3)]
+    entries += [make_entry(r, t, 1, right + 9 * (r == "rl")) for r in ("rl", "base") for t in (1, 4)]
+    entries += [make_entry("rl", 3, s, right, pretrained=s) for s in (1, 2, 3)]
+    parts = Contrasts(Grid(entries), entries)
+    c = parts.of("rl", "base", Questions(1))
+    assert c.places == (2,) and len(c.values) == 3 and np.allclose(c.values, 0)
+    gone = [e for e in entries if (e.recipe, e.tokens, e.meta["seed"]) != ("rl", 2, 3)]
+    assert Contrasts(Grid(gone), gone).early() == 2
 
 
 def test_what_old_records_lack_is_absent_not_zero():
@@ -205,7 +263,7 @@ def test_what_old_records_lack_is_absent_not_zero():
     assert (
         Questions(1)(old).values.tolist() == [1 / 32, 2 / 32]
         and np.isnan(old.dose)
-        and not Contrasts(Grid([old]), [old]).judged
+        and Contrasts(Grid([old]), [old]).best == Questions(32)
     )
     assert contrast([(1, {(1, 0): old})], Questions(1, "c_process")) is None
     assert task_items(old).values.tolist() == [1, 0] and general_bits(old).values.tolist() == [1.0]
@@ -248,6 +306,17 @@ def test_the_order_is_judged_at_equal_pass1():
     assert alike.low < 0 < alike.high and alike.half_width < 0.05
     few = Grid([e for e in trajectories(1, 1).entries if e.step in (0, 320) or e.recipe == "sft"])
     assert at_equal(few, m) is None  # two points are no trajectory
+
+
+def test_a_seed_without_common_pass1_is_not_left_out_alone():
+    """One seed's RL from base stays below where RL after SFT begins: the checkpoint is left out, not that seed, and the finding
+    names it."""
+    w, entries = World(300), trajectories(1.0, 1.0).entries
+    entries = [e for e in entries if (e.recipe, e.meta["seed"]) != ("rl", 3)]
+    entries += w.run("rl", 1, 3, np.full(5, -2.0), np.ones(5))
+    assert at_equal(Grid(entries), Questions(32)) is None
+    f = finding(entries, "3c")
+    assert f.verdict == "not run" and f.notes[0].startswith("Left out: 1e-06 M, where the two runs of some seed")
 
 
 def test_uncertainty_of_the_crossing_is_in_the_interval():
@@ -297,21 +366,28 @@ def test_findings_of_the_other_plans():
             curve_of_seed = curve | {"val_pass@1": [*curve["val_pass@1"][:2], [steps, 0.5 + 0.001 * seed]]}
             extra = dict(variant={"band": "easy", "n": n}, curve=curve_of_seed)
             entries.append(make_entry("rl", 1_000_000, seed, np.full(100, 16), **extra))
-    for variant, tokens, level in (
-        ({"math": 0.4}, 9, 4),
-        ({"math": 0.9}, 9, 20),
-        ({"size": "smoke"}, 50, 5),
-        ({"size": "micro"}, 9, 7),
-    ):
-        right = np.full(100, level) + rng.integers(0, 2, 100)
-        entries.append(make_entry("rl", tokens, 0, right, variant=variant))
+    for seed in (0, 1):
+        for variant, tokens, level in (
+            ({"math": 0.4}, 9, 4),
+            ({"math": 0.9}, 9, 20),
+            ({"size": "smoke"}, 50, 5),
+            ({"size": "micro"}, 9, 7),
+        ):
+            right = np.full(100, level) + rng.integers(0, 2, 100)
+            entries.append(make_entry("rl", tokens, seed, right, variant=variant))
     found = verdicts(entries)
     assert [found[n] for n in ("6", "7", "8")] == ["shown"] * 3
+    # one seed cannot tell a mixture from how pretraining runs differ
+    assert finding([e for e in entries if e.meta["seed"] == 0], "6").verdict == "unclear"
     eight = finding(entries, "8")
     assert [round(c.x.mean, 2) for c in eight.claims] == [0.0, round(np.log(4), 2), round(np.log(40 / 100), 2)]
     flat = {"val_pass@1": [[0, 0.0], [10, 0.0]], "flops": [[1, 1.0], [10, 10.0]]}  # nothing learned: nothing to compare
     idle = [make_entry("rl", 1, 0, [0] * 9, variant={"band": "easy", "n": n}, curve=flat) for n in (5, 64)]
     assert [c.verdict for c in finding(idle, "8").claims] == ["shown", "not run", "not run"]
+    # a seed that learned nothing has no ratio; the others keep theirs, and a note names it
+    lost = [e for e in entries if "band" in e.variant and e.meta["seed"] > 0] + idle
+    eight = finding(lost, "8")
+    assert eight.claims[1].x.seeds == 2 and "seed 0 gained nothing" in eight.notes[0]
 
 
 def test_demonstrations_are_answered_by_count():

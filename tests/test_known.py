@@ -1,12 +1,16 @@
 """A plan goes on from its records alone (known.py)."""
 
+import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from excursion import known
 from excursion.cells import record_name
+from excursion.collect import collect
+from excursion.config import Config
 from excursion.runner import Cell
 
 
@@ -77,7 +81,8 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
 
 
 def test_records_that_stand_are_copied(tmp_path):
-    """They take part in the report of the run that goes on, for all seeds that start from their model in this plan."""
+    """They take part in the report of the run that goes on, for all seeds that start from their model in this plan or an
+    earlier one."""
     for folder in ("records", "out"):
         (tmp_path / folder).mkdir()
     (tmp_path / "records/one-base.json").write_text("{}")
@@ -87,3 +92,20 @@ def test_records_that_stand_are_copied(tmp_path):
     assert json.loads((tmp_path / "out/one-base.cell.json").read_text()) == {"name": "one-base", "seeds": [1, 2]}
     known.copy([cell], tmp_path / "out", tmp_path / "out")  # onto itself: nothing to do
     assert (tmp_path / "out/one-base.json").read_text() == "{}"
+    # a narrower plan takes no seed away: neither from a record that stands, nor from one that is collected again
+    narrow = replace(cell, meta=meta("base", [1]))
+    known.copy([narrow], tmp_path / "out", tmp_path / "out")
+    assert json.loads((tmp_path / "out/one-base.cell.json").read_text())["seeds"] == [1, 2]
+
+
+def test_a_narrower_plan_keeps_the_seeds_of_a_collected_record(tmp_path):
+    """A base stands for the seeds of every plan that it was collected for."""
+    result = tmp_path / "one/base/eval/last.json"
+    result.parent.mkdir(parents=True)
+    result.write_text('{"step": 0, "questions": {}}')
+    with gzip.open(result.with_suffix(".jsonl.gz"), "wt"):
+        pass
+    cell = Cell("one/base/eval", "eval", ["eval.py"], [result], [], 1.0, meta=meta("base", [1, 2]))
+    for seeds in ([1, 2], [1], [3]):
+        folder = collect(Config(out=str(tmp_path)), [replace(cell, meta=meta("base", seeds))])
+    assert json.loads((folder / "one-base.cell.json").read_text())["seeds"] == [1, 2, 3]
