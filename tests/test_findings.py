@@ -136,7 +136,7 @@ def test_cost_by_tasks_and_by_text_is_one_finding():
     four, text = (finding(entries, n) for n in ("4", "4 by text"))
     tasks, bits = four.primary[0], text.primary[0]
     assert 0 < tasks.tests[0] < bits.tests[0]  # RL's two have p = 0: two of four are left, of which this is the smaller
-    assert tasks.p_shown == pytest.approx(2 * tasks.tests[0])
+    assert tasks.p_shown == pytest.approx(2 * tasks.tests[0], abs=0)
 
 
 def test_a_verdict_of_one_seed_says_so():
