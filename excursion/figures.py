@@ -409,5 +409,5 @@ def figure_seeds(entries: list[Entry]):
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
     token_axis(ax, list(ends), scale)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.1 * ax.dataLim.ymax or 1)  # rings at the top stay whole
     return figure, "Pass@1 after RL of each seed"
