@@ -66,7 +66,7 @@ class Config(SamplerConfig):
     k: tuple[int, ...] = (1, 8, 32)  # pass@k: any of --samples answers right in k; values above --samples are left out
     shots: str = "auto"  # worked examples in the prompt: a number, or auto: 8 for a base model, 0 after SFT or RL
     # worked examples: a file, or shipped ones: gsm8k, math, gsm8k_train (the authors', from GSM8K's training set);
-    # empty: DATA/questions/examples.jsonl
+    # empty: DATA/questions/examples.jsonl where it is there (the world has one), else gsm8k
     examples: str = ""
     # of a prompt with worked examples: the prompt that is trained on; or Question: ..., Answer: ... as the authors', in
     # GSM8K's form (answers after ####) or boxed (their MATH); none, beside --ask: its text as it is, to be continued
@@ -513,8 +513,9 @@ def shots_for(config: Config, checkpoint: dict) -> int:
 
 
 def find_examples(config: Config, n: int) -> list[dict]:
-    """The first n worked examples of --examples."""
-    return load_examples(config.examples or Path(config.data) / "questions" / "examples.jsonl", n) if n else []
+    """The first n worked examples of --examples; where it is empty, DATA's own, or else the shipped ones of GSM8K's kind."""
+    own = Path(config.data) / "questions" / "examples.jsonl"
+    return load_examples(config.examples or (own if own.exists() else "gsm8k"), n) if n else []
 
 
 def ask(config: Config, process: Process) -> None:

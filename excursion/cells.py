@@ -15,7 +15,7 @@ import pretrain
 from cli import UserError
 from data.tokenizer import load_tokenizer
 from eval import HELD_OUT_SAMPLES
-from excursion.config import PAPER_COOLING, Config
+from excursion.config import MEMORY, PAPER_COOLING, Config
 from excursion.given import count_name, parse_stage_flags, read_bases
 from excursion.recipes import RECIPES
 from excursion.runner import Cell
@@ -163,6 +163,8 @@ class Builder:
             ]
             counts = own if c.budget == "paper" else [round(total * 0.4 ** (1 - i / 4), -3) for i in range(5)]
             primary = [counts[len(counts) // 2]]
+            if c.budget == "paper":  # an early one too
+                primary = [counts[len(counts) // 5], *primary]
         if c.primary:
             primary = [pretrain.parse_count(part.strip()) for part in c.primary.split(",")]
         return counts, primary, kept
@@ -199,7 +201,7 @@ class Builder:
             scale=scale, data=c.data, seed=source, tokens=tokens, save_at=in_thousands(counts + kept), eval_every=0
         )
         flags |= dict(mix=mix) if mix else {}
-        flags |= dict(save_every=max(20, steps // 20), out=run)
+        flags |= dict(save_every=self.save_every(max(20, steps // 20)), out=run)
         paths = {step: run / f"step_{step:07d}.pt" for step in sorted({*steps_at(counts + kept), steps})}
         command = self.command("pretrain", flags)
         seconds = self.seconds(scale, token=total)
@@ -298,8 +300,14 @@ class Builder:
             flags |= dict(prompts=c.prompts, rollouts=c.rollouts, kl=0) | self.length()
         if r.stage != "rl":
             flags |= dict(rows=c.average_rows if r.averaged else c.rows)
+        flags |= MEMORY.get(r.stage, {}) if c.budget == "paper" else {}
         flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_tasks="none")
-        return flags | dict(save_at=",".join(map(str, points)), save_every=max(1, math.ceil(points[-1] / 16)))
+        every = self.save_every(max(1, math.ceil(points[-1] / 16)))
+        return flags | dict(save_at=",".join(map(str, points)), save_every=every)
+
+    def save_every(self, steps: int) -> int | str:
+        """How often a run is saved, as a flag: steps, or at the paper's size, where those take hours, minutes."""
+        return "30m" if self.config.budget == "paper" else steps
 
     def training_seconds(self, scale: str, flags: dict) -> float:
         """Estimated for a training run with these flags."""

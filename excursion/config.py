@@ -50,7 +50,8 @@ class Config:
         "grid", "checkpoints", "sweep", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"
     ] = "grid"
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
-    # smoke: a minute; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its settings.
+    # smoke: a minute; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its size, doses
+    # and rates, otherwise equal settings for all recipes (docs/paper.md).
     # Empty: smoke for --scale smoke, paper for olmo2-1b and 4b, else short
     budget: Literal["", "smoke", "short", "study", "paper"] = ""
 
@@ -109,14 +110,14 @@ class Config:
 
     # What the other plans vary
     sweep: tuple[float, ...] = (1 / 3, 1.0, 3.0)  # sweep: factors of the learning rates
-    factors: tuple[float, ...] = (1 / 3, 1.0, 2.0, 3.0)  # sharpening: factors of RL's learning rate
+    factors: tuple[float, ...] = ()  # sharpening: factors of RL's learning rate
     side_steps: int = 0  # RL steps of rollouts, mixture, scale, seeds, demonstrations, and of sharpening at other rates
     rollout_counts: tuple[int, ...] = (5, 64)  # rollouts: answers per question
     bands: tuple[str, ...] = ("easy", "hard")  # rollouts: pass rates of the training questions (rl.py --difficulty)
-    shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: math shares of the world
+    shares: tuple[float, ...] = (0.4, 0.65, 0.9)  # mixture: of the source math in --mix; empty: the world's
     scales: tuple[str, ...] = ()  # scale: sizes to compare; empty: --scale and the next smaller one
     rl_seeds: tuple[int, ...] = (1, 2, 3, 4, 5)  # seeds: of RL, from the same pretraining run
-    solved: tuple[int, ...] = (64, 256, 1000)  # demonstrations: questions with solutions
+    solved: tuple[int, ...] = ()  # demonstrations: questions with solutions
 
     def idle(self) -> dict[str, str]:
         """flag → why this plan or verb does not read it; giving such a flag is an error (cli.refuse_idle)."""
@@ -124,8 +125,6 @@ class Config:
         idle = {flag: f"outside of `{name}`" for flag, name in others.items()}
         if self.format != "slurm":
             idle["sbatch"] = "outside of `plan --format slurm`"
-        if self.plan == "mixture":
-            idle["mix"] = "beside --shares"
         if self.plan == "scale":
             idle |= dict.fromkeys(("checkpoints", "primary"), "where each size is judged at its end")
         if self.bases:
@@ -146,6 +145,9 @@ MAIN = ("base", "base_0shot", "rl", "sft", "sft_rl", "parallel", "sft_dose", "sf
 CONTROLS = ("gold_rl", "parallel_paper", "sft_converged_rl", "sft_dose_rl")
 TEST = ("test_easy", "test_hard")  # of the study alone
 TRIAL = ("explore_easy", "explore_hard")  # of everything else
+SIDE = dict(
+    factors=(1 / 3, 1.0, 2.0, 3.0), solved=(64, 256, 1000)
+)  # what the plans beside the grid vary; the paper's own below
 PAPER = {module.__name__: module.PRESETS["paper"] for module in (rl, sft, average, evaluation)}
 PAPER_SFT_POINTS = (500, 1000, 2000, 4000, PAPER["sft"]["steps"])
 BUDGETS = {
@@ -154,7 +156,7 @@ BUDGETS = {
         recipes=("base", "base_0shot", "rl", "sft", "parallel"), controls="none", control_recipes=CONTROLS, pool=16,
         points=(1, 2), prompts=2, rollouts=4, side_steps=2,
         sft_points=(2, 4), gold_points=(2, 4), rows=4, average_rows=4,
-        val_limit=4, questions=TRIAL, limit=4, samples=8, val_tokens=2000,
+        val_limit=4, questions=TRIAL, limit=4, samples=8, val_tokens=2000, **SIDE,
     ),
     # `make excursion`, of 7 M tokens: aims at half an hour on 2 idle cores (0.6 core-hours by SECONDS in cells.py; 51 minutes on a slow machine)
     "short": dict(
@@ -162,7 +164,7 @@ BUDGETS = {
         recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"), controls="none", control_recipes=CONTROLS, pool=256,
         points=(16, 40), prompts=16, rollouts=16, side_steps=40,
         sft_points=(20, 40, 80), gold_points=(40, 80, 160), rows=32, average_rows=16,
-        val_limit=48, questions=TRIAL, limit=48, samples=32, val_tokens=20_000,
+        val_limit=48, questions=TRIAL, limit=48, samples=32, val_tokens=20_000, **SIDE,
     ),
     # 320 steps of 16 x 32 answers on 512 questions are the paper's 320 answers per question
     "study": dict(
@@ -170,17 +172,22 @@ BUDGETS = {
         recipes=MAIN, controls="primary", control_recipes=CONTROLS, pool=512,
         points=(24, 48, 96, 160, 320), points_t1=(96, 320), prompts=16, rollouts=32, side_steps=320,
         sft_points=(40, 80, 160, 320, 640, 960), gold_points=(40, 80, 160, 320, 640, 960, 1920), rows=32, average_rows=16,
-        val_limit=256, questions=TEST, limit=-1, samples=32, val_tokens=100_000,
+        val_limit=256, questions=TEST, limit=-1, samples=32, val_tokens=100_000, **SIDE,
     ),
+    # parallel_paper is no control here: at the paper's rates it is `parallel` itself. Factor 40: the paper's rate of RL after SFT
     "paper": dict(
         seeds=(0, 1, 2, 3), pretraining="each", kept=1,
-        recipes=MAIN, controls="all", control_recipes=("rl_dose", *CONTROLS), pool=80_000,
+        recipes=MAIN, controls="all", control_recipes=("rl_dose", "gold_rl", "sft_converged_rl", "sft_dose_rl"), pool=80_000,
         points=(60, 120, 240, 400, 800, 1560), points_t1=(240, 1560), prompts=PAPER["rl"]["prompts"],
         rollouts=PAPER["rl"]["rollouts"], side_steps=800, max_new_tokens=PAPER["average"]["max_new_tokens"],
         sft_points=PAPER_SFT_POINTS, gold_points=PAPER_SFT_POINTS, rows=PAPER["sft"]["rows"], average_rows=PAPER["average"]["rows"],
         val_limit=1000, questions=("gsm8k",), limit=1000, samples=PAPER["eval"]["samples"], val_tokens=1_000_000,
+        factors=(1 / 3, 1.0, 3.0, 40.0), solved=(5_000, 20_000, 80_000),
     ),
 }  # fmt: skip
+# Flags with which a stage fits a GPU of 80 GB at the size of --budget paper, and samples many rows at once: by
+# `python -m tools.dry_run`, not measured on one
+MEMORY = {"rl": dict(kv_gib=24), "average": dict(kv_gib=24, micro_tokens=8192)}
 
 # Learning rates where no OUT/rates.json says otherwise. RL's rate is that of every RL stage and, doubled, of averaging's RL
 # side; sft_lr is of averaging's SFT side.

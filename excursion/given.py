@@ -12,6 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
@@ -36,6 +37,8 @@ SET_BY = {
     "k": "--samples", "val_tokens": "--val_tokens", "shots": "--recipes", "temperature": "--points_t1", "difficulty": "--plan",
     "mode": "--recipes", "tasks": "", "batch": "", "seq_len": "",
 }  # fmt: skip
+# Flags whose value is another in each cell, and of which a stage takes any value that the plan has
+FREE = {f"--{name}" for name in "init checkpoint other out seed steps save_at save_every lr sft_lr difficulty".split()}
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
 
 
@@ -131,13 +134,19 @@ def fields_of(stage: str) -> dict:
     return STAGES[stage].Config.__dataclass_fields__
 
 
+def kind_of(words: list[str]) -> list[str]:
+    """The flags of a command and their values, without the values of FREE: commands with the same are refused for the same."""
+    flags = [i for i, word in enumerate(words) if word.startswith("--")]
+    return [word for i, j in pairwise([*flags, len(words)]) for word in words[i : i + 1 if words[i] in FREE else j]]
+
+
 def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) -> None:
     """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see files."""
-    seen = {}  # stage and names of its flags → a command
+    seen = {}  # stage and kind_of its flags → a command: a plan of thousands has a few
     for cell in cells:
         stage, words = Path(cell.command[0]).stem, cell.command[1:]
         if stage in flags:
-            seen.setdefault((stage, *(word for word in words if word.startswith("--"))), words)
+            seen.setdefault((stage, *kind_of(words)), words)
     for stage in flags.keys() - {stage for stage, *_ in seen}:
         raise UserError(f"--stage_flags {stage}: this plan has no cell of {stage}.py")
     for (stage, *_), words in seen.items():

@@ -9,6 +9,7 @@ import math
 
 import pretrain
 from cli import UserError
+from data.loader import parse_mix
 from data.tokenizer import load_tokenizer
 from excursion.cells import Builder, in_thousands, vary
 from excursion.choose import chosen_checkpoints, chosen_rates
@@ -70,8 +71,8 @@ def plan_sharpening(b: Builder) -> None:
     order, the rate or the dose? The rate that the grid uses is the grid's own run. Last, RL on those questions alone that
     the start seldom answers: is it the dose per solved question?
 
-    The paper's own pair is marked: direct RL at its rate, and RL after SFT at a far higher one (forty times; here the
-    highest factor, for the paper's breaks a model of this size)."""
+    The paper's own pair is marked: direct RL at its rate, and RL after SFT at the highest factor: forty, as the paper's, with
+    --budget paper; three otherwise, for forty breaks a small model."""
     c = b.config
     # recipe → the recipe whose model it starts from; "": the base
     starts = {recipe: RECIPES[recipe].after for recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")}
@@ -115,10 +116,16 @@ def plan_rollouts(b: Builder) -> None:
 
 
 def plan_mixture(b: Builder) -> None:
-    """Math shares of pretraining, judged at its end."""
+    """Math shares of pretraining, judged at its end. The other sources of the mixture share the rest in their ratio."""
+    weights = parse_mix(b.config.mix or "general=1,math=1")
+    rest = sum(weights.values()) - weights.get("math", 0)
+    if "math" not in weights or not rest:
+        raise UserError(f"--mix {b.config.mix}: the plan mixture varies its source math among others: name them all")
     for seed in b.config.seeds:
         for share in b.config.shares:
-            last = b.pretrain(seed, mix=f"general={1 - share:g},math={share:g}", variant={"math": share})[-1]
+            shares = {name: share if name == "math" else w * (1 - share) / rest for name, w in weights.items()}
+            mix = ",".join(f"{name}={value:g}" for name, value in shares.items())
+            last = b.pretrain(seed, mix=mix, variant={"math": share})[-1]
             for recipe in ("base", "base_0shot", "rl"):
                 b.evaluate(recipe, last, steps=b.config.side_steps)
 

@@ -21,10 +21,10 @@ import sampler
 import sft
 from cli import UserError, cli
 from data.prompt import PROMPT_FORMS, few_shot_prompt, format_prompt
-from data.questions import find_questions
+from data.questions import find_questions, load_examples
 from data.tasks import find_tasks, load_items, question_and_choice, task_pairs
 from data.tokenizer import load_tokenizer
-from eval import Config, build_prompts, evaluate_questions, make_evaluate, print_records
+from eval import Config, build_prompts, evaluate_questions, find_examples, make_evaluate, print_records
 from excursion.compare import compare
 from likelihood import bits_per_byte, continuation_log_probs, evaluate_task
 from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
@@ -115,6 +115,15 @@ EXAMPLES = [
     {"question": f"Tom has {i} pears. How many pears does Tom have?", "solutions": [f"\\boxed{{{i}}}"]}
     for i in range(8)
 ]
+
+
+def test_examples_where_the_data_have_none(world, tmp_path):
+    """DATA's own worked examples are shown, the world's for one; where there are none, the shipped ones of GSM8K's kind."""
+    own = find_examples(Config(data=str(world)), 8)
+    assert [row["id"] for row in own] == [row["id"] for row in load_examples(world / "questions/examples.jsonl")]
+    shipped = find_examples(Config(data=str(tmp_path)), 8)
+    assert shipped == load_examples("gsm8k") and len(shipped) == 8 and shipped != own
+    assert find_examples(Config(data=str(tmp_path), examples="math"), 2) == load_examples("math", 2)
 
 
 def test_build_prompts_drops_worked_examples_that_do_not_fit(tokenizer):

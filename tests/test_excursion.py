@@ -21,6 +21,7 @@ import pretrain
 import rl
 import sft
 from cli import UserError
+from data.loader import parse_mix
 from excursion import choose, command, report
 from excursion.cells import record_name
 from excursion.collect import thin_curve
@@ -294,6 +295,48 @@ def test_the_papers_grid_starts_where_the_paper_does(tmp_path):
     assert {flag(c, "questions") for c in cells.values() if c.meta} == {"gsm8k"}
 
 
+def test_the_papers_plans_suit_its_size(tmp_path):
+    """--budget paper: runs fit 80 GB by the count of tools.dry_run and are saved every half hour, unless the user says otherwise;
+    RL after SFT has the paper's rate among those of `sharpening`; `seeds` has an early checkpoint; no two controls are the same."""
+    paper = dict(scale="olmo2-1b", seeds=(0,), data="out/paper", mix="dolmino50")
+    cells = plan_of(tmp_path, **paper)
+    runs = {kind: [c for c in cells.values() if c.kind == kind] for kind in ("rl", "average", "sft", "soup")}
+    assert {(flag(c, "kv_gib"), flag(c, "micro_tokens")) for c in runs["average"]} == {("24", "8192")}
+    assert {flag(c, "kv_gib") for c in runs["rl"]} == {"24"} and not any("--kv_gib" in c.command for c in runs["soup"])
+    assert all(flag(c, "save_every") == "30m" for c in cells.values() if c.run)
+    own = plan_of(tmp_path, **paper, stage_flags=("average --micro_tokens 4096",))
+    assert {(flag(c, "kv_gib"), flag(c, "micro_tokens")) for c in own.values() if c.kind == "average"} == {
+        ("24", "4096")
+    }
+    assert not any("--kv_gib" in c.command or "30m" in c.command for c in plan_of(tmp_path).values())
+    # a control has a command of its own, but for its folders
+    same = {r: [w.replace(f"/{r}/", "/R/") for w in cells[f"seed0/50.00B/{r}/train"].command]
+            for r in ("parallel", *BUDGETS["paper"]["control_recipes"])}  # fmt: skip
+    assert len({tuple(words) for words in same.values()}) == len(same) == 5
+    # the other plans
+    sharp = [c.meta for c in plan_of(tmp_path, plan="sharpening", **paper).values() if c.meta.get("paper")]
+    assert {(m["recipe"], round(float(m["rates"]["lr"]), 9)) for m in sharp} == {("rl", 1e-6), ("sft_rl", 4e-5)}
+    seeds = [c for c in plan_of(tmp_path, plan="seeds", **paper).values() if c.kind == "rl"]
+    assert {flag(c, "init")[-10:-3] for c in seeds} == {"0003000", "0007000", "0023842"}
+    shown = [c for c in plan_of(tmp_path, plan="demonstrations", **paper).values() if c.kind == "sft"]
+    assert [flag(c, "limit") for c in shown] == ["5000", "20000", "80000"]
+
+
+def test_shares_of_math_in_a_mixture(tmp_path):
+    """The source math of --mix gets each share; the others keep their ratios. Without --mix it is the world's."""
+
+    def mixes(**flags) -> list[dict[str, float]]:
+        cells = plan_of(tmp_path, plan="mixture", shares=(0.4, 0.9), **flags).values()
+        return [parse_mix(flag(c, "mix")) for c in cells if c.kind.startswith("pretrain")]
+
+    assert mixes() == [{"general": 0.6, "math": 0.4}, {"general": 0.1, "math": 0.9}]
+    usual = parse_mix("dolmino50")
+    for share, mix in zip((0.4, 0.9), mixes(mix="dolmino50"), strict=True):
+        assert mix.keys() == usual.keys() and mix["math"] == share and sum(mix.values()) == pytest.approx(1, abs=1e-6)
+        ratios = {round(mix[name] / usual[name], 6) for name in usual if name != "math"}
+        assert len(ratios) == 1
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("each", [[1], [2]]), ("one", [[1, 2]]), ("primary", [[1], [2]])])
 def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
     """Where seeds start from one pretraining run its base is evaluated once, and the record stands for all of them."""
@@ -311,7 +354,7 @@ def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
 def test_the_grid_is_controlled(tmp_path):
     """Recipes differ in what they learn from, not in questions, rollouts, KL, length, steps or RL's rate; the dose controls
     of averaging have half of its rates, and direct RL is the one of its RL side; the paper's averaging has its ratios."""
-    at = "seed0/5.19M"
+    at = "seed0/4.43M"
     recipes = (
         "rl",
         "sft",
@@ -350,7 +393,7 @@ def test_the_grid_is_controlled(tmp_path):
     judged = [c for c in cells.values() if c.kind == "eval"]
     assert all(flag(c, "questions") == "test_hard" for c in judged)
     first = [name.split("/")[1:3] for name, c in cells.items() if c.kind in ("rl", "sft", "average")][:3]
-    assert first == [["5.19M", "rl"], ["5.19M", "sft"], ["5.19M", "gold"]]
+    assert first == [["4.43M", "rl"], ["4.43M", "sft"], ["4.43M", "gold"]]
 
 
 def test_rates_and_checkpoints_that_were_chosen_are_used(tmp_path):
@@ -572,7 +615,7 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(checkpoints="2M,4M", primary="3M"), "--primary 3M"),
         (dict(factors=(0.0,)), "--factors"),
         (dict(sweep=(1.0, float("nan"))), "--sweep"),
-        (dict(factors=()), "--factors: one or more"),
+        (dict(plan="sweep", sweep=()), "--sweep: one or more"),
         (dict(plan="rollouts", bands=("medium",)), "--bands medium: easy, hard"),
         (dict(plan="rollouts", rollout_counts=(5, 5)), "--rollout_counts 5 5"),
         (dict(plan="seeds", rl_seeds=()), "--rl_seeds: one or more"),
@@ -583,7 +626,8 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(questions=("test_esay",)), "--questions test_esay: neither files nor among"),
         (dict(max_new_tokens=300), "less than the 256 tokens of micro's context"),
         (dict(mix="general=0.6,math"), "--mix"),
-        (dict(plan="mixture", mix="math=1"), "--mix has no effect beside --shares"),
+        (dict(plan="mixture", mix="math=1"), "--mix math=1: the plan mixture varies its source math among others"),
+        (dict(plan="mixture", mix="dclm=2,wiki=1"), "--mix dclm=2,wiki=1: the plan mixture varies its source math"),
         (dict(plan="scale", checkpoints="2M"), "--checkpoints has no effect where each size is judged at its end"),
         (dict(plan="sweep", recipes=("base",)), "--recipes base: none of them has a rate to sweep"),
         (dict(launch="torchrun 'x"), "--launch torchrun 'x: a quote in it is not closed"),

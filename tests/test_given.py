@@ -17,7 +17,7 @@ from cli import UserError, joined
 from excursion import command, known
 from excursion.cells import record_name
 from excursion.config import Config
-from excursion.given import nearest_scale, parse_stage_flags, read_bases
+from excursion.given import kind_of, nearest_scale, parse_stage_flags, read_bases
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Runner
@@ -192,6 +192,7 @@ def test_what_cannot_be_given_is_one_line(bases, tmp_path):
         (dict(stage_flags=("rl --kl much",)), "--stage_flags rl --kl much: rl.py cannot read it"),
         (dict(stage_flags=("rl --kl nan",)), "--stage_flags rl --kl nan: --kl nan: must lie in"),
         (dict(stage_flags=("rl --dual_clip 1",)), "--dual_clip 1"),
+        (dict(stage_flags=("eval --examples gsm8k",)), "--examples gsm8k: --examples has no effect with --shots 0"),
         (dict(stage_flags=("rl --kl 1", "rl --kl 2")), "--stage_flags rl --kl: given twice"),
         (dict(stage_flags=("rl --steps 3",)), "--stage_flags rl --steps: the plan sets it; pass --points instead"),
         (dict(stage_flags=("rl --eval_every 3",)), "--stage_flags rl --eval_every: the plan sets it; leave it out"),
@@ -202,6 +203,15 @@ def test_what_cannot_be_given_is_one_line(bases, tmp_path):
         with pytest.raises(UserError, match=match) as error:
             make_plan(make_config(tmp_path, **{"bases": (str(base),), "recipes": ("base", "sft", "rl")} | flags))
         assert "\n" not in str(error.value), flags
+
+
+def test_a_flag_that_some_values_of_the_plan_refuse(bases, tmp_path):
+    """Examples of one's own are for cells that show some: a plan of those alone takes them."""
+    own = ("eval --examples gsm8k",)
+    cells = plan(tmp_path, bases / "a.pt", recipes=("base",), stage_flags=own)
+    assert {flag(c, "examples") for c in cells.values()} == {"gsm8k"}
+    words = ["--init", "a.pt", "--k", "1", "8", "--shots", "0", "--out", "x"]
+    assert kind_of(words) == ["--init", "--k", "1", "8", "--shots", "0", "--out"]
 
 
 def test_flags_of_pretraining(tmp_path):
