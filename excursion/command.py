@@ -27,6 +27,7 @@ What lies where:
     OUT/report.md, report.html, figures/     made by report.py from OUT/records alone
 """
 
+import json
 import shlex
 import signal
 import sys
@@ -69,12 +70,12 @@ def complete(config: Config, cells: list[Cell]) -> bool:
 
 
 def sweep(config: Config, cells: list[Cell]) -> bool:
-    """The runs that are not finished, here or in --records; then OUT/rates.json."""
+    """The runs that are not finished, here or in --records; then, of all, OUT/rates.json."""
+    runs, done = sweep_runs(cells), swept(config, cells)
+    whole = complete(config, known.needed(cells, [cell for cell in runs if cell.name not in done]))
     done = swept(config, cells)
-    whole = complete(config, known.needed(cells, [cell for cell in sweep_runs(cells) if cell.name not in done]))
-    done = swept(config, cells)
-    print(f"{len(done)} runs of the sweep are finished: {Path(config.out) / 'records/sweep.json'}")
-    if whole and config.command == "run":
+    print(f"{len(done)} of {len(runs)} runs of the sweep are finished: {Path(config.out) / 'records/sweep.json'}")
+    if len(done) == len(runs):
         write_rates(config, done)
     return whole
 
@@ -119,12 +120,21 @@ def launched(cell: Cell, config: Config) -> str:
 
 
 def shell(cell: Cell, config: Config) -> str:
-    """The cell as one line of shell that goes on with a run that was killed."""
-    command = launched(cell, config)
+    """The cell as one line of shell: nothing if it is done, as Runner.done has it; else its command, which goes on with a run that
+    was killed, and once that has succeeded the note that the runner would leave (read_state)."""
+    quoted = {
+        "note": f"{config.out}/{cell.name}.json",
+        "head": f'{{"command": {json.dumps(cell.command)}, "rc": 0, "seconds": ',
+        "result": str(cell.result),
+    }
+    set_them = " ".join(f"{name}={shlex.quote(text)}" for name, text in quoted.items())
+    command, done, begin = launched(cell, config), '[ -e "$result" ]', "began=$(date +%s)"
     if cell.run:
-        run = shlex.quote(str(cell.run))
-        command = f"if [ -e {run}/last.pt ]; then {command} --resume; else rm -rf {run}; {command}; fi"
-    return f"export OMP_NUM_THREADS={config.threads}; {command}"
+        done += ' && grep -qsF "$head" "$note"'
+        begin += f"; resume=$([ ! -e {shlex.quote(f'{cell.run}/last.pt')} ] || echo --resume)"
+        command += " $resume"
+    write = r"""printf '%s%d}\n' "$head" $(($(date +%s) - began)) > "$note.part" && mv "$note.part" "$note"; }"""
+    return f"{set_them}; {done} || {{ export OMP_NUM_THREADS={config.threads}; {begin}; {command} && {write}"
 
 
 def estimate(config: Config, cells: list[Cell]) -> list[str]:
@@ -164,7 +174,4 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
         maker = {path: i for i, cell in enumerate(cells) for path in cell.results}
         for i, cell in enumerate(cells):
             after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs if path in maker))
-            command = shell(cell, config)
-            if not cell.run:  # a run decides by itself whether anything is left to do
-                command = f"[ -e {shlex.quote(str(cell.result))} ] || {{ {command}; }}"
-            print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.quote(command)}; j{i}=$job')
+            print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.quote(shell(cell, config))}; j{i}=$job')

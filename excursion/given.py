@@ -140,8 +140,9 @@ def kind_of(words: list[str]) -> list[str]:
     return [word for i, j in pairwise([*flags, len(words)]) for word in words[i : i + 1 if words[i] in FREE else j]]
 
 
-def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) -> None:
-    """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see files."""
+def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]], launch: str) -> None:
+    """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see files, nor
+    of how many processes `launch` starts it."""
     seen = {}  # stage and kind_of its flags → a command: a plan of thousands has a few
     for cell in cells:
         stage, words = Path(cell.command[0]).stem, cell.command[1:]
@@ -155,7 +156,7 @@ def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]]) ->
         try:
             with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
                 config = tyro.cli(module.Config, args=words, use_underscores=True)
-            config.given = cli.given_on(words, config)
+            config.given = cli.given_on(words, config) - ({"shard"} if launch != "python" else set())
             cli.check_ranges(config)
             cli.apply_preset(config, getattr(module, "PRESETS", {}))
             (module.Config.check if hasattr(module.Config, "check") else cli.refuse_idle)(config)

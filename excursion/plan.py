@@ -178,5 +178,5 @@ def make_plan(config: Config) -> list[Cell]:
     builder = Builder(config, chosen_rates(config), chosen_checkpoints(config))
     PLANS[config.plan](builder)
     cells = list(builder.cells.values())
-    check_commands(cells, builder.own_flags)
+    check_commands(cells, builder.own_flags, config.launch)
     return cells

@@ -4,7 +4,7 @@
 
 A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command, exit
 code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again if it
-had no checkpoint yet; only its own folder is ever emptied. A cell that fails is left alone until `retry`. The estimate of
+had no checkpoint yet: it then drops its first metrics itself. A cell that fails is left alone until `retry`. The estimate of
 the time left is by the seconds of finished cells of the same kind.
 """
 
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -87,11 +86,8 @@ class Runner:
     def start(self, cell: Cell) -> None:
         """Begin a cell, or go on with its run."""
         command = [sys.executable, *cell.command]
-        if cell.run and cell.run.exists():
-            if (cell.run / "last.pt").exists():
-                command.append("--resume")
-            else:
-                shutil.rmtree(cell.run)  # killed before its first checkpoint; holds nothing but its first metrics
+        if cell.run and (cell.run / "last.pt").exists():
+            command.append("--resume")
         log = self.out / f"{cell.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:

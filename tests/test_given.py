@@ -210,6 +210,10 @@ def test_a_flag_that_some_values_of_the_plan_refuse(bases, tmp_path):
     own = ("eval --examples gsm8k",)
     cells = plan(tmp_path, bases / "a.pt", recipes=("base",), stage_flags=own)
     assert {flag(c, "examples") for c in cells.values()} == {"gsm8k"}
+    shard = dict(recipes=("rl",), stage_flags=("rl --shard",))
+    assert plan(tmp_path, bases / "a.pt", **shard, launch="torchrun --nproc_per_node=8")
+    with pytest.raises(UserError, match="--shard has no effect on one process"):
+        plan(tmp_path, bases / "a.pt", **shard)
     words = ["--init", "a.pt", "--k", "1", "8", "--shots", "0", "--out", "x"]
     assert kind_of(words) == ["--init", "--k", "1", "8", "--shots", "0", "--out"]
 

@@ -1,6 +1,8 @@
 """A plan as jobs of SLURM: the script is run with a stub in the place of sbatch, which runs each job at once."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +12,12 @@ import pytest
 from conftest import run, small_cell
 
 from cli import joined
-from excursion import command
+from excursion import choose, command
 from excursion.collect import collect
 from excursion.config import Config, resolve
 from excursion.plan import make_plan
-from excursion.runner import Cell
+from excursion.runner import Cell, Runner, read_state
+from files import take_lock
 
 # Knows the options that the script uses, and refuses others, as sbatch does. Of job N, folder/N has the exit code
 STUB = """#!{python}
@@ -78,16 +81,70 @@ def test_a_plan_as_jobs(world, tmp_path, submit):
     logs = [out / "seed0/pretrain/train.log", *out.glob("seed0/*/base/eval_step_*.log")]
     assert len(logs) == 2 and all(log.read_text() for log in logs) and (out / "seed0/pretrain/run/last.pt").exists()
     made = record.stat().st_mtime_ns
-    assert submit(script) == ["0", "0"] and record.stat().st_mtime_ns == made
+    note = out / "seed0/pretrain/train.json"
+    written = note.stat().st_mtime_ns
+    assert submit(script) == ["0", "0"] and record.stat().st_mtime_ns == made and note.stat().st_mtime_ns == written
     config = Config(command="report", scale="smoke", tokens="20k", checkpoints="20k", recipes=("base",), out=str(out))
     config = resolve(replace(config, data=str(world), limit=2))
     assert list(collect(config, make_plan(config)).glob("*-base.json"))
+    assert json.loads(next(out.glob("records/*-base.cell.json")).read_text())["seconds"]["evaluation"] > 0
+    assert not Runner(make_plan(config), out)()  # what jobs have finished is finished
+
+
+def test_a_sweep_of_jobs(world, tmp_path, submit):
+    """Rates are chosen by `report` once jobs have made all runs. A job leaves the folder of a run alone in which another is at work,
+    and begins anew in one that a kill has left without a checkpoint."""
+    flags = ["--plan", "sweep", "--scale", "smoke", "--tokens", "20k", "--checkpoints", "20k", "--recipes", "sft", "--sweep", "1", "3",
+             "--data", world, "--out", tmp_path / "out"]  # fmt: skip
+    code, script, err = run("-m", "excursion", "plan", *flags, "--format", "slurm", "--sbatch", SBATCH)
+    assert code == 0, err
+    left = next(line.split()[1] for line in script.splitlines() if line.startswith("submit seed0/sweep3"))
+    folder = tmp_path / "out" / left.removesuffix("train") / "run"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 99, "val_pass@1": 1.0}\n')
+    lock = take_lock(folder)
+    assert submit(script) == ["0", "0", "0", "2", "never started"]
+    assert "another process is at work there" in folder.with_name("train.log").read_text()
+    assert json.loads((folder / "metrics.jsonl").read_text())["step"] == 99
+    report = ("-m", "excursion", "report", *flags)
+    code, said, err = run(*report)
+    assert code == 0 and said.startswith("1 of 2 runs") and not (tmp_path / "out/rates.json").exists(), err
+    os.close(lock)
+    assert submit(script) == ["0"] * 5
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == 4
+    code, said, err = run(*report)
+    table = json.loads((tmp_path / "out/rates.json").read_text())
+    assert code == 0 and said.startswith("2 of 2 runs") and table["sft"]["factor"] in (1, 3), err
+    assert 99 not in choose.validation_scores(folder)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_a_makefile_leaves_notes(tmp_path, capsys):
+    """Of each cell that has succeeded, as the runner would, whatever characters its command has; of others none."""
+    odd = "x = '$HOME %s {} \\\\n'; open(PATH, 'w').write(x)"
+    cells = [
+        small_cell(tmp_path, "odd", odd),
+        small_cell(tmp_path, "bad", "raise SystemExit(3)"),
+        small_cell(tmp_path, "last", odd, ["odd"]),
+    ]
+    config = resolve(Config(command="plan", scale="smoke", format="make", out=str(tmp_path / "out")))
+    command.print_plan(config, cells)
+    (tmp_path / "out/cells").mkdir(parents=True)
+    text = capsys.readouterr().out
+    for _ in range(2):
+        assert subprocess.run(["make", "-k", "-f", "-"], input=text, text=True, capture_output=True).returncode == 2
+        notes = [read_state(tmp_path / f"out/{cell.name}.json") for cell in cells]
+        assert [note and (note["command"], note["rc"]) for note in notes] == [
+            (cells[0].command, 0),
+            None,
+            (cells[2].command, 0),
+        ]
 
 
 def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys):
     """What needs a failed cell never starts, the rest runs; the log says why; mended, the same script does what is left."""
 
-    write = "open(PATH, 'a').write('x')"
+    write = "open(PATH, 'a').write('x')  # $HOME 'a' %s"
     bad = f"import os, sys; os.path.exists({str(tmp_path / 'mended')!r}) or sys.exit('no disk'); {write}"
     cells = [
         small_cell(tmp_path, "bad", bad),
@@ -104,6 +161,7 @@ def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys
     (tmp_path / "mended").touch()
     assert submit(script) == ["0"] * 4
     assert [(tmp_path / f"{c.name[6:]}.txt").read_text() for c in cells] == ["x"] * 4
+    assert [read_state(tmp_path / f"out/{c.name}.json")["command"] for c in cells] == [c.command for c in cells]
 
 
 def test_launch_goes_before_every_stage(tmp_path, capsys):
