@@ -108,7 +108,8 @@ def stand_in(path: Path) -> None:
 def hub(repository: str, config: str, split: str, *_) -> list[dict]:
     """What stands for the hub: a few rows in the form of each data set."""
     if repository == "openai/gsm8k":
-        return [json.loads(line) for line in (data_questions.EXAMPLES / "gsm8k_train.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (data_questions.EXAMPLES / "gsm8k_train.jsonl").read_text().splitlines()]
+        return rows[2:] if split == "train" else rows[:2]
     if repository == "EleutherAI/hendrycks_math":
         return [{"problem": f"{config} {i}", "solution": "\\boxed{7}", "level": "Level 1"} for i in range(2)]
     if "OpenMathInstruct" in repository:
