@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, small_cell, start
+from conftest import ROOT, run, small_cell, start
 
 import average
 import cli
@@ -320,6 +320,25 @@ def test_the_papers_plans_suit_its_size(tmp_path):
     assert {flag(c, "init")[-10:-3] for c in seeds} == {"0003000", "0007000", "0023842"}
     shown = [c for c in plan_of(tmp_path, plan="demonstrations", **paper).values() if c.kind == "sft"]
     assert [flag(c, "limit") for c in shown] == ["5000", "20000", "80000"]
+
+
+def test_the_papers_page_counts_the_grid(tmp_path):
+    """docs/paper.md and docs/launch.md: how many jobs and runs there are; each kind of run fits 80 GB by the count of tools.dry_run, which
+    takes the plan's own command."""
+    page, launch = ((ROOT / f"docs/{name}.md").read_text() for name in ("paper", "launch"))
+    cells = list(plan_of(tmp_path, scale="olmo2-1b", data="out/paper", mix="dolmino50").values())
+    assert f"seeds: {len(cells)} jobs" in page and f"size has {len(cells)} jobs" in launch
+    assert f"and {sum(c.kind == 'eval' for c in cells)} evaluations" in " ".join(page.split())
+    rows = {"pretraining, 50 B": "pretrain", "RL, 1560": "rl/", "averaging, 1560": "parallel", "SFT and Gold, 9500": "sft/ gold/",
+            "SFT at averaging's": "sft_dose/", "soup": "soup"}  # fmt: skip
+    runs = [c for c in cells if c.kind not in ("eval", "choose")]
+    for title, kinds in rows.items():
+        of_row = [c for c in runs if any(kind in c.name for kind in kinds.split())]
+        of_row = [c for c in runs if c.kind == "rl"] if kinds == "rl/" else of_row
+        assert re.search(rf"^\| {title}[^|]*\| {len(of_row)} \|", page, re.M), title
+    for kind in ("rl", "sft", "average"):
+        code, text, err = run("-m", "tools.dry_run", *next(c for c in runs if c.kind == kind).command, "--gpus", "8")
+        assert code == 0 and "update |" in text and "✗" not in text, err
 
 
 def test_shares_of_math_in_a_mixture(tmp_path):
