@@ -155,7 +155,9 @@ def design(entries: list[Entry]) -> str:
 
 def summary(entries: list[Entry], found: list[Finding], answers: Answers) -> list[str]:
     """At most five sentences."""
-    by = {v: [NAMES[f.number] + f.said.removeprefix(v) for f in found if f.verdict == v] for v in MARK}
+    by = {
+        v: [NAMES[f.number] + (" (in one run)" if f.said != v else "") for f in found if f.verdict == v] for v in MARK
+    }
     sentences = [design(entries)]
     for verdict in ("shown", "contradicted", "unclear"):
         if by[verdict]:

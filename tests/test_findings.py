@@ -147,7 +147,9 @@ def test_a_verdict_of_one_seed_says_so():
     assert Finding("1", "", [Claim("a", x, "above", across_runs=True)]).said == "unclear"
     assert Finding("1", "", [Claim("a", replace(x, seeds=2), "above")]).said == "shown"
     entries = as_in_the_paper(1)
-    assert "expansion by RL in one run" in " ".join(report.summary(entries, all_findings(entries), questions(entries)))
+    assert "expansion by RL (in one run)" in " ".join(
+        report.summary(entries, all_findings(entries), questions(entries))
+    )
 
 
 def test_process_right_decides_and_plain_stands_beside():
