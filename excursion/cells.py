@@ -300,10 +300,14 @@ class Builder:
             flags |= dict(prompts=c.prompts, rollouts=c.rollouts, kl=0) | self.length()
         if r.stage != "rl":
             flags |= dict(rows=c.average_rows if r.averaged else c.rows)
-        flags |= MEMORY.get(r.stage, {}) if c.budget == "paper" else {}
+        flags |= self.memory(r.stage)
         flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_tasks="none")
         every = self.save_every(max(1, math.ceil(points[-1] / 16)))
         return flags | dict(save_at=",".join(map(str, points)), save_every=every)
+
+    def memory(self, stage: str) -> dict[str, int]:
+        """Flags of memory that a stage needs at the paper's size."""
+        return MEMORY.get(stage, {}) if self.config.budget == "paper" else {}
 
     def save_every(self, steps: int) -> int | str:
         """How often a run is saved, as a flag: steps, or at the paper's size, where those take hours, minutes."""
@@ -327,7 +331,7 @@ class Builder:
         samples = self.config.samples
         flags = dict(checkpoint=model, data=self.config.data, questions=flags["questions"], samples=samples) | flags
         flags |= dict(k=tuple(k for k in (1, 8, 32) if k <= samples) or (samples,), shots=shots)
-        command = self.command("eval", flags | self.length() | dict(out=folder))
+        command = self.command("eval", flags | self.length() | self.memory("eval") | dict(out=folder))
         return self.add(Cell(name, "eval", command, [folder / f"{model.stem}.json"], [model], seconds, meta=meta))
 
     def evaluate(self, recipe: str, base: Base, start: Path | None = None, **changes) -> None:
@@ -392,6 +396,6 @@ class Builder:
         c, name = self.config, f"{base.folder}/difficulty/{recipe}"
         result = self.out / name / f"{model.stem}.difficulty.json"
         flags = dict(preset="difficulty", checkpoint=model, data=c.data, limit=c.pool)
-        command = self.command("eval", flags | self.length() | dict(out=self.out / name))
+        command = self.command("eval", flags | self.length() | self.memory("eval") | dict(out=self.out / name))
         self.add(Cell(name, "eval", command, [result], [model], self.seconds(base.scale, judged=64 * c.pool)))
         return result

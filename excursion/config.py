@@ -187,7 +187,7 @@ BUDGETS = {
 }  # fmt: skip
 # Flags with which a stage fits a GPU of 80 GB at the size of --budget paper, and samples many rows at once: by
 # `python -m tools.dry_run`, not measured on one
-MEMORY = {"rl": dict(kv_gib=24), "average": dict(kv_gib=24, micro_tokens=8192)}
+MEMORY = {"rl": dict(kv_gib=24), "average": dict(kv_gib=24, micro_tokens=8192), "eval": dict(kv_gib=24)}
 
 # Learning rates where no OUT/rates.json says otherwise. RL's rate is that of every RL stage and, doubled, of averaging's RL
 # side; sft_lr is of averaging's SFT side.

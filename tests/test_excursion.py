@@ -300,9 +300,11 @@ def test_the_papers_plans_suit_its_size(tmp_path):
     RL after SFT has the paper's rate among those of `sharpening`; `seeds` has an early checkpoint; no two controls are the same."""
     paper = dict(scale="olmo2-1b", seeds=(0,), data="out/paper", mix="dolmino50")
     cells = plan_of(tmp_path, **paper)
-    runs = {kind: [c for c in cells.values() if c.kind == kind] for kind in ("rl", "average", "sft", "soup")}
+    runs = {kind: [c for c in cells.values() if c.kind == kind] for kind in ("rl", "average", "sft", "soup", "eval")}
     assert {(flag(c, "kv_gib"), flag(c, "micro_tokens")) for c in runs["average"]} == {("24", "8192")}
-    assert {flag(c, "kv_gib") for c in runs["rl"]} == {"24"} and not any("--kv_gib" in c.command for c in runs["soup"])
+    assert {flag(c, "kv_gib") for c in (*runs["rl"], *runs["eval"])} == {"24"} and not any(
+        "--kv_gib" in c.command for c in runs["soup"]
+    )
     assert all(flag(c, "save_every") == "30m" for c in cells.values() if c.run)
     own = plan_of(tmp_path, **paper, stage_flags=("average --micro_tokens 4096",))
     assert {(flag(c, "kv_gib"), flag(c, "micro_tokens")) for c in own.values() if c.kind == "average"} == {
