@@ -156,15 +156,14 @@ class Builder:
         elif kept:
             places = grid_of(len(kept), len(kept) // 3)
             counts, primary = [kept[i] for i in places], [kept[i] for i in places[1:3]]
-        else:
+        elif c.budget == "paper":
             per_step = preset["batch"] * preset["seq_len"]
-            own = [
-                step * per_step for step in pretrain.parse_save_at(preset["save_at"], round(total / per_step), per_step)
-            ]
-            counts = own if c.budget == "paper" else [round(total * 0.4 ** (1 - i / 4), -3) for i in range(5)]
-            primary = [counts[len(counts) // 2]]
-            if c.budget == "paper":  # an early one too
-                primary = [counts[len(counts) // 5], *primary]
+            steps = pretrain.parse_save_at(preset["save_at"], round(total / per_step), per_step)
+            counts = [step * per_step for step in steps]
+            primary = [counts[len(counts) // 5], counts[len(counts) // 2]]  # an early one too
+        else:
+            counts = [round(total * 0.4 ** (1 - i / 4), -3) for i in range(5)]
+            primary = counts[2:3]
         if c.primary:
             primary = [pretrain.parse_count(part.strip()) for part in c.primary.split(",")]
         return counts, primary, kept

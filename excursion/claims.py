@@ -43,9 +43,7 @@ class Claim:
     # "above" is contradicted by an effect that is significantly smaller than margin + small; 0: no such rule
     small: float = 0.0
     across_runs: bool = False  # its sides come from different pretraining runs
-    places: tuple[int, ...] = ()  # of a mean: its checkpoints, as pretraining tokens
-    # checkpoints at which all seeds start from one pretraining run; not of a mean: (0,) if they do
-    one_run: tuple[int, ...] = ()
+    over: str = ""  # of a mean: its checkpoints; and where all seeds start from one pretraining run
     settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
     shown_as: str = ""  # in place of mean and interval
     visible_as: str = ""  # in place of the smallest visible effect
@@ -126,12 +124,8 @@ class Claim:
         if self.x is None:
             return "–"
         clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""
-        words = [f"{self.x.seeds}" if self.x.questions == 1 else f"{self.x.seeds} × {self.x.questions}{clusters}"]
-        words += [f"mean of {listed([*map(million, self.places)])}"] if len(self.places) > 1 else []
-        if self.one_run:
-            everywhere = self.one_run == self.places or not self.places
-            words.append("one pretraining run" + ("" if everywhere else f" at {listed([*map(million, self.one_run)])}"))
-        return ", ".join(words)
+        values = f"{self.x.seeds}" if self.x.questions == 1 else f"{self.x.seeds} × {self.x.questions}{clusters}"
+        return f"{values}, {self.over}" if self.over else values
 
     @property
     def expected(self) -> str:
@@ -147,8 +141,17 @@ def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **mor
     """A claim about a contrast; None: it could not be made of these records. more: fields of Claim."""
     if c is None:
         return Claim(text, None, wanted, margin, **more)
-    one_run = c.one_run or ((0,) if c.from_one_run else ())
-    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), places=c.places, one_run=one_run, **more)
+    return Claim(text, c.estimate(), wanted, margin, boot=c.bootstrap(), over=over(c), **more)
+
+
+def over(c: Contrast) -> str:
+    """Of a mean its checkpoints; and where all seeds start from one pretraining run. Empty: neither."""
+    words = [f"mean of {listed([*map(million, c.places)])}"] if len(c.places) > 1 else []
+    if c.one_run == c.places if c.places else c.from_one_run:
+        words.append("one pretraining run")
+    elif c.one_run:
+        words.append(f"one pretraining run at {listed([*map(million, c.one_run)])}")
+    return ", ".join(words)
 
 
 def correct(claims: list[Claim]) -> None:

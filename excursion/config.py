@@ -145,9 +145,8 @@ MAIN = ("base", "base_0shot", "rl", "sft", "sft_rl", "parallel", "sft_dose", "sf
 CONTROLS = ("gold_rl", "parallel_paper", "sft_converged_rl", "sft_dose_rl")
 TEST = ("test_easy", "test_hard")  # of the study alone
 TRIAL = ("explore_easy", "explore_hard")  # of everything else
-SIDE = dict(
-    factors=(1 / 3, 1.0, 2.0, 3.0), solved=(64, 256, 1000)
-)  # what the plans beside the grid vary; the paper's own below
+# What the plans beside the grid vary, but for the paper's budget
+SIDE = dict(factors=(1 / 3, 1.0, 2.0, 3.0), solved=(64, 256, 1000))
 PAPER = {module.__name__: module.PRESETS["paper"] for module in (rl, sft, average, evaluation)}
 PAPER_SFT_POINTS = (500, 1000, 2000, 4000, PAPER["sft"]["steps"])
 BUDGETS = {

@@ -226,7 +226,6 @@ def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Ques
     return combine(rows)
 
 
-def nothing_in_common(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> bool:
-    """Were both run, and could at_equal_pass1 not compare them?"""
-    judged = [key for key in set(a) & set(b) if min(len(a[key]), len(b[key])) > 2]
-    return bool(judged) and at_equal_pass1(a, b, m) is None
+def both_judged(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]]) -> bool:
+    """Has any replicate a trajectory on both sides? If at_equal_pass1 is None there, they have no pass@1 in common."""
+    return any(min(len(a[key]), len(b[key])) > 2 for key in set(a) & set(b))

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from excursion.claims import Claim, Finding, claim, correct, listed
-from excursion.contrasts import Contrast, Grid, at_equal_pass1, contrast, mean_of, measures, nothing_in_common, runs
+from excursion.contrasts import Contrast, Grid, at_equal_pass1, both_judged, contrast, mean_of, measures, runs
 from excursion.recipes import STARTS, label
 from excursion.records import Entry, Questions, general_bits, million, task_items
 from excursion.stats import ratio
@@ -253,8 +253,12 @@ class Contrasts:
             found = {t: at_equal_pass1(runs(g, "rl", t), runs(g, "sft_rl", t), m) for t in g.tokens}
             what, small = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}", ADVANTAGE
             claims.append(claim(mean_of(found), what, "above", counts=counts, small=small, needs=needs))
-            apart = [million(t) for t in g.tokens if nothing_in_common(runs(g, "rl", t), runs(g, "sft_rl", t), m)]
-            if apart:
+            apart = [
+                million(t)
+                for t, c in found.items()
+                if c is None and both_judged(runs(g, "rl", t), runs(g, "sft_rl", t))
+            ]
+            if apart and counts:
                 notes.append(
                     f"Left out: {listed(apart)}, where the two runs of some seed have no 2 points of {m.at(1).name} in common."
                 )

@@ -21,9 +21,9 @@ from excursion.contrasts import (
     Terms,
     at_equal_pass1,
     best_measure,
+    both_judged,
     contrast,
     main_temperature,
-    nothing_in_common,
     runs,
 )
 from excursion.recipes import STARTS, label
@@ -153,8 +153,10 @@ class Sharpening:
         claims, notes = self.primary(), []
         needs = claims[0].needs
         if self.tokens:
-            for what, pair in (("order", (AFTER, DIRECT)), ("rate", (("sft_rl", self.top), AFTER))):
-                if nothing_in_common(*self.pair(*pair), self.measure):
+            for what, pair, made in zip(
+                ("order", "rate"), ((AFTER, DIRECT), (("sft_rl", self.top), AFTER)), claims, strict=False
+            ):
+                if made.x is None and both_judged(*self.pair(*pair)):
                     ones = self.measure.at(1).name
                     notes.append(f"No {what} contrast: the two runs of some seed have no 2 points of {ones} in common.")
             claims += self.at_equal_steps()
