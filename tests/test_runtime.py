@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -307,5 +308,29 @@ print(*(faults() for _ in range(6)))
 def test_freed_memory_stays_with_the_process():
     """Property: a large tensor that is made again takes no page from the kernel, which costs a tenth of a step."""
     done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True)
-    first, *later = map(int, done.stdout.split())
-    assert first > 1000 and max(later[-4:]) < first / 10, (first, later, done.stderr)
+    rounds = [int(x) for x in done.stdout.split()]
+    assert max(rounds[-4:]) < 1000, (rounds, done.stderr)  # each asks for 48 tensors of 1,024 pages
+
+
+ADVISED = """
+import torch
+from process import start_process
+start_process("cpu")
+tensor = torch.ones(1 << 22)
+inside = False
+for line in open("/proc/self/smaps"):
+    words = line.split()
+    if "-" in words[0]:  # a mapping begins: its first and last address
+        first, last = (int(x, 16) for x in words[0].split("-"))
+        inside = first <= tensor.data_ptr() < last
+    elif inside and words[0] == "VmFlags:":
+        print("hg" in words)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator that is told to keep memory is glibc's")
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="no huge pages in this kernel")
+def test_tensors_are_advised_to_be_on_huge_pages():
+    """Property: a tensor's memory may be of huge pages, which makes a step of SFT a sixth shorter."""
+    done = subprocess.run([sys.executable, "-c", ADVISED], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr
