@@ -226,10 +226,11 @@ def json_digest(content: dict) -> str:
 
 
 def read_json(path: Path):
-    """The content of a JSON file; UserError if it cannot be read."""
+    """The content of a JSON file, compressed where its name ends in .gz; UserError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            return json.loads(file.read().decode("utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{path}: {error.strerror or error}") from None  # gzip's have no strerror
+    except (ValueError, RecursionError, EOFError, zlib.error) as error:  # UnicodeDecodeError is a ValueError
         raise UserError(f"{path}: not a whole JSON file ({type(error).__name__})") from None

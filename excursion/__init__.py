@@ -8,7 +8,7 @@ The way from a recipe to a verdict, and the file to open. The first part makes r
     What are the commands of a recipe?                   cells.py       Builder: pretrain, train, evaluate
     Who executes them, and goes on after a kill?         runner.py      known.py: leaves out what has a record already
     What do validation questions decide?                 choose.py      where a run stops, rates, checkpoints
-    What is kept of an evaluation?                       collect.py     OUT/records/NAME.json and NAME.cell.json
+    What is kept of an evaluation?                       collect.py     OUT/records/NAME.json.gz and NAME.cell.json
 
     What can be read from a record?                      records.py     Entry; a measure has a value for each question
     How are two recipes compared?                        contrasts.py   by question and seed; stats.py: with which interval

@@ -1,6 +1,6 @@
 """What is kept of a finished evaluation: a record that is small enough to be committed, and what the plan knows of it.
 
-OUT/records/NAME.json is eval.py's own record; NAME.cell.json beside it says recipe, seed, step, curve, samples, seconds.
+OUT/records/NAME.json.gz is eval.py's own record; NAME.cell.json beside it says recipe, seed, step, curve, samples, seconds.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from excursion.choose import best_step, validation_scores
 from excursion.config import Config
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, read_state
-from files import MALFORMED, read_json, write_text
+from files import MALFORMED, read_json, write_jsonl, write_text
 
 CURVE = ("reward", "length", "entropy", "val_pass@1", "val_pass@8", "val_process@1", "sft_loss", "flops")
 SHOWN = 3  # questions of each test set whose samples go into the record, 4 samples each
@@ -88,6 +88,6 @@ def collect(config: Config, cells: list[Cell]) -> Path:
         }
         for asked in record["questions"].values():
             asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
-        write_text(folder / f"{name}.json", json.dumps(record) + "\n")
+        write_jsonl(folder / f"{name}.json.gz", [record])  # compressed: an eighth of its size
         write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")
     return folder

@@ -22,8 +22,8 @@ What lies where:
     OUT/seed1/4.00M/rl/run/, train.log ...   the same; run/step_0000048.pt: kept at a named step (--points)
     OUT/seed1/4.00M/sft/best.pt              the kept checkpoint that is best on validation (`choose`)
     OUT/seed1/4.00M/rl/eval/                 evaluation records of its checkpoints; eval_t1/: at temperature 1
-    OUT/records/seed1-4.00M-rl.json          the record of the end; seed1-4.00M-rl@48.json of a named step, -T1 appended at
-                                             temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
+    OUT/records/seed1-4.00M-rl.json.gz       the record of the end; seed1-4.00M-rl@48.json.gz of a named step, -T1 appended
+                                             at temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
     OUT/report.md, report.html, figures/     made by report.py from OUT/records alone
 """
 

@@ -4,13 +4,12 @@ The other records, say three seeds of one recipe, are averaged. The change is ta
 a question is cancels out; its bootstrap 95% interval is over questions.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from cli import UserError, expand
-from files import MALFORMED
+from files import MALFORMED, read_json
 from measures import mean_interval, pass_at_k
 
 
@@ -18,7 +17,7 @@ def compare(paths: tuple[str, ...]) -> dict[str, dict[str, dict]]:
     """set → {"pass@k", "lenient@1", "process@k" (where all records have it) → mean_interval of the change from the first
     record to the mean of the others}. UserError unless all are records of the same questions."""
     try:
-        base, *others = [json.loads(Path(path).read_text())["questions"] for path in paths]
+        base, *others = [read_json(Path(path))["questions"] for path in paths]
         return {name: compare_set(name, base[name], [other[name] for other in others]) for name in base}
     except MALFORMED as error:
         raise UserError(f"compare: these are not evaluation records of the same sets ({error!r})") from None

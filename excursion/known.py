@@ -47,7 +47,7 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
     if half and run(needed(cells, [maker[base] for base in half if base in maker])):
         for base, known in half.items():
             weights = load_checkpoint(base)["lineage"][-1].get("weights")
-            same = {cell.name for cell in known if base_weights(records / f"{record_name(cell)}.json") == weights}
+            same = {cell.name for cell in known if base_weights(records / f"{record_name(cell)}.json.gz") == weights}
             standing |= same
             if len(same) < len(known):
                 other = f"{len(known) - len(same)} records in {records} are of another pretraining run of this seed"
@@ -101,8 +101,8 @@ def copy(standing: list[Cell], records: Path, folder: Path) -> None:
     was made for, or for fewer."""
     for cell in standing:
         name = record_name(cell)
-        if (records / f"{name}.json").resolve() != (folder / f"{name}.json").resolve():
-            shutil.copyfile(records / f"{name}.json", folder / f"{name}.json")
+        if records.resolve() != folder.resolve():
+            shutil.copyfile(records / f"{name}.json.gz", folder / f"{name}.json.gz")
         meta = read_json(records / f"{name}.cell.json")
         meta["seeds"] = sorted({*meta["seeds"], *cell.meta["seeds"]})
         write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")

@@ -1,6 +1,6 @@
 """Records of evaluated models, and how they are put beside each other: by recipe, checkpoint, replicate, step.
 
-A record is what eval.py wrote (NAME.json: per question n and how many were right) with NAME.cell.json beside it, by
+A record is what eval.py wrote (NAME.json.gz: per question n and how many were right) with NAME.cell.json beside it, by
 an excursion: recipe, seed, pretraining tokens, training step, variant, training curve, a few samples, seconds. What a
 record lacks (older ones have no `process`, `floor`, `entropy`, `step`) is absent, not zero.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import UserError
-from files import MALFORMED
+from files import MALFORMED, read_json
 from measures import pass_at_k
 
 Key = tuple[int, int]  # of a replicate: seed of its pretraining run, seed of everything after
@@ -132,7 +132,7 @@ def load(folder: Path) -> list[Entry]:
     for path in sorted(folder.glob("*.cell.json")):
         try:
             meta = json.loads(path.read_text())
-            record = json.loads((folder / f"{meta['name']}.json").read_text())
+            record = read_json(folder / f"{meta['name']}.json.gz")
             record["flops"] = np.nan if record.get("flops") is None else record["flops"]  # unknown; not drawn
             entry = Entry(record, {**OPTIONAL, **meta})
             check(entry)

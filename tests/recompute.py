@@ -7,6 +7,7 @@ README. Each sentence of QUOTES is filled in with what comes out here and must s
 """
 
 import argparse
+import gzip
 import json
 import math
 import re
@@ -81,7 +82,7 @@ class Records:
             meta = json.loads(path.read_text())
             if meta.get("variant") or meta.get("temperature", 0.6) != 0.6 or not meta.get("primary", True):
                 continue
-            record = json.loads((folder / f"{meta['name']}.json").read_text())
+            record = json.loads(gzip.decompress((folder / f"{meta['name']}.json.gz").read_bytes()))
             for seed in meta.get("seeds") or [meta["seed"]]:
                 self.found[meta["recipe"], meta["tokens"], seed] = record
         self.tokens = sorted({t for _, t, _ in self.found})

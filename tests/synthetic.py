@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from excursion.records import Entry
+from files import write_jsonl
 
 STEPS = (16, 48, 100, 160, 320)
 
@@ -62,7 +63,7 @@ def save(entries: list[Entry], folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i, e in enumerate(entries):
         name = f"{i:04d}-{e.recipe}"
-        (folder / f"{name}.json").write_text(json.dumps(e.record))
+        write_jsonl(folder / f"{name}.json.gz", [e.record])
         (folder / f"{name}.cell.json").write_text(json.dumps({"name": name, **e.meta}))
 
 

@@ -29,6 +29,7 @@ from excursion.config import BUDGETS, Config, resolve
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, Runner
+from files import read_json, write_jsonl
 from logs import Log
 
 TINY = "--scale smoke --tokens 30k --checkpoints 30k --limit 2 --val_limit 2 --max_new_tokens 24".split()
@@ -86,8 +87,8 @@ def test_tour(tour):
 def records(out) -> dict[str, str]:
     """Records as text, without what may differ between two runs: the folder and the seconds."""
     found = {}
-    for path in sorted((out / "records").glob("*.json")):
-        content = json.loads(path.read_text())
+    for path in sorted([*(out / "records").glob("*.json"), *(out / "records").glob("*.json.gz")]):
+        content = read_json(path)
         content.pop("seconds", None)
         found[path.name] = json.dumps(content).replace(str(out), "OUT")
     return found
@@ -96,7 +97,7 @@ def records(out) -> dict[str, str]:
 def test_the_whole_experiment(grid):
     """Every recipe has a record, the report names it, and the figures are there; run again, nothing is computed."""
     names = {f"seed0-0.030M-{recipe}" for recipe in ("base", "rl", "sft", "parallel")}
-    assert {path.name.split(".json")[0] for path in (grid / "records").glob("*M-*.json")} >= names
+    assert {path.name.split(".json")[0] for path in (grid / "records").glob("*M-*.json.gz")} >= names
     text, page = (grid / "report.md").read_text(), (grid / "report.html").read_text()
     assert "averaging" in text and " 1. RL works early" in text
     assert page.count("data:image/png") == len(list((grid / "figures").glob("*.png"))) >= 4 and "class=reader" in page
@@ -105,7 +106,7 @@ def test_the_whole_experiment(grid):
     named = json.loads((grid / "records/seed0-0.030M-rl@1.cell.json").read_text())
     assert (named["step"], meta["step"], meta["points"], meta["temperature"]) == (1, 2, [1, 2], 0.6)
     assert meta["primary"] + named["primary"] == 1 and meta["best_step"] == named["best_step"] == 1 + meta["primary"]
-    hot = json.loads((grid / "records/seed0-0.030M-rl-T1.json").read_text())
+    hot = read_json(grid / "records/seed0-0.030M-rl-T1.json.gz")
     assert set(hot["questions"]["explore_easy"]["questions"][0]) >= {
         "id",
         "n",
@@ -127,12 +128,13 @@ def test_records_of_unknown_flops_are_reported(tmp_path):
     for unknown in (("rl",), ("base", "rl", "sft")):  # some of them, all of them
         folder = tmp_path / "-".join(unknown)
         (folder / "records").mkdir(parents=True)
-        for path in (ROOT / "results/study").glob("seed0-3.50M-*.json"):
-            if path.name.split(".")[1].split("-")[1] in ("base", "rl", "sft"):
-                content = json.loads(path.read_text())
-                if "flops" in content and path.stem.split("-")[-1] in unknown:
-                    content["flops"] = None
-                (folder / "records" / path.name).write_text(json.dumps(content))
+        for recipe in ("base", "rl", "sft"):
+            path = ROOT / f"results/study/seed0-3.50M-{recipe}.json.gz"
+            content = read_json(path)
+            if recipe in unknown:
+                content["flops"] = None
+            write_jsonl(folder / "records" / path.name, [content])
+            shutil.copy(path.with_name(f"seed0-3.50M-{recipe}.cell.json"), folder / "records")
         report.write_report(folder / "records", folder)
         text = (folder / "report.md").read_text()
         assert text.count("unknown |") == (2 if len(unknown) == 1 else 6) and "nan" not in text
@@ -144,11 +146,11 @@ def test_records_of_unknown_flops_are_reported(tmp_path):
 
 def test_soup_records_count_pretraining_once():
     """The committed records: the FLOPs of a soup are those of its two models less those of the base behind both."""
-    paths = sorted((ROOT / "results").glob("*/*-soup.json"))
+    paths = sorted((ROOT / "results").glob("*/*-soup.json.gz"))
     assert len(paths) >= 3
     for path in paths:
         soup, rl, sft, base = (
-            json.loads(path.with_name(path.name.replace("soup", name)).read_text())["flops"]
+            read_json(path.with_name(path.name.replace("soup", name)))["flops"]
             for name in ("soup", "rl", "sft", "base")
         )
         assert soup == rl + sft - base

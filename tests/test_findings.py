@@ -1,7 +1,7 @@
 """findings.py and plan_findings.py: verdicts on records made by hand, trajectories, and the report made of them."""
 
-import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ from excursion.recipes import RECIPES
 from excursion.records import Questions, general_bits, load, task_items
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import Estimate, estimate
+from files import read_json, write_jsonl
 
 PAPER = {  # recipe → right of 32 on the solved and how many tenths of the unsolved half of the questions, bits, share of items
     "base": ((2, 0), 1.0, 0.9),
@@ -548,8 +549,16 @@ def test_broken_records_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no record"):
         load(tmp_path)
     (tmp_path / "a.cell.json").write_text('{"name": "a"}')
+    with pytest.raises(UserError, match=r"a\.json\.gz: No such file"):
+        load(tmp_path)
+    write_jsonl(tmp_path / "a.json.gz", [{}])
     with pytest.raises(UserError, match=r"a\.cell\.json"):
         load(tmp_path)
+    whole = (tmp_path / "a.json.gz").read_bytes()
+    for damaged in (whole[:-4], whole[:12] + b"\xff" * 4 + whole[16:], b"{}"):
+        (tmp_path / "a.json.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.json\.gz: "):
+            load(tmp_path)
 
 
 def test_claims_say_what_they_would_have_seen():
@@ -582,10 +591,10 @@ def test_the_two_computations_of_an_interval_agree():
 
 def test_an_altered_record_changes_a_quoted_number(tmp_path):
     """The recomputation reads the records: with one count changed, a sentence is no longer in the README."""
-    for path in (recompute.ROOT / "results/study").glob("*.json"):
-        content = json.loads(path.read_text())
-        if path.name == "seed0-5.56M-rl.json":
-            for row in content["questions"]["test_hard"]["questions"]:
-                row["c"] = 0
-        (tmp_path / path.name).write_text(json.dumps(content))
-    assert not all(there for _, there in recompute.main(recompute.ROOT / "README.md", tmp_path))
+    folder = shutil.copytree(recompute.ROOT / "results/study", tmp_path / "records")
+    path = folder / "seed0-5.56M-rl.json.gz"
+    content = read_json(path)
+    for row in content["questions"]["test_hard"]["questions"]:
+        row["c"] = 0
+    write_jsonl(path, [content])
+    assert not all(there for _, there in recompute.main(recompute.ROOT / "README.md", folder))

@@ -21,6 +21,7 @@ from excursion.given import kind_of, nearest_scale, parse_stage_flags, read_base
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Runner
+from files import write_jsonl
 from model import SCALES, config_of
 
 
@@ -164,7 +165,7 @@ def test_records_of_given_checkpoints_stand(bases, tmp_path, weights, capsys):
     folder.mkdir()
     done = next(c for c in cells if c.meta and c.meta["recipe"] == "base")
     (folder / f"{record_name(done)}.cell.json").write_text(json.dumps(known.commands_of(done, cells)))
-    (folder / f"{record_name(done)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
+    write_jsonl(folder / f"{record_name(done)}.json.gz", [{"lineage": [{"weights": weights}]}])
     asked = []
     left, standing = known.left(cells, folder, lambda some: asked.append(some) or True)
     assert asked == [[]]  # nothing is pretrained for this

@@ -12,6 +12,7 @@ from excursion.cells import record_name
 from excursion.collect import collect
 from excursion.config import Config
 from excursion.runner import Cell
+from files import read_json, write_jsonl
 
 
 def plan(out: Path) -> list[Cell]:
@@ -49,7 +50,7 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
     for cell in cells:
         if cell.meta and cell.name != "two/rl/eval":
             (records / f"{record_name(cell)}.cell.json").write_text(json.dumps(commands(cell)))
-            (records / f"{record_name(cell)}.json").write_text(json.dumps({"lineage": [{"weights": weights}]}))
+            write_jsonl(records / f"{record_name(cell)}.json.gz", [{"lineage": [{"weights": weights}]}])
 
     def run(some: list[Cell]) -> bool:
         ran.extend(cell.name for cell in some)
@@ -85,13 +86,13 @@ def test_records_that_stand_are_copied(tmp_path):
     earlier one."""
     for folder in ("records", "out"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "records/one-base.json").write_text("{}")
+    write_jsonl(tmp_path / "records/one-base.json.gz", [{}])
     (tmp_path / "records/one-base.cell.json").write_text('{"name": "one-base", "seeds": [1]}')
     cell = Cell("one/base/eval", "eval", [], [], [], 1.0, meta=meta("base", [1, 2]))
     known.copy([cell], tmp_path / "records", tmp_path / "out")
     assert json.loads((tmp_path / "out/one-base.cell.json").read_text()) == {"name": "one-base", "seeds": [1, 2]}
     known.copy([cell], tmp_path / "out", tmp_path / "out")  # onto itself: nothing to do
-    assert (tmp_path / "out/one-base.json").read_text() == "{}"
+    assert read_json(tmp_path / "out/one-base.json.gz") == {}
     # a narrower plan takes no seed away: neither from a record that stands, nor from one that is collected again
     narrow = replace(cell, meta=meta("base", [1]))
     known.copy([narrow], tmp_path / "out", tmp_path / "out")

@@ -86,7 +86,7 @@ def test_a_plan_as_jobs(world, tmp_path, submit):
     assert submit(script) == ["0", "0"] and record.stat().st_mtime_ns == made and note.stat().st_mtime_ns == written
     config = Config(command="report", scale="smoke", tokens="20k", checkpoints="20k", recipes=("base",), out=str(out))
     config = resolve(replace(config, data=str(world), limit=2))
-    assert list(collect(config, make_plan(config)).glob("*-base.json"))
+    assert list(collect(config, make_plan(config)).glob("*-base.json.gz"))
     assert json.loads(next(out.glob("records/*-base.cell.json")).read_text())["seconds"]["evaluation"] > 0
     assert not Runner(make_plan(config), out)()  # what jobs have finished is finished
 

@@ -327,13 +327,13 @@ def reader_report(t, st):
 
     folder = ROOT / "results/excursion"
     name = sorted(folder.glob("*.cell.json"))[0].name.removesuffix(".cell.json")
-    for suffix in (".json", ".cell.json"):
+    for suffix in (".json.gz", ".cell.json"):
         shutil.copy(folder / (name + suffix), f"{name}{suffix}")
     Path("records").mkdir(exist_ok=True)
     cell = Path(f"{name}.cell.json").read_bytes()
 
     def read(path):
-        shutil.copy(f"{name}.json", f"records/{name}.json")
+        shutil.copy(f"{name}.json.gz", f"records/{name}.json.gz")
         return records.load(Path("records"))
 
     return [cell], file_reader(f"records/{name}.cell.json", read), changed_json(st)
