@@ -163,10 +163,17 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
     if config.format == "list":
         for cell in cells:
             print(launched(cell, config))
-    elif config.format == "make":
-        print("all:", *(cell.result for cell in cells))
+    elif (
+        config.format == "make"
+    ):  # a target is a cell, not its files: its line says whether it is done, as a last evaluation counts
+        name_of = {path: cell.name for cell in cells for path in cell.results}
+        print(".PHONY: all", *(cell.name for cell in cells))
+        print("all:", *(cell.name for cell in cells))
         for cell in cells:
-            print(f"\n{' '.join(map(str, cell.results))}{' &' * (len(cell.results) > 1)}:", *cell.needs)
+            print(
+                f"\n{cell.name}:",
+                *dict.fromkeys(name_of.get(path, str(path).replace(" ", "\\ ")) for path in cell.needs),
+            )
             print("\t" + shell(cell, config).replace("$", "$$"))
     else:
         here, out, interpreter = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, Path(sys.executable).parent))

@@ -120,25 +120,34 @@ def test_a_sweep_of_jobs(world, tmp_path, submit):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_a_makefile_leaves_notes(tmp_path, capsys):
-    """Of each cell that has succeeded, as the runner would, whatever characters its command has; of others none."""
+    """Of each cell that has succeeded, as the runner would, whatever characters its command has; of others none. A training run
+    that has its last checkpoint and no note, killed in its last evaluation, goes on; a given file has to be there."""
     odd = "x = '$HOME %s {} \\\\n'; open(PATH, 'w').write(x)"
+    given = tmp_path / "given base.pt"
     cells = [
-        small_cell(tmp_path, "odd", odd),
+        replace(small_cell(tmp_path, "odd", odd), needs=[given]),
         small_cell(tmp_path, "bad", "raise SystemExit(3)"),
         small_cell(tmp_path, "last", odd, ["odd"]),
+        replace(small_cell(tmp_path, "killed", odd), run=tmp_path / "run"),
     ]
     config = resolve(Config(command="plan", scale="smoke", format="make", out=str(tmp_path / "out")))
     command.print_plan(config, cells)
     (tmp_path / "out/cells").mkdir(parents=True)
+    (tmp_path / "killed.txt").touch()
     text = capsys.readouterr().out
-    for _ in range(2):
-        assert subprocess.run(["make", "-k", "-f", "-"], input=text, text=True, capture_output=True).returncode == 2
+
+    def make():
+        done = subprocess.run(["make", "-k", "-f", "-"], input=text, text=True, capture_output=True)
         notes = [read_state(tmp_path / f"out/{cell.name}.json") for cell in cells]
-        assert [note and (note["command"], note["rc"]) for note in notes] == [
-            (cells[0].command, 0),
-            None,
-            (cells[2].command, 0),
-        ]
+        return done.returncode, done.stderr, [note and (note["command"], note["rc"]) for note in notes]
+
+    finished = [(cell.command, 0) for cell in cells]
+    code, said, notes = make()
+    assert code == 2 and f"No rule to make target '{given}'" in said and notes == [None] * 3 + finished[3:]
+    assert (tmp_path / "killed.txt").read_text()
+    given.touch()
+    for _ in range(2):
+        assert make()[::2] == (2, [finished[0], None, *finished[2:]])
 
 
 def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys):
