@@ -4,7 +4,8 @@
         prefill    the next prompts: once each, their n rows share its keys and values
         admit      rows that wait into the free slots
         decode     one token for every slot; with pages (paged.py) sixteen
-        retire     rows that are done; rows from the end move into their slots
+        retire     rows that are done
+        share      a slot between rows that have drawn the same tokens of the same prompt: they are computed once
 
 - Prompts are taken in order of length, the longest first, so that a batch of prefills is hardly padded.
 - The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend on the number of slots,
@@ -30,7 +31,7 @@ from model import GPT, Attend, GPTConfig
 from paged import PAGE, PagedCache, decode_step, upload
 
 PAGED = {"cuda"}  # kinds of devices with a kernel that reads keys and values in pages
-SLOTS = 512  # rows that decode together, if kv_gib has room for them
+SLOTS, PAGED_SLOTS = 1024, 512  # rows that decode together, if kv_gib has room for them; with pages none share a slot
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 BLOCK = 128  # words of the vocabulary in a block of the two-level search for a token (_invert)
 NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts the vocabulary
@@ -107,6 +108,7 @@ def sample(
         slots.admit()
         slots.decode(row_ids, seed, temperature, top_p)
         retired = slots.retire()
+        slots.share()
         if retired and progress:
             progress(retired)
     return [slots.answers[i : i + n] for i in range(0, len(slots.answers), n)]
@@ -132,13 +134,15 @@ ROW = np.dtype([
     ("prompt", np.int64),  # tokens of the prompt
     ("new", np.int64),  # tokens generated so far
     ("token", np.int64),  # the last of them
+    ("slot", np.int64),  # where the keys and values of the others stand in the cache; rows with the same tokens have one
 ])  # fmt: skip
 
 
 class Slots:
     """A fixed number of rows that decode together. Row r of all continues prompt r // n.
 
-    The live rows stand in slots 0 .. B-1, so that a decoding step reads the first slots as views and copies nothing.
+    The live rows have the slots 0 .. B-1, so that a decoding step reads the first slots as views and copies nothing. Rows share
+    one until they draw different tokens (with pages each has its own). As there are slots for all, none lacks one then.
     """
 
     def __init__(self, model: GPT, prompts: list[list[int]], n: int, stop: int, max_new_tokens: int, kv_gib: float):
@@ -153,7 +157,7 @@ class Slots:
         # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
         # have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for each will do
         self.paged = self.device.type in PAGED and kernels.on_triton(self.head) and c.head_dim <= 128
-        slots = np.arange(1, min(SLOTS, len(prompts) * n) + 1)
+        slots = np.arange(1, min(SLOTS, PAGED_SLOTS if self.paged else SLOTS, len(prompts) * n) + 1)
         entries = 2 * np.ceil(slots / n).astype(int) + 8
         own, prompt = slots * max_new_tokens, longest
         if self.paged:
@@ -172,12 +176,13 @@ class Slots:
 
         self.prefill_batch = max(1, PREFILL_TOKENS // longest)
         self.first_logits = torch.empty(self.entries, c.vocab_size, device=self.device)  # after each prompt
-        self.tokens = np.zeros((self.slots, max_new_tokens), np.int64)  # of the live rows, by slot
+        self.tokens = np.zeros((self.slots, max_new_tokens), np.int64)  # of the live rows, in their order
         self.log_probs = np.zeros((self.slots, max_new_tokens), np.float32)
 
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts to prefill, the last first
         self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a slot
-        self.live = np.zeros(0, ROW)  # rows that decode, in the order of their slots
+        self.live = np.zeros(0, ROW)  # rows that decode
+        self.first = np.zeros(0, np.int64)  # (B,) a live row of each slot
         self.answers: list[Continuation | None] = [None] * (len(prompts) * n)
         self.unfinished = len(self.answers)
 
@@ -240,12 +245,14 @@ class Slots:
             # The last token of rows that have one goes through the model, at its position
             b, logits = len(live) if step else old, []
             if b:
-                rows = live[:b]
+                one = slice(b) if self.paged else self.first  # a row of each slot stands for all
+                rows = live[one]
                 attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1 + step)
-                arguments = token[:b, None], position[step, :b, None], attend
+                arguments = token[one, None], position[step, one, None], attend
                 fused = self.paged and kernels.on_triton(self.head)
                 hidden = decode_step(self.model, *arguments) if fused else self.model(*arguments)
-                logits.append(kernels.logits(hidden[:, 0], self.head))
+                of_slots = kernels.logits(hidden[:, 0], self.head)  # (B, V)
+                logits.append(of_slots if self.paged else of_slots[live["slot"][:b]])
             if b < len(live):
                 logits.append(self.first_logits[entry[b:]])
             # One token for each
@@ -253,52 +260,71 @@ class Slots:
             drawn.append((token, log_prob))
         tokens, log_probs = (torch.stack(x).cpu().numpy() for x in zip(*drawn, strict=True))  # here the host waits
 
-        # Tokens up to a row's end, (B,) of them, are stored by slot
+        # Tokens up to a row's end, (B,) of them, are stored
         stopped = tokens == self.stop
         count = np.where(stopped.any(0), stopped.argmax(0) + 1, look)
         count = np.minimum(count, self.max_new_tokens - live["new"])
-        step, slot = np.nonzero(ahead < count)
-        place = slot, live["new"][slot] + step
-        self.tokens[place], self.log_probs[place] = tokens[step, slot], log_probs[step, slot]
+        step, row = np.nonzero(ahead < count)
+        place = row, live["new"][row] + step
+        self.tokens[place], self.log_probs[place] = tokens[step, row], log_probs[step, row]
         live["token"] = tokens[count - 1, np.arange(len(live))]
         live["new"] += count
 
     def retire(self) -> int:
-        """Take the answers of rows that are done and move rows from the end into their slots, so that decoding reads no gaps.
-        Returns how many rows were done."""
+        """Take the answers of rows that are done, and move rows from the end to their places. Returns how many were done."""
         live = self.live
         done = (live["token"] == self.stop) | (live["new"] == self.max_new_tokens)
         if not done.any():
             return 0
-        for slot in np.flatnonzero(done):
-            row, length = live[slot], live["new"][slot]
-            tokens, log_probs = self.tokens[slot, :length].tolist(), self.log_probs[slot, :length].copy()
+        for i in np.flatnonzero(done):
+            row, length = live[i], live["new"][i]
+            tokens, log_probs = self.tokens[i, :length].tolist(), self.log_probs[i, :length].copy()
             if not np.isfinite(log_probs).all():  # a logit that is not finite makes its row's log-prob NaN
                 raise UserError("the model's logits are not finite: training diverged, or the checkpoint is not sound")
             finished = bool(row["token"] == self.stop)
             self.answers[row["row"]] = Continuation(tokens, tokens[:-1] if finished else tokens, log_probs, finished)
-        # The first `left` slots stay; rows that live behind them move into the gaps
+        # The first `left` places stay; rows that live behind them move into the gaps
         left = len(live) - np.count_nonzero(done)
         holes, movers = np.flatnonzero(done[:left]), left + np.flatnonzero(~done[left:])
         if self.paged:
             self.cache.move(movers, holes, left)
-        elif len(holes):
-            source, target = torch.from_numpy(movers).to(self.device), torch.from_numpy(holes).to(self.device)
-            length = int(live["new"][movers].max())
-            for x in (self.cache.own_k, self.cache.own_v):
-                x[:, target, :length] = x[:, source, :length]
         for x in (live, self.tokens, self.log_probs):
             x[holes] = x[movers]
         self.live = live[:left]
         self.unfinished -= len(done) - left
         return len(done) - left
 
+    def share(self) -> None:
+        """Give rows that had one slot and have drawn different tokens one each, and fill the slots of those that are done."""
+        if self.paged:
+            return
+        # Groups of rows that had one slot, or one prompt and no slot yet, and drew the same token: B of them
+        live, none = self.live, self.slots
+        had = np.where(live["new"] == 1, none + live["entry"], live["slot"])
+        key = had * self.model.config.vocab_size + live["token"]
+        _, self.first, group = np.unique(key, return_index=True, return_inverse=True)
+        had, b = had[self.first], len(self.first)
+        # A slot below B stays with the first of its groups; the other groups get those below B that no group has
+        slots, firsts = np.unique(had, return_index=True)
+        slot, stay = np.full(b, -1), slots < b
+        slot[firsts[stay]] = slots[stay]
+        moved = np.flatnonzero(slot < 0)
+        slot[moved] = np.setdiff1d(np.arange(b), slots[stay])
+        # They take what their rows had with them, less the token just drawn. No slot is both read and written here
+        moved = moved[had[moved] < none]
+        if len(moved):
+            source, target = (torch.from_numpy(x[moved]).to(self.device) for x in (had, slot))
+            length = int(live["new"][self.first[moved]].max()) - 1
+            for x in (self.cache.own_k, self.cache.own_v):
+                x[:, target, :length] = x[:, source, :length]
+        live["slot"], self.first = slot[group], self.first[np.argsort(slot)]
+
 
 class KVCache:
     """Keys and values for decoding many rows at once, each row at a position of its own.
 
     Two parts: `prompt` entries are computed once and attended by all rows that continue that prompt; `own` slots hold
-    what each row has generated. Both are allocated once.
+    what rows have generated. Both are allocated once.
 
         prompt_k, prompt_v: (L, entries, H_kv, prompt_len, D)        own_k, own_v: (L, slots, new_tokens, H_kv, D)
     """

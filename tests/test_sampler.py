@@ -503,6 +503,26 @@ def spy(monkeypatch) -> dict:
     return seen
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 0.8])
+def test_rows_that_have_said_the_same_are_computed_once(monkeypatch, model, prompts, temperature):
+    """A token goes through the model once for each distinct beginning of the answers to a prompt, when all its rows decode
+    together; in a few slots the rows are the same."""
+    computed = []
+
+    class Spy(KVCache):
+        def decode(self, entry, *lengths):
+            computed.append(len(entry))
+            return super().decode(entry, *lengths)
+
+    monkeypatch.setattr(sampler, "KVCache", Spy)
+    rows = draw(model, prompts, n=16, temperature=temperature)
+    said = {(r // 16, *tokens[:i]) for r, tokens in enumerate(answers(rows)) for i in range(1, len(tokens))}
+    assert sum(computed) == len(said) < rows.lengths.sum() - len(rows.lengths)
+    few = draw(model, prompts, n=16, temperature=temperature, slots=5)
+    assert answers(few) == answers(rows)
+    torch.testing.assert_close(few.log_probs * few.mask, rows.log_probs * rows.mask, atol=1e-5, rtol=0)
+
+
 def test_kv_gib_bounds_the_slots(monkeypatch, model, prompts):
     """The cache takes at most kv_gib, and with another slot it would take more; the samples are the same."""
     want, seen = answers(draw(model, prompts, n=8)), spy(monkeypatch)
