@@ -193,7 +193,7 @@ def _keep_pages() -> None:
 
     By default glibc returns every large tensor's pages to the kernel and faults them in again at the next allocation, which
     costs a third of a training step at micro. Pages of 2 MiB instead of 4 KiB let the CPU find tensors by fewer
-    addresses: a step of SFT takes a sixth less, an evaluation a tenth.
+    addresses: a step of SFT at micro takes a sixth less.
     """
     try:
         libc = ctypes.CDLL(None)

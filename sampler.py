@@ -362,7 +362,7 @@ class KVCache:
         # for each of P entries, M being the largest number of rows that a prompt has:
         #     place (B,)        where each row stands in this layout; rows of entries 1, 0, 1 with M = 2: 2, 0, 3
         #     members (P·M,)    the row at each place; an empty place repeats the last row, and its result is not used
-        # The layout stays until rows come or go.
+        # The layout stays until slots are taken or given back.
         if not np.array_equal(entry, self.grouped):
             self.grouped, count = entry.copy(), np.bincount(entry)  # count (P,): rows of each entry
             self.groups = p, m = len(count), int(count.max())  # P, M

@@ -88,6 +88,6 @@ def collect(config: Config, cells: list[Cell]) -> Path:
         }
         for asked in record["questions"].values():
             asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
-        write_jsonl(folder / f"{name}.json.gz", [record])  # compressed: an eighth of its size
+        write_jsonl(folder / f"{name}.json.gz", [record])  # compressed: a seventh of its size
         write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")
     return folder

@@ -160,25 +160,22 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
     if config.format == "slurm":
         print("#!/bin/sh")
     print(*(f"# {line}" for line in estimate(config, cells)), sep="\n")
+    maker = {path: i for i, cell in enumerate(cells) for path in cell.results}  # which cell makes a file
     if config.format == "list":
         for cell in cells:
             print(launched(cell, config))
-    elif (
-        config.format == "make"
-    ):  # a target is a cell, not its files: its line says whether it is done, as a last evaluation counts
-        name_of = {path: cell.name for cell in cells for path in cell.results}
-        print(".PHONY: all", *(cell.name for cell in cells))
-        print("all:", *(cell.name for cell in cells))
+    elif config.format == "make":
+        # A target is a cell, not its files: its line knows whether it is done, of a run its last evaluation, too
+        names = [cell.name for cell in cells]
+        print(".PHONY: all", *names)
+        print("all:", *names)
         for cell in cells:
-            print(
-                f"\n{cell.name}:",
-                *dict.fromkeys(name_of.get(path, str(path).replace(" ", "\\ ")) for path in cell.needs),
-            )
+            needs = (cells[maker[p]].name if p in maker else str(p).replace(" ", "\\ ") for p in cell.needs)
+            print(f"\n{cell.name}:", *dict.fromkeys(needs))
             print("\t" + shell(cell, config).replace("$", "$$"))
     else:
         here, out, interpreter = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, Path(sys.executable).parent))
         print(SUBMIT.format(here=here, out=out, bin=interpreter, sbatch=config.sbatch))
-        maker = {path: i for i, cell in enumerate(cells) for path in cell.results}
         for i, cell in enumerate(cells):
             after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs if path in maker))
             print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.quote(shell(cell, config))}; j{i}=$job')
