@@ -118,12 +118,14 @@ def token_axis(ax, tokens: list[int], scale: float) -> None:
     ax.set_xlim(values[0] / 1.05, values[-1] * 1.04)
 
 
-def own_range(ax, points: list[Estimate], from_zero: bool) -> None:
-    """The y axis in %, just large enough for the points and their intervals; from 0 on if `from_zero`."""
-    low = min(100 * (p.low if np.isfinite(p.low) else p.mean) for p in points)
-    high = max(100 * (p.high if np.isfinite(p.high) else p.mean) for p in points)
-    pad = 0.06 * max(high - low, 2.0)
-    ax.set_ylim(0 if from_zero else max(0, low - pad), min(101, high + pad))
+def span_of(points: list[Estimate], low: float, high: float, scale: float = 100.0) -> tuple[float, float]:
+    """An axis' range: the means and their intervals, within [low, high]. Of an interval that is more than thrice as long as most
+    are, a part: two runs that differ much make it longer than all the others together."""
+    means, arms = scale * np.array([p.mean for p in points]), bars(points, scale)[0]
+    arms = np.minimum(arms, 3 * np.median(arms[arms > 0])) if arms.any() else arms
+    bottom, top = (means - arms).min(), (means + arms).max()
+    pad = 0.06 * max(top - bottom, 0.02 * scale)
+    return max(low, bottom - pad), min(high, top + pad)
 
 
 def spent(g: Grid, recipe: str, tokens: int) -> float:
@@ -154,7 +156,8 @@ def figure_lines(g: Grid, recipes: list[str], measure: Questions, title: str, fl
             known = [f for f in (e.floor(measure.k) for e in g.models(recipe, t).values()) if f is not None]
             floors[t] = max([floors.get(t, 0.0), *known]) if known else floors.get(t)
     if drawn:
-        own_range(ax, drawn, measure.k == 1)
+        bottom, top = span_of(drawn, 0, 101)
+        ax.set_ylim(0 if measure.k == 1 else bottom, top)
     if flops:
         ax.set_xscale("log")
     else:
@@ -197,6 +200,14 @@ def along(g: Grid, recipe: str, tokens: int, *measures: Questions) -> dict[int, 
     return found
 
 
+def draw_replicates(ax, g: Grid, recipe: str, tokens: int, measure: Questions) -> None:
+    """A thin line for each replicate: whether they all go the same way, wherever each of them starts."""
+    for key in g.paths.get((recipe, tokens), {}):
+        rows = [(measure.at(1)(e), measure(e)) for e in trajectory(g, recipe, tokens, key).values()]
+        x, y = ([100 * row[i].values.mean() for row in rows if None not in row] for i in (0, 1))
+        ax.plot(x, y, color=RECIPES[recipe].look[0], lw=0.7, alpha=0.5, zorder=1)
+
+
 def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str = "-", filled: bool = True) -> None:
     """A line through the means of pass@1 and pass@k (`points`, of `along`) in the order of steps, an arrow on each part, intervals
     of both."""
@@ -227,15 +238,18 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
     for recipe, points in paths.items():
         colour, marker, line, filled = RECIPES[recipe].look
         draw_path(ax, points, colour, marker, label(recipe), line, filled)
+        draw_replicates(ax, g, recipe, tokens, measure)
         values = (f"{100 * one.mean:.0f}/{100 * top.mean:.0f}" for one, top in points.values())
         said.append(f"{label(recipe)} {' to '.join(values)}")
-    base = g.level("base", tokens, measure)
-    if base is not None:
-        one = g.level("base", tokens, measure.at(1)).estimate()
-        ax.plot(100 * one.mean, 100 * base.values.mean(), "x", color="black", ms=8, mew=2, label="base with examples")
+    drawn = [pair for points in paths.values() for pair in points.values()]
+    base = [g.level("base", tokens, m) for m in (measure.at(1), measure)]
+    if None not in base:
+        drawn.append([level.estimate() for level in base])
+        ax.plot(*(100 * p.mean for p in drawn[-1]), "x", color="black", ms=8, mew=2, label="base with examples")
     ax.set_ylabel(f"{measure.name}, %")
-    ax.margins(0.08)
-    ax.set_ylim(top=min(ax.get_ylim()[1], 101))
+    ones, tops = zip(*drawn, strict=True)
+    ax.set_xlim(span_of(ones, -1, 101))
+    ax.set_ylim(span_of(tops, -1, 101))
     ax.legend(loc="best")
     return figure, f"{measure.at(1).name} / {measure.name} in % over training steps. {'; '.join(said)}."
 
@@ -243,14 +257,17 @@ def figure_trajectory(g: Grid, tokens: int, measure: Questions):
 def figure_entropy(g: Grid, tokens: int, kind: str):
     """Entropy of a question's answers, or of the solution paths, over the steps of RL."""
     figure, ax = panel(f"From {million(tokens)} tokens: entropy of {kind}, nats", "training step")
-    ends, ticks = [], {0}
+    ends, ticks, drawn = [], {0}, []
     for recipe in ALONG:
         found = along(g, recipe, tokens, Questions(key=f"h_{kind}"))
         if len(found) > 1:
-            ends.append(recipe_line(ax, recipe, list(found), [point for (point,) in found.values()], scale=1))
+            points = [point for (point,) in found.values()]
+            ends.append(recipe_line(ax, recipe, list(found), points, scale=1))
             ticks |= set(found)
+            drawn += points
     ax.set_xticks(sorted(ticks))
-    ax.set_ylim(bottom=0)
+    if drawn:
+        ax.set_ylim(0, span_of(drawn, 0, np.inf, scale=1)[1])
     return named(figure, ax, ends), f"Entropy of {kind} over training steps from {million(tokens)} tokens"
 
 
@@ -305,9 +322,15 @@ def figure_forest(claims: list[Claim], title: str, xlabel: str):
         return None, ""
     scale = 100 if claims[0].unit == "points" else 1
     figure, ax = panel(title, xlabel, (5.4, 1.0 + 0.44 * len(claims)))
+    low, high = span_of([c.x for c in claims], -np.inf, np.inf, scale)
+    ax.set_xlim(min(low, -0.05 * high), max(high, -0.05 * low))  # 0 is always seen
+    low, high = ax.get_xlim()
     for i, c in enumerate(claims):
         colour = MARKS[c.verdict]
         ax.plot([scale * c.x.low, scale * c.x.high], [i, i], color=colour, lw=2.2 if c.counts else 1.2)
+        for at, mark, cut in ((low, "<", scale * c.x.low < low), (high, ">", scale * c.x.high > high)):
+            if cut:  # the interval goes on beyond the panel
+                ax.plot(at, i, mark, color=colour, ms=6, clip_on=False)
         ax.plot(scale * c.x.mean, i, "o", color=colour, ms=7 if c.counts else 5, mfc=colour if c.counts else "white")
     ax.axvline(0, color="black", lw=1)
     names = [c.text.split(": ", 1)[-1] for c in claims]

@@ -131,7 +131,9 @@ class Contrasts:
             return made
         a, b = (contrast([(1, {key: m[key] for key in c.keys})], measure) for m in (rl, start))
         factor, low, high = ratio(a.values, b.values, c.clusters)
-        made.shown_as = f"×{factor:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(factor) else "base at 0"
+        made.shown_as = (
+            f"×{factor:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "∞") if np.isfinite(factor) else "base at 0"
+        )
         made.wish = f"at least ×{TIMES:g}"
         made.boot, made.visible_as = None, f"×{made.x.visible / max(b.values.mean(), 1e-9):.2f}"
         made.settles = not self.dose_note("rl", tokens)

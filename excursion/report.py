@@ -279,7 +279,7 @@ def show_trajectories(doc: Document, entries: list[Entry], c: Contrasts, both: b
                 entropies.append((f"entropy_{kind}_{file_name(t)}", *draw.figure_entropy(g, t, kind)))
     doc.panels("Trajectories: expansion or sharpening", paths,
                "One line a recipe, from the model it started from (large hollow mark, 0-shot) through its judged steps, mean over seeds with the "
-               "95% intervals of both; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
+               "95% intervals of both, each seed thin behind it; the last step is named. Up and right is expansion; right and down is sharpening.")  # fmt: skip
     caption = "Entropy of a question's sampled answers, and of its solution paths, mean over questions and seeds."
     doc.panels("", entropies, caption)
 
@@ -320,7 +320,7 @@ def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:
         claims = [x for x in claims if each_checkpoint or x.at is None]
         panels.append((name, *draw.figure_forest(claims, title, "change")))
     doc.panels("Contrasts as pictures", panels,
-               "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the verdict.")  # fmt: skip
+               "95% small-sample intervals. Green: on the paper's side; orange: against it; grey: unclear. Thick: counts for the verdict. Arrow: goes on.")  # fmt: skip
 
 
 def show_dynamics(doc: Document, g: Grid) -> None:

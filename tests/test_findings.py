@@ -10,7 +10,7 @@ import recompute
 from synthetic import STEPS, World, make_entry, save, study
 
 from cli import UserError
-from excursion import report
+from excursion import figures, report
 from excursion.cells import record_name
 from excursion.claims import Claim, Finding, claim
 from excursion.config import Config, resolve
@@ -529,6 +529,25 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
         r"!\[.*base 0-shot .*RL from base .*\]\(figures/pass1.png\)", ablation
     )  # both are in the first figure
     assert "None of the paper's findings was run." in ablation
+
+
+def test_an_interval_beyond_all_values_hides_no_other():
+    """Two pretraining runs that differ much have an interval of hundreds of points: the panel shows the others, in a range that
+    pass@k can have, and where a contrast's interval goes on."""
+    far = estimate(np.array([[0.0] * 40, [0.9] * 40]), [str(i) for i in range(40)])
+    near = [estimate(np.random.default_rng(i).normal(0.1, 0.2, (3, 40)), [str(i) for i in range(40)]) for i in range(3)]
+    assert far.high > 5 and max(x.high for x in near) < 0.3
+    low, high = figures.span_of([*near, far], 0, 101)
+    assert low == 0 and 45 < high < 80
+    assert figures.span_of(near, -np.inf, np.inf)[1] > 100 * max(x.high for x in near)
+    claims = [claim(None, f"pass@32: a − {i}", "above") for i in range(4)]
+    for c, x in zip(claims, [*near, far], strict=True):
+        c.x = x
+    figure, _ = figures.figure_forest(claims, "", "")
+    arrows = [line.get_marker() for line in figure.axes[0].lines if line.get_marker() in "<>"]
+    left, right = figure.axes[0].get_xlim()
+    assert arrows == ["<", ">"] and -80 < left < 0 < right < 120
+    figures.plt.close(figure)
 
 
 @pytest.mark.parametrize(
