@@ -36,6 +36,14 @@ def thin_curve(log: Path, points: int = 50) -> dict[str, list]:
     return curve
 
 
+def seconds_of(log: Path, step: int) -> float | None:
+    """Seconds of a run's training steps up to this one, of all its starts; None without a log."""
+    if not log.exists():
+        return None
+    lines = map(json.loads, log.read_text().splitlines())
+    return round(sum(line.get("seconds", 0) for line in lines if line["step"] <= step), 1)
+
+
 def shown_samples(path: Path) -> list[dict]:
     """A few answers of an evaluation, for the report's reader: the first questions of each test set."""
     with gzip.open(path, "rt") as file:
@@ -75,16 +83,16 @@ def collect(config: Config, cells: list[Cell]) -> Path:
         if not cell.meta or not cell.result.exists():
             continue
         name, home, record = record_name(cell), cell.result.parent.parent, json.loads(cell.result.read_text())
-        notes = {"evaluation": Path(config.out) / f"{cell.name}.json", "training": home / "train.json"}
+        evaluation, log = read_state(Path(config.out) / f"{cell.name}.json"), home / "run/metrics.jsonl"
         meta = {
             "name": name,
             **cell.meta,
             "seeds": sorted({*cell.meta["seeds"], *seeds_of(folder / f"{name}.cell.json")}),
             **stop_of(cell, record["step"], home / "run"),
             **commands_of(cell, cells),
-            "curve": thin_curve(home / "run/metrics.jsonl"),
+            "curve": thin_curve(log),
             "samples": shown_samples(cell.result.with_suffix(".jsonl.gz")),
-            "seconds": {what: (read_state(path) or {}).get("seconds") for what, path in notes.items()},
+            "seconds": {"evaluation": (evaluation or {}).get("seconds"), "training": seconds_of(log, record["step"])},
         }
         for asked in record["questions"].values():
             asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]

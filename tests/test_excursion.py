@@ -102,10 +102,15 @@ def test_the_whole_experiment(grid):
     assert "averaging" in text and " 1. RL works early" in text
     assert page.count("data:image/png") == len(list((grid / "figures").glob("*.png"))) >= 4 and "class=reader" in page
     meta = json.loads((grid / "records/seed0-0.030M-rl.cell.json").read_text())
-    assert meta["recipe"] == "rl" and meta["curve"]["reward"] and meta["samples"][0]["samples"] and meta["seconds"]
+    assert meta["recipe"] == "rl" and meta["curve"]["reward"] and meta["samples"][0]["samples"]
+    assert meta["seconds"]["evaluation"] > 0
     named = json.loads((grid / "records/seed0-0.030M-rl@1.cell.json").read_text())
     assert (named["step"], meta["step"], meta["points"], meta["temperature"]) == (1, 2, [1, 2], 0.6)
     assert meta["primary"] + named["primary"] == 1 and meta["best_step"] == named["best_step"] == 1 + meta["primary"]
+    steps = list(map(json.loads, (grid / "seed0/0.030M/rl/run/metrics.jsonl").read_text().splitlines()))
+    spent = {line["step"]: line["seconds"] for line in steps if "seconds" in line}
+    assert named["seconds"]["training"] == pytest.approx(spent[1], abs=0.06)  # of its own steps, whoever ran them
+    assert meta["seconds"]["training"] == pytest.approx(spent[1] + spent[2], abs=0.06)
     hot = read_json(grid / "records/seed0-0.030M-rl-T1.json.gz")
     assert set(hot["questions"]["explore_easy"]["questions"][0]) >= {
         "id",
