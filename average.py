@@ -14,7 +14,7 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
 Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps in
 turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
 Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
-ratio is 1 and nothing is clipped.
+ratio is 1 and is not clipped.
 
 Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:
 w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's update its
@@ -240,7 +240,8 @@ def parallel_step(sides: Sides, number: int, lr: float) -> tuple[list[Group], di
     if rl is not None:
         rl_norm = optimizer_step(model, sides.optimizer, process, lr, config.clip)
         finite = math.isfinite(rl_norm + rl["loss"])
-        rl_delta = take_update(model, snapshot) if finite else None
+        delta = take_update(model, snapshot)
+        rl_delta = delta if finite else None
 
     # The SFT side: its own AdamW step from θ̄
     sft = sides.sft.backward(run.fast, sides.sft.draw())
@@ -271,7 +272,7 @@ def combined_step(sides: Sides, number: int, lr: float) -> tuple[list[Group], di
 
     # One update with their sum
     grad_norm = optimizer_step(model, sides.optimizer, run.process, lr, config.clip)
-    if not math.isfinite(grad_norm + sft["sft_loss"]):
+    if not math.isfinite(grad_norm + sft["sft_loss"] + (rl["loss"] if rl else 0.0)):
         run.skip("loss or gradient")
     return groups, values | sft | {"grad_norm": grad_norm, "weight": weight, "flops": values["flops"] + sft["flops"]}
 

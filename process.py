@@ -153,7 +153,7 @@ class Process:
 def start_process(
     device: str = "auto", dtype: str = "auto", seed: int = 0, micro_tokens: int = 0, shard: bool = False
 ) -> Process:
-    """Join the process group if torchrun made one, choose device, precision and kernels, seed everything."""
+    """Make the process group if torchrun started this process, choose device, precision and kernels, seed everything."""
     _keep_pages()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if device == "auto":

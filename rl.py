@@ -7,21 +7,21 @@
 
 One step, as the loop in main() has it:
 
-    rollouts   = n answers to each of `prompts` questions, sampled from the current weights at temperature 1
+    rollouts   = n answers to each of `prompts` questions, sampled from the current weights at --temperature
     reward     = 1 if the last closed \\boxed{} is right, else 0  (+ format_score for a box that is wrong)
     advantage  = (reward - mean) / std within the n answers of a question
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
 The sums Σ run over the tokens of all answers. A is the advantage of the token's answer; p and p_old are the probabilities of
 the token now and before the step's first update; k3 estimates the KL to the starting model (`k3` below); H is the entropy of
-the model's distribution at the token. w is the token's weight (--aggregation): the weights sum to 1 over the minibatch of all
-ranks, so that neither micro-batches nor ranks change the gradient.
+the model's distribution at the token. w is the token's weight (--aggregation). The weights are those of the minibatch of all
+ranks: they sum to 1 (constant: to mean length / max_new_tokens), and neither micro-batches nor ranks change the gradient.
 
 Where a step makes one update, p_old is p itself and ρ is 1. Where it makes several, a forward pass before the first of them
 gives p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the authors' code, and
 --dual_clip bounds the loss where A < 0. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
-Departures from the authors' code: --format_score has an effect; the token mean is over the minibatch, not the
+Departures from the authors' code: --format_score has an effect (there it has none); the token mean is over the minibatch, not the
 micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
 """
 
@@ -90,7 +90,7 @@ class GRPOConfig(SamplerConfig):
     difficulty: str = ""
 
     def idle(self) -> dict[str, str]:
-        if self.inner_epochs > 1 or self.minibatch not in (0, self.prompts):
+        if self.inner_epochs > 1 or 0 < self.minibatch < self.prompts:
             return {}
         why = "where a step makes one update, so that its ratio is 1 (--minibatch, --inner_epochs)"
         return dict.fromkeys(("clip_low", "clip_high", "dual_clip"), why)
@@ -157,7 +157,7 @@ def policy_loss(
 ) -> PolicyLoss:
     """The clipped objective, -Σ w min(ρ A, clip(ρ) A). Tensors are (ΣA,): one value for each token of all answers.
 
-    `weight` is w of `token_weights`; it sums to 1 over the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
+    `weight` is w of `token_weights`, of the minibatch of all ranks. Where A > 0 only ρ > 1 + high is
     clipped, where A < 0 only ρ < 1 - low. That leaves ρ without an upper bound where A < 0: log ρ is held to ± 20 (the
     authors' code; a token beyond has no gradient), and with dual_clip = c > 1 the surrogate is held to c A there, so
     that ρ > c has no gradient (arXiv 1912.09729; the authors' code: c = 3).
@@ -228,12 +228,12 @@ Group = list[Answer]  # the n answers to one question
 
 
 def has_signal(group: Group) -> bool:
-    """Is there anything to learn from these answers, that is, do their rewards differ?"""
+    """Is there anything to learn from the rewards of these answers, that is, do those that count differ?"""
     return any(answer.advantage for answer in group)
 
 
 def reward_of(text: str, answer: str, finished: bool, config: GRPOConfig) -> tuple[float, bool]:
-    """(reward, right) of one answer, judged by --grader and --truncated, as evaluation does."""
+    """(reward, right) of a sampled text beside the right answer, judged by --grader and --truncated, as evaluation does."""
     given, right = judge(text, answer, finished, config.grader, config.truncated)
     return (1.0 if right else config.format_score if given is not None else 0.0), right
 
@@ -258,6 +258,8 @@ class GRPO:
             raise UserError(f"--temperature {config.temperature}: GRPO needs random answers, a value above 0")
         self.config, self.tokenizer, self.process, self.seed = config, tokenizer, process, seed
         self.reference = reference  # on the device
+        # KL and entropy have a gradient at answers of equal rewards too. A further such term is to be named here
+        self.every_group = config.kl > 0 or config.entropy != 0
         self.max_new_tokens = config.max_new_tokens or default_new_tokens(tokenizer)
         self.questions, long = fitting(questions, tokenizer, context, self.max_new_tokens)  # (question, prompt) pairs
         if long and process.main:
@@ -270,13 +272,15 @@ class GRPO:
         With --resample further batches are sampled, until so many groups have signal.
         """
         c, start, groups = self.config, time.perf_counter(), []
+        idle = 0.0
         for _ in range(1 + c.resample):
             groups += self.rollouts(model)
+            idle += self.process.idle
             if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
                 break
         metrics = sampling_metrics(groups, model, time.perf_counter() - start)
         if self.process.world > 1:
-            metrics["idle_s"] = self.process.idle  # of sample_s, that ranks wait for the slowest
+            metrics["idle_s"] = idle  # of sample_s, that ranks wait for the slowest
         if c.resample:  # the groups with signal, and others only to make up the number
             groups = sorted(groups, key=lambda group: not has_signal(group))[: c.prompts]
         return groups, metrics
@@ -320,11 +324,10 @@ class GRPO:
     def batches(self, minibatch: list[Group]):
         """This rank's part of a minibatch in micro-batches: pairs of a Packed batch and its answers.
 
-        Groups without signal add nothing to the gradient and are left out, unless there is a KL or entropy term, which
-        needs no signal. The same groups always make the same batches: so `recompute` and `backward` round alike.
+        Groups without signal are left out where no term of the loss has a gradient there. The same groups always make the same batches: so `recompute` and
+        `backward` round alike.
         """
-        all_groups = self.config.kl > 0 or self.config.entropy != 0
-        used = [group for group in minibatch if all_groups or has_signal(group)]
+        used = [group for group in minibatch if self.every_group or has_signal(group)]
         sizes = [len(group[0].prompt) + sum(len(a.tokens) for a in group) for group in used]
         mine = [used[i] for i in self.process.share(sizes)]
         items = [(group[0].prompt, [a.tokens for a in group]) for group in mine]
@@ -361,11 +364,11 @@ class GRPO:
             scale: factor of the gradient (average.py's combined loss).
         """
         c, device = self.config, self.process.device
-        all_answers = [answer for group in minibatch for answer in group]  # of all ranks
-        if not (c.kl > 0 or c.entropy or any(a.advantage for a in all_answers)):
+        if not (self.every_group or any(map(has_signal, minibatch))):
             return None
 
         # w of every token, from the answers of all ranks
+        all_answers = [answer for group in minibatch for answer in group]
         lengths = torch.tensor([len(a.tokens) for a in all_answers])
         valid = torch.tensor([a.valid for a in all_answers])
         weights = token_weights(lengths, valid, c.aggregation, self.max_new_tokens).tolist()
@@ -451,7 +454,7 @@ class RolloutLog:
 
     def __call__(self, step: Step, groups: list[Group]) -> None:
         """To be called at the end of a step, with its groups."""
-        n = 0 if step.metrics["updates"] else self.steps_without_signal + 1
+        n = 0 if step.metrics["signal"] else self.steps_without_signal + 1
         self.steps_without_signal, written = n, groups[:WRITTEN]
         for group in written:
             row = {key: group[0].question[key] for key in ("id", "question", "answer")}
@@ -461,8 +464,8 @@ class RolloutLog:
             return
         number = step.number + 1
         if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
-            tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): nothing was "
-                       f"learned; {n} such steps in a row")  # fmt: skip
+            tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): they taught "
+                       f"nothing; {n} such steps in a row")  # fmt: skip
         if step.number % SHOW_EVERY == 0:
             self.run.log.table(number, "rollouts", [answer_row(a) for group in written for a in group])
             a = groups[0][0]

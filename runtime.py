@@ -27,7 +27,7 @@ from packing import Packed
 from process import Process, end_process, start_process
 from sharding import collect, gather_weights, shard
 
-MAX_SKIPPED = 20  # a run stops after so many steps with a non-finite loss or gradient (each is skipped and counted)
+MAX_SKIPPED = 20  # a run stops after so many updates with a non-finite loss or gradient (each is skipped and counted)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ class Run:
         return path
 
     def skip(self, what: str) -> None:
-        """Count a step whose loss or gradient is not finite; stop the run after MAX_SKIPPED of them."""
+        """Count an update whose loss or gradient is not finite; stop the run after MAX_SKIPPED of them."""
         progress = self.progress
         progress.skipped += 1
         if progress.skipped > MAX_SKIPPED:

@@ -2,17 +2,18 @@
 
     while rows are left:                     a row is one continuation
         prefill    the next prompts: once each, their n rows share its keys and values
-        admit      rows that wait into the free slots
-        decode     one token for every slot; with pages (paged.py) sixteen
+        admit      rows that wait into the free places
+        decode     one token for every row; with pages (paged.py) sixteen
         retire     rows that are done
-        share      a slot between rows that have drawn the same tokens of the same prompt: they are computed once
+        share      what rows have in common: those that have drawn the same tokens of the same prompt are computed once
 
 - Prompts are taken in order of length, the longest first, so that a batch of prefills is hardly padded.
-- The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend on the number of slots,
-  on which rows decode side by side, or on when a row got its slot.
+- The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend, but for rounding, on which
+  rows decode side by side, or on when a row got its place.
 
-Letters for shapes are those of model.py. The cache has entries for prompts and slots for what rows generate. P prompts stand
-in the cache, G query heads read one key head, and S = prompt and own tokens that a row may see.
+Letters for shapes are those of model.py. R live rows stand in the places 0 .. R-1. The cache has entries for prompts, and slots
+for what rows generate: the rows use the slots 0 .. B-1, and B < R where some share one. G query heads read one key head, and
+S = prompt and own tokens that a row may see.
 """
 
 import math
@@ -31,7 +32,7 @@ from model import GPT, Attend, GPTConfig
 from paged import PAGE, PagedCache, decode_step, upload
 
 PAGED = {"cuda"}  # kinds of devices with a kernel that reads keys and values in pages
-SLOTS, PAGED_SLOTS = 1024, 512  # rows that decode together, if kv_gib has room for them; with pages none share a slot
+SLOTS, PAGED_SLOTS = 1024, 512  # places, and slots, if kv_gib has room; with pages each row has a slot of its own
 PREFILL_TOKENS = 4096  # prompts are prefilled in batches of about so many tokens
 BLOCK = 128  # words of the vocabulary in a block of the two-level search for a token (_invert)
 NUCLEUS_FIRST = 8  # most probable tokens that top-p looks at before it sorts the vocabulary
@@ -54,7 +55,7 @@ class Continuation:
     finished: bool  # ended by the stop token; False: cut at max_new_tokens
 
 
-@torch.no_grad()  # not inference_mode: samples are trained on
+@torch.no_grad()
 def sample(
     model: GPT,
     prompts: list[list[int]],
@@ -65,7 +66,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
-    kv_gib: float = 2.0,
+    kv_gib: float = SamplerConfig.kv_gib,
     numbers: list[int] | None = None,
     progress: Callable[[int], object] | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -75,7 +76,7 @@ def sample(
     Args:
         stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
         kv_gib: memory for keys and values, in GiB (0: `free_gib`). It bounds the rows that decode together, which are at
-            most SLOTS.
+            most SLOTS (with pages PAGED_SLOTS).
         numbers: (P,) number of each prompt, on which its random numbers depend; default 0, 1, ... A batch that is
             sampled in parts, or after another, numbers its prompts throughout.
         progress: called with the number of rows that finished.
@@ -134,15 +135,16 @@ ROW = np.dtype([
     ("prompt", np.int64),  # tokens of the prompt
     ("new", np.int64),  # tokens generated so far
     ("token", np.int64),  # the last of them
-    ("slot", np.int64),  # where the keys and values of the others stand in the cache; rows with the same tokens have one
+    # its slot, which has keys and values of its tokens but the last; rows with the same tokens have one. Not used with pages
+    ("slot", np.int64),
 ])  # fmt: skip
 
 
 class Slots:
-    """A fixed number of rows that decode together. Row r of all continues prompt r // n.
+    """The rows that decode together. Row r of all continues prompt r // n.
 
-    The live rows have the slots 0 .. B-1, so that a decoding step reads the first slots as views and copies nothing. Rows share
-    one until they draw different tokens (with pages each has its own). As there are slots for all, none lacks one then.
+    Their slots are the first B, so that a decoding step reads these as views and copies nothing. Rows share a slot until they
+    draw different tokens (with pages each has its own). There are as many slots as places, so that none lacks one then.
     """
 
     def __init__(self, model: GPT, prompts: list[list[int]], n: int, stop: int, max_new_tokens: int, kv_gib: float):
@@ -154,8 +156,8 @@ class Slots:
         self.head = weight.to(dtype)  # once, not at every token
         kv_gib = kv_gib or free_gib(self.device, model.n_params * dtype.itemsize)
 
-        # As many slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that wait or
-        # have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for each will do
+        # As many places and slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that
+        # wait or have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for each will do
         self.paged = self.device.type in PAGED and kernels.on_triton(self.head) and c.head_dim <= 128
         slots = np.arange(1, min(SLOTS, PAGED_SLOTS if self.paged else SLOTS, len(prompts) * n) + 1)
         entries = 2 * np.ceil(slots / n).astype(int) + 8
@@ -180,14 +182,14 @@ class Slots:
         self.log_probs = np.zeros((self.slots, max_new_tokens), np.float32)
 
         self.order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # prompts to prefill, the last first
-        self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a slot
+        self.waiting = np.zeros(0, ROW)  # rows whose prompt is prefilled, without a place
         self.live = np.zeros(0, ROW)  # rows that decode
-        self.first = np.zeros(0, np.int64)  # (B,) a live row of each slot
+        self.first = np.zeros(0, np.int64)  # (B,) the place of one row of each slot, in the order of slots
         self.answers: list[Continuation | None] = [None] * (len(prompts) * n)
         self.unfinished = len(self.answers)
 
     def prefill(self) -> None:
-        """Compute the next prompts once for their n rows, which then wait. Does nothing while rows wait or no slot is
+        """Compute the next prompts once for their n rows, which then wait. Does nothing while rows wait or no place is
         free: so few prompts stand in the cache."""
         if not self.order or len(self.waiting) or len(self.live) == self.slots:
             return
@@ -212,7 +214,7 @@ class Slots:
         self.waiting = self.waiting.ravel()
 
     def admit(self) -> None:
-        """Give free slots to waiting rows, so that no slot is idle. They stand behind the live rows."""
+        """Give the free places, behind the live rows, to waiting rows. Their slots come after their first token (`share`)."""
         free = self.slots - len(self.live)
         if free and len(self.waiting):
             self.live = np.concatenate([self.live, self.waiting[:free]])
@@ -234,8 +236,8 @@ class Slots:
         old = np.count_nonzero(live["new"])  # rows that have a token already: they stand before those just admitted
         # What all steps need goes to the device at once
         ahead = np.arange(look)[:, None]
-        position = np.minimum(live["prompt"] + live["new"] - 1 + ahead, context - 1)  # (look, B), of the token before
-        u = uniform(seed, row_ids[live["row"]], live["new"] + ahead)  # (look, B)
+        position = np.minimum(live["prompt"] + live["new"] - 1 + ahead, context - 1)  # (look, R), of the token before
+        u = uniform(seed, row_ids[live["row"]], live["new"] + ahead)  # (look, R)
         arrays = (position, u, live["token"], live["entry"])
         position, u, token, entry = (
             upload(x, self.device) if self.paged else torch.from_numpy(x).to(self.device) for x in arrays
@@ -243,30 +245,31 @@ class Slots:
         drawn = []
         for step in range(look):
             # The last token of rows that have one goes through the model, at its position
-            b, logits = len(live) if step else old, []
-            if b:
-                one = slice(b) if self.paged else self.first  # a row of each slot stands for all
+            begun = len(live) if step else old
+            logits = []
+            if begun:
+                one = slice(begun) if self.paged else self.first  # a row of each slot stands for all of it
                 rows = live[one]
                 attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1 + step)
                 arguments = token[one, None], position[step, one, None], attend
-                fused = self.paged and kernels.on_triton(self.head)
+                fused = self.paged and kernels.on_triton(self.head)  # tests have pages without these kernels
                 hidden = decode_step(self.model, *arguments) if fused else self.model(*arguments)
                 of_slots = kernels.logits(hidden[:, 0], self.head)  # (B, V)
-                logits.append(of_slots if self.paged else of_slots[live["slot"][:b]])
-            if b < len(live):
-                logits.append(self.first_logits[entry[b:]])
+                logits.append(of_slots if self.paged else of_slots[live["slot"][:begun]])  # of rows
+            if begun < len(live):
+                logits.append(self.first_logits[entry[begun:]])
             # One token for each
             token, log_prob = choose(torch.cat(logits) if len(logits) > 1 else logits[0], u[step], temperature, top_p)
             drawn.append((token, log_prob))
         tokens, log_probs = (torch.stack(x).cpu().numpy() for x in zip(*drawn, strict=True))  # here the host waits
 
-        # Tokens up to a row's end, (B,) of them, are stored
+        # Tokens up to a row's end, (R,) of them, are stored
         stopped = tokens == self.stop
         count = np.where(stopped.any(0), stopped.argmax(0) + 1, look)
         count = np.minimum(count, self.max_new_tokens - live["new"])
         step, row = np.nonzero(ahead < count)
-        place = row, live["new"][row] + step
-        self.tokens[place], self.log_probs[place] = tokens[step, row], log_probs[step, row]
+        at = row, live["new"][row] + step
+        self.tokens[at], self.log_probs[at] = tokens[step, row], log_probs[step, row]
         live["token"] = tokens[count - 1, np.arange(len(live))]
         live["new"] += count
 
@@ -295,29 +298,33 @@ class Slots:
         return len(done) - left
 
     def share(self) -> None:
-        """Give rows that had one slot and have drawn different tokens one each, and fill the slots of those that are done."""
+        """Regroup the rows after a token. Rows stay together if they shared a slot (or, at their first token, a prompt) and drew
+        the same token. Each of the B groups gets one of the slots 0 .. B-1: the first group of a slot keeps it, the others take
+        free ones and copy its keys and values. Where rows 0 1 2 3 of a prompt draw 7 7 9 7 first, their slots are 0 0 1 0;
+        where row 1 then draws a larger token than 0 and 3, they are 0 2 1 0.
+        """
         if self.paged:
             return
-        # Groups of rows that had one slot, or one prompt and no slot yet, and drew the same token: B of them
-        live, none = self.live, self.slots
-        had = np.where(live["new"] == 1, none + live["entry"], live["slot"])
-        key = had * self.model.config.vocab_size + live["token"]
-        _, self.first, group = np.unique(key, return_index=True, return_inverse=True)
-        had, b = had[self.first], len(self.first)
-        # A slot below B stays with the first of its groups; the other groups get those below B that no group has
-        slots, firsts = np.unique(had, return_index=True)
-        slot, stay = np.full(b, -1), slots < b
-        slot[firsts[stay]] = slots[stay]
+        live, no_slot = self.live, self.slots
+        # The groups, and the slot that each comes from; behind all slots a number for each prompt, where it has none yet
+        source = np.where(live["new"] == 1, no_slot + live["entry"], live["slot"])
+        key = source * self.model.config.vocab_size + live["token"]
+        _, first, group = np.unique(key, return_index=True, return_inverse=True)
+        source, b = source[first], len(first)  # (B,)
+        # The first group of a slot below B keeps it; the other groups get the slots below B that no group comes from
+        used, heir = np.unique(source, return_index=True)
+        slot, kept = np.full(b, -1), used < b
+        slot[heir[kept]] = used[kept]
         moved = np.flatnonzero(slot < 0)
-        slot[moved] = np.setdiff1d(np.arange(b), slots[stay])
-        # They take what their rows had with them, less the token just drawn. No slot is both read and written here
-        moved = moved[had[moved] < none]
+        slot[moved] = np.setdiff1d(np.arange(b), used[kept])
+        # They copy keys and values of all tokens but the one just drawn. Read are slots that groups come from, written others
+        moved = moved[source[moved] < no_slot]
         if len(moved):
-            source, target = (torch.from_numpy(x[moved]).to(self.device) for x in (had, slot))
-            length = int(live["new"][self.first[moved]].max()) - 1
+            read, write = (torch.from_numpy(x[moved]).to(self.device) for x in (source, slot))
+            length = int(live["new"][first[moved]].max()) - 1
             for x in (self.cache.own_k, self.cache.own_v):
-                x[:, target, :length] = x[:, source, :length]
-        live["slot"], self.first = slot[group], self.first[np.argsort(slot)]
+                x[:, write, :length] = x[:, read, :length]
+        live["slot"], self.first = slot[group], first[np.argsort(slot)]
 
 
 class KVCache:
@@ -349,7 +356,8 @@ class KVCache:
         return attend
 
     def decode(self, entry: np.ndarray, prompt_length: np.ndarray, own_length: np.ndarray) -> Attend:
-        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`.
+        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`. Row i is that of
+        slot i, here and below.
 
         Args:
             entry: (B,) where the prompt of each row stands. prompt_length: (B,) its tokens.
@@ -358,22 +366,22 @@ class KVCache:
         _, _, new_tokens, h_kv, d = self.own_k.shape
         b, g, device = len(entry), self.group, self.own_k.device
 
-        # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M places
-        # for each of P entries, M being the largest number of rows that a prompt has:
-        #     place (B,)        where each row stands in this layout; rows of entries 1, 0, 1 with M = 2: 2, 0, 3
-        #     members (P·M,)    the row at each place; an empty place repeats the last row, and its result is not used
+        # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M seats
+        # for each of P entries (all up to the last that is used), M being the largest number of rows that a prompt has:
+        #     seat (B,)         where each row stands in this layout; rows of entries 1, 0, 1 with M = 2: 2, 0, 3
+        #     members (P·M,)    the row in each seat; an empty seat repeats the last row, and its result is not used
         # The layout stays until slots are taken or given back.
         if not np.array_equal(entry, self.grouped):
             self.grouped, count = entry.copy(), np.bincount(entry)  # count (P,): rows of each entry
             self.groups = p, m = len(count), int(count.max())  # P, M
             # The rows in the order of their entries; where in that order each entry's rows begin
             order, first = np.argsort(entry, kind="stable"), np.cumsum(count) - count
-            place, members = np.empty_like(entry), np.full(p * m, b - 1)
-            place[order] = entry[order] * m + np.arange(b) - np.repeat(first, count)
-            members[place] = np.arange(b)
+            seat, members = np.empty_like(entry), np.full(p * m, b - 1)
+            seat[order] = entry[order] * m + np.arange(b) - np.repeat(first, count)
+            members[seat] = np.arange(b)
             # The same of the heads of rows: from the order (B, H_kv, G) to (P, H_kv, M, G), and back
             to_prompts = np.arange(b * h_kv * g).reshape(b, h_kv, g)[members].reshape(p, m, h_kv, g).swapaxes(1, 2)
-            to_rows = np.arange(p * h_kv * m * g).reshape(p, h_kv, m, g).swapaxes(1, 2).reshape(p * m, h_kv, g)[place]
+            to_rows = np.arange(p * h_kv * m * g).reshape(p, h_kv, m, g).swapaxes(1, 2).reshape(p * m, h_kv, g)[seat]
             self.to_prompts, self.to_rows = (torch.from_numpy(x.ravel()).to(device) for x in (to_prompts, to_rows))
         p, m = self.groups
 
@@ -386,8 +394,8 @@ class KVCache:
         # Where a row's new token goes among the slots · new_tokens of a layer, and where the values that each head sees are
         # among its vectors of D numbers. Memory behind the new token may hold nan, and 0 · nan is nan: the new one stands
         # for it
-        first = torch.arange(b, device=device)[:, None] * new_tokens
-        write, seen = (first + own_length).flatten(), first + torch.minimum(own, own_length)  # (B,), (B, own_len)
+        begin = torch.arange(b, device=device)[:, None] * new_tokens
+        write, seen = (begin + own_length).flatten(), begin + torch.minimum(own, own_length)  # (B,), (B, own_len)
         head = torch.arange(h_kv, device=device).repeat_interleave(g)[:, None]
         values = (seen[:, None] * h_kv + head).flatten(0, 1).int()  # (B·H, own_len)
         eye = torch.eye(h_kv, device=device)[:, None, :, None]  # (H_kv, 1, H_kv, 1)
@@ -451,7 +459,7 @@ def _nucleus(weight: Tensor, u: Tensor, goal: Tensor) -> Tensor:
 
     # Nearly always the nucleus is among a row's first few, and to find those is a tenth of the work of sorting all
     index = weight.topk(min(NUCLEUS_FIRST, weight.shape[1]), sorted=False).indices.sort(-1).values
-    # Equally probable tokens stand in the order of their ids
+    # Equally probable ones of them stand in the order of their ids
     first, order = weight.gather(1, index).sort(dim=-1, descending=True, stable=True)
     index = index.gather(1, order)
     token = draw(first, index, u, goal)

@@ -141,6 +141,7 @@ CASES = [
     *[(s, "--prompts 0", "--prompts 0") for s in ("rl", "average")],
     *[(s, "--temperature 0", "above 0") for s in ("rl", "average")],
     ("rl", "--clip_low -1", "must lie in [0, "),
+    ("rl", "--prompts 4 --minibatch 8 --clip_low 0.1", "--clip_low has no effect where a step makes one update"),
     *[(s, "--max_new_tokens 256", "no question fits") for s in ("rl", "average")],
     ("eval", "--kv_gib -1", "--kv_gib"),
     *[(s, "--difficulty {P}/none.json:hard", "no evaluation record") for s in ("rl", "average")],

@@ -29,7 +29,13 @@ PATCHES = {  # name → (stage, further flags, what must hold then)
         "found = rl.advantages(torch.tensor([[1.0, 0, 0, 0]]), torch.ones(1, 4, dtype=torch.bool), 'rloo')[0].tolist()\n"
         "assert max(abs(a - b) for a, b in zip(found, [1, -1 / 3, -1 / 3, -1 / 3])) < 1e-6",
     ),
-    "loss": ("rl", [], ""),
+    "loss": (
+        "rl",
+        [],
+        "from data.tokenizer import load_tokenizer\n"
+        "asked = [{'id': 'a', 'question': 'How many?', 'answer': '2', 'solutions': []}]\n"
+        "assert rl.GRPO(rl.GRPOConfig(), asked, load_tokenizer('world'), None, 0, 256).every_group",
+    ),
     "optimizer": ("rl", [], ""),
     "weight_schedule": (
         "average",

@@ -91,13 +91,14 @@ def test_33_post_training_resumes_bitwise(base, world, tmp_path, monkeypatch, na
     assert not same(before, after)
 
 
-def test_rl_on_nothing_says_so(base, world, tmp_path, capsys):
-    """Rewards that are all 0 change no weight and are reported, not trained on."""
-    config = rl.Config(out=str(tmp_path / "run"), init=str(base / "last.pt"), data=str(world), **POST)
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_rl_on_nothing_says_so(base, world, tmp_path, capsys, kl):
+    """Rewards that are all 0 are reported, also where another term of the loss makes updates; else no weight is changed."""
+    config = rl.Config(out=str(tmp_path / "run"), init=str(base / "last.pt"), data=str(world), **POST, kl=kl)
     rl.main(config)
     assert "no group carries signal" in "".join(capsys.readouterr())
     before, after = (runtime.load_checkpoint(p)["model"] for p in (base / "last.pt", tmp_path / "run/last.pt"))
-    assert same(before, after)
+    assert same(before, after) == (kl == 0)
 
 
 def test_36_37_sft_rows(world, capsys):

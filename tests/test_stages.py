@@ -199,6 +199,21 @@ def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world
     assert metrics(tmp_path / "run")[-1]["skipped"] == 3
 
 
+def test_a_loss_that_is_not_finite_leaves_the_other_gradient_where_it_was(base, world, tmp_path, monkeypatch):
+    """An RL loss of nan with a finite gradient: the SFT side is that of a step in which RL made no update, bit for bit."""
+    backward = rl.GRPO.backward
+    monkeypatch.setattr(rl, "reward_of", vary)
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4)
+    for name, lost in (("nan", lambda *args, **more: backward(*args, **more) | {"loss": float("nan")}),
+                       ("none", lambda *args, **more: None)):  # fmt: skip
+        monkeypatch.setattr(rl.GRPO, "backward", lost)
+        average.main(average.Config(out=str(tmp_path / name), **flags))
+    assert same(weights(tmp_path / "nan"), weights(tmp_path / "none")) and not same(
+        weights(base), weights(tmp_path / "nan")
+    )
+    assert [metrics(tmp_path / name)[-1]["skipped"] for name in ("nan", "none")] == [3, 0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # GSM8K's form
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,7 +228,7 @@ GSM8K = [
 
 
 def assert_no_signal(base, out, code, said):
-    assert code == 0 and "no group carries signal" in said and "nothing was learned" in said, said
+    assert code == 0 and "no group carries signal" in said and "they taught nothing" in said, said
     lines = metrics(out)
     assert [x["updates"] for x in lines] == [0] * len(lines) and all(x["signal"] == 0 for x in lines)
     assert same(weights(base), weights(out))
