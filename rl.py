@@ -18,7 +18,7 @@ the model's distribution at the token. w is the token's weight (--aggregation). 
 ranks: they sum to 1 (constant: to mean length / max_new_tokens), and neither micro-batches nor ranks change the gradient.
 
 Where a step makes one update, p_old is p itself and ρ is 1. Where it makes several, a forward pass before the first of them
-gives p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the authors' code, and
+gives the others' p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the authors' code, and
 --dual_clip bounds the loss where A < 0. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
 
 Departures from the authors' code: --format_score has an effect (there it has none); the token mean is over the minibatch, not the
@@ -343,9 +343,9 @@ class GRPO:
         From the second update of a step on, ρ divides by p_old. The sampler's p_old would not do: decoding rounds at other
         places than training, and in bf16 the two differ by up to 40% before any update. Returns the FLOPs, over all ranks.
         """
-        flops = 0.0
-        first_epoch = minibatches[: len(minibatches) // self.config.inner_epochs]  # has every group once
-        for minibatch in first_epoch:
+        flops, epochs = 0.0, self.config.inner_epochs
+        # Every group once. With one epoch the first minibatch, whose p_old is p, never comes again
+        for minibatch in minibatches[epochs == 1 : len(minibatches) // epochs]:
             for packed, answers in self.batches(minibatch):
                 with self.process.autocast():
                     log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()  # (ΣA,)
