@@ -1,8 +1,9 @@
 """Claims and their verdicts: what a contrast was expected to be, and what its interval says.
 
 A *finding* is a list of *primary* claims, each about one contrast in a stated direction, and others that stand beside them.
-Intervals are 95%, small-sample (stats.py), paired by question and seed. Holm's correction over the primary claims of a finding
-keeps the chance of any wrong verdict in it at 5%; a contrast that was not run counts there too. A claim is
+Intervals are 95%, small-sample (stats.py), paired by question and seed. Holm's correction over the primary claims of a finding,
+one for "shown" and one for "contradicted", keeps the chance of any wrong one of either at 5%; a contrast that was not run counts
+there too. A claim is
 
     shown          significantly on the paper's side
     contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
@@ -11,7 +12,8 @@ keeps the chance of any wrong verdict in it at 5%; a contrast that was not run c
                    in four of five such studies
     not run        records are missing; the line says which
 
-"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant.
+"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant. Such
+a test, and that of a named margin, is one-sided at 5%, so that a 95% interval may reach across the margin all the same.
 With one seed an interval is over questions alone. Such a verdict holds for that one run, and says so; where the two sides come from
 different pretraining runs it is "unclear", since one seed cannot tell an effect from how runs differ.
 """
@@ -113,9 +115,11 @@ class Claim:
 
     @property
     def visible(self) -> str:
-        """The smallest effect that four of five such studies would see."""
+        """The smallest effect that four of five such studies would see; of "alike" the smallest margin that they could show."""
         if self.x is None or np.isinf(self.x.se):
             return "–"
+        if self.wanted == "alike":
+            return f"± {self.number(self.x.equal_within, '')}"
         return self.visible_as or self.number(self.x.visible, "")
 
     @property

@@ -30,12 +30,22 @@ def main_temperature(entries: list[Entry]) -> float:
 
 
 def paths_of(entries: list[Entry]) -> dict[Key, dict[int, Entry]]:
-    """replicate → step → model, of one recipe from one checkpoint."""
+    """replicate → step → model, of one recipe from one checkpoint. A run that is judged along the way counts once its end and its
+    best step are judged: until then another step would stand for them."""
     paths: dict[Key, dict[int, Entry]] = {}
     for e in entries:
         for key in e.keys:
             paths.setdefault(key, {})[e.step] = e
-    return paths
+    return {key: path for key, path in paths.items() if awaited(path) <= set(path)}
+
+
+def awaited(path: dict[int, Entry]) -> set[int]:
+    """The steps without which a run has no result yet; none where the records do not say."""
+    e = next(iter(path.values()))
+    points, best = e.meta.get("points"), e.meta.get("best_step")
+    if not points or e.recipe not in RECIPES or RECIPES[e.recipe].judged != "points":
+        return set()
+    return {max(points)} | ({best} if best is not None and e.temperature != 1 else set())
 
 
 def models(entries: list[Entry], end: bool = False) -> dict[Key, Entry]:

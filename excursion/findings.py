@@ -112,8 +112,10 @@ class Contrasts:
         pretraining runs of their own for each seed (--pretraining primary). Elsewhere: the first whose base answers EARLY of
         the validation questions, 0-shot, before RL begins."""
         runs = {t: len({pretrained for pretrained, _ in self.g.models("rl", t)}) for t in self.g.tokens}
-        if len(set(runs.values())) > 1:
-            return next(t for t in self.g.tokens if runs[t] > 1)
+        own = [t for t in self.g.tokens if runs[t] > 1]
+        # of a study that is not finished, all that there is may be primary
+        if own and (len(own) < len(self.g.tokens) or any(e.meta.get("budget") == "study" for e in self.g.entries)):
+            return own[0]
         for t in self.g.tokens:
             curves = [e.validation for e in self.g.models("rl", t).values()]
             first = [curve[0][1] for curve in curves if curve and curve[0][0] == 0]
@@ -135,7 +137,7 @@ class Contrasts:
             f"×{factor:.2f} [{low:.2f}, {high:.2f}]".replace("inf", "∞") if np.isfinite(factor) else "base at 0"
         )
         made.wish = f"at least ×{TIMES:g}"
-        made.boot, made.visible_as = None, f"×{made.x.visible / max(b.values.mean(), 1e-9):.2f}"
+        made.boot, made.visible_as = None, f"×{TIMES + made.x.visible / max(b.values.mean(), 1e-9):.2f}"
         made.settles = not self.dose_note("rl", tokens)
         return made
 
@@ -166,10 +168,15 @@ class Contrasts:
         title += f"; Gold beats it by {' and '.join(f'pass@{k}' for k in ks)}"
         needs = "plan grid: RL from base, SFT, RL after SFT and SFT-Gold at the last checkpoint"
         # Gold has to pass its validation maximum (docs/PROTOCOL.md)
-        gold = self.g.models("gold", at).values()
-        if any(e.meta.get("points") and e.meta.get("best_step") == max(e.meta["points"]) for e in gold):
+        gold = {t: self.g.models("gold", t).values() for t in self.g.tokens}
+        short = [
+            million(t)
+            for t in self.g.tokens
+            if any(e.meta.get("points") and e.meta.get("best_step") == max(e.meta["points"]) for e in gold[t])
+        ]
+        if short:
             notes.append(
-                f"{label('gold')} was best on validation at its last named step: longer training may gain more."
+                f"{label('gold')} was best on validation at its last named step at {listed(short)}: longer training may gain more."
             )
         return Finding("2", title, claims, notes=notes, needs=needs)
 

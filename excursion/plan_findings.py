@@ -80,10 +80,12 @@ def seeds_finding(entries: list[Entry]) -> Finding:
     kinds = measures([e for group in at.values() for e in group], 1)
     cases = [(m, at, "", counts) for m, counts in kinds] + [(kinds[0][0], ends, " at the end of RL", False)]
     claims, scores = [], {}
+    pretrained = {key[0] for t in (first, last) for e in at[t] for key in e.keys}
+    one_run = "one pretraining run" if len(pretrained) == 1 else ""
     for m, group, when, counts in cases:
         scores[m, when] = {t: np.array([m(e).values.mean() for e in group[t]]) for t in group}
         x = log_spread_ratio(scores[m, when][first], scores[m, when][last])
-        claims.append(Claim(f"{text}: {m.name}{when}", x, "above", unit="log", counts=counts))
+        claims.append(Claim(f"{text}: {m.name}{when}", x, "above", unit="log", counts=counts, over=one_run))
     if all(len(r) > 2 for r in rewards.values()):
         x = log_spread_ratio(rewards[first], rewards[last])
         claims.append(Claim(f"{text}: training reward at the end", x, "above", counts=False, unit="log"))

@@ -213,9 +213,9 @@ def guess_floor(entries: list[Entry]) -> str:
 def show_findings(doc: Document, entries: list[Entry], found: list[Finding], answers: Answers) -> None:
     doc.heading("The paper's findings here")
     doc.text("Differences are in points of %, paired by question and seed, mean over checkpoints where none is named. In brackets the "
-             "95% small-sample interval, by which verdicts are (Holm's correction over the contrasts of a finding); beside it the crossed "
-             "bootstrap's. Visible: the smallest true effect that four of five such studies would see. ✓ shown, ✗ contradicted, ? unclear, "
-             "– not run." + guess_floor(entries))  # fmt: skip
+             "95% small-sample interval, by which verdicts are (Holm's correction over the contrasts of a finding; tests within a margin are "
+             "one-sided); beside it the crossed bootstrap's. Visible: the smallest true effect, or margin of equality, that four of five such "
+             "studies would see. ✓ shown, ✗ contradicted, ? unclear, – not run." + guess_floor(entries))  # fmt: skip
     for f in found:
         show_finding(doc, f)
     doc.heading("Beyond the paper")

@@ -57,6 +57,11 @@ class Estimate:
         """The smallest true effect that a test of this size calls significant in 80% of cases (before Holm)."""
         return float(stdtrit(self.df, 1 - ALPHA / 2) + stdtrit(self.df, 0.8)) * self.se
 
+    @property
+    def equal_within(self) -> float:
+        """The smallest margin within which p_within calls two equal things equal in 80% of cases (before Holm)."""
+        return float(stdtrit(self.df, 1 - ALPHA) + stdtrit(self.df, 0.9)) * self.se
+
     def p_above(self, at: float = 0.0) -> float:
         """One-sided p-value against "the true mean is at most `at`"."""
         if np.isinf(self.se):

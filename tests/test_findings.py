@@ -19,7 +19,7 @@ from excursion.findings import ADVANTAGE, Contrasts
 from excursion.plan import make_plan
 from excursion.plan_findings import all_findings, demonstrations, demonstrations_answer, questions
 from excursion.recipes import RECIPES
-from excursion.records import Questions, general_bits, load, task_items
+from excursion.records import Entry, Questions, general_bits, load, task_items
 from excursion.sharpening import Sharpening, answer
 from excursion.stats import Estimate, estimate
 from files import read_json, write_jsonl
@@ -356,6 +356,37 @@ def test_the_model_of_a_run_is_where_validation_stopped_it():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_the_early_checkpoint_is_the_same_at_every_state_of_a_study():
+    """The first primary one: with two of its seeds, when all seeds have both primary ones and nothing else is there (the main one
+    once stood for it then), and with another checkpoint. With one seed, half done, a report is made (it once crashed)."""
+
+    def rl(t: int, seed: int, start: float = 0.01) -> Entry:
+        return make_entry(
+            "rl", t, seed, np.arange(1, 21), pretrained=seed, curve={"val_pass@1": [[0, start], [320, 0.3]]}
+        )
+
+    found = [rl(3, 1), rl(3, 2), *(rl(4, seed, 0.07) for seed in (1, 2, 3))]
+    for more in ([], [rl(3, 3)], [make_entry("base", 9, 1, np.arange(1, 21))]):
+        found += more
+        assert Contrasts(Grid(found), found).early() == 3, more
+    half = [rl(4, 1), *(make_entry("base", t, 1, np.arange(1, 21)) for t in (3, 4))]
+    assert Contrasts(Grid(half), half).early() in (3, 4)
+
+
+@pytest.mark.parametrize("missing", [48, 320])
+def test_a_run_counts_once_its_end_and_its_best_step_are_judged(missing):
+    """Until then its seed has no result: another step would stand for it, and all seeds of finding 3a would move there."""
+    meta = dict(args=FULL | {"limit": 512}, points=[24, 48, 320], best_step=48)
+    entries = [make_entry(r, 1, seed, np.arange(1, 21), pretrained=seed) for seed in (1, 2, 3) for r in ("base", "sft")]
+    entries += [make_entry(r, 1, seed, np.arange(1, 21) + up, pretrained=seed, step=step, primary=step == 48, **meta)
+                for seed in (1, 2, 3) for r in ("rl", "parallel") for step, up in ((24, 0), (48, 3), (320, 9))]  # fmt: skip
+    part = [e for e in entries if (e.recipe, e.step, e.meta["seed"]) != ("rl", missing, 3)]
+    whole, rest = ({f.number: f for f in all_findings(found)} for found in (entries, part))
+    for number in ("3a", "5"):
+        (a, *_), (b, *_) = ([c.x for c in f[number].primary if "RL from base" in c.text] for f in (whole, rest))
+        assert (a.seeds, b.seeds) == (3, 2) and a.mean == b.mean and whole[number].notes == rest[number].notes
+
+
 def test_findings_of_the_other_plans():
     """7: spread over seeds falls; 8: alike at the end, more steps, fewer FLOPs; 6: mixture over size."""
     rng, entries = np.random.default_rng(1), []
@@ -586,6 +617,14 @@ def test_claims_say_what_they_would_have_seen():
         Contrast(np.random.default_rng(0).normal(0.1, 0.2, (3, 100)), None, ((0, 0), (1, 1), (2, 2))), "a", "above"
     )
     assert c.n == "3 × 100" and float(c.visible) > 0 and c.bootstrap.startswith("[+") and "[" in c.numbers
+    c.wanted = "alike"
+    assert c.visible == f"± {100 * c.x.equal_within:.1f}"
+    # of a factor it is beyond the factor that is claimed; what starts from one pretraining run says so
+    found = {f.number: f for f in all_findings(study(seeds=(1, 2, 3), tokens=(3_500_000, 5_600_000), n=60))}
+    assert float(found["1"].primary[0].visible.removeprefix("×")) > 4
+    of_seeds = [make_entry("rl", t, s, np.arange(20) + s, variant={"rlseed": s}) for t in (1, 2) for s in (1, 2, 3)]
+    seven = next(f for f in all_findings(of_seeds) if f.number == "7")
+    assert seven.primary[0].n.endswith("one pretraining run")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -90,6 +90,14 @@ def test_visible_effect_is_seen_in_four_of_five():
     assert np.mean(seen) == pytest.approx(0.8, abs=0.04)
 
 
+def test_equality_within_its_margin_is_shown_in_four_of_five():
+    """Two equal things are called equal within `equal_within` in 80% of draws."""
+    rng, n = np.random.default_rng(2), 40
+    margin = estimate(np.tile([1.0, -1.0], n // 2)[None]).equal_within
+    shown = [estimate(rng.normal(0, 1.0, (1, n))).p_within(margin) <= 0.05 for _ in range(1000)]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.04)
+
+
 def test_ratio_is_fiellers():
     """The interval holds the ratio in 95% of draws, and is open where the denominator may be 0."""
     rng, hits = np.random.default_rng(3), 0
