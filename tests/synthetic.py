@@ -1,9 +1,14 @@
 """Records made by hand, in the form that an excursion leaves, for tests of findings and of the report."""
 
 import json
+import zlib
 
 import numpy as np
 
+from excursion.cells import record_name
+from excursion.config import Config, resolve
+from excursion.plan import make_plan
+from excursion.recipes import RECIPES
 from excursion.records import Entry
 from files import write_jsonl
 
@@ -144,3 +149,70 @@ def study(seeds=(1, 2, 3), tokens=(3_500_000, 4_400_000, 5_600_000, 7_000_000, 9
                     **paper,
                 )
     return entries
+
+
+def noise(seed: int, *what) -> np.random.Generator:
+    """Of these words alone, whatever the order of calls."""
+    return np.random.default_rng([seed, zlib.crc32(repr(what).encode())])
+
+
+def random_study(seed: int, effect: float = 1.0, drop: float = 0.0, n: int = 40, spread: float = 0.25) -> list[Entry]:
+    """What the study's plans would leave, with made-up answers: abilities, curves and marks differ between recipes, seeds and steps.
+
+    Args:
+        effect: how far recipes lie apart. drop: share of runs that are missing, as in an unfinished study. n: questions.
+        spread: how far runs of one recipe lie apart.
+    """
+    w, found = World(n, seed), {}
+    own = np.random.default_rng(seed)
+    recipe_effect = {r: effect * own.normal(0, 0.6) for r in RECIPES}
+    sharp_effect = {r: float(np.exp(effect * own.normal(0, 0.25))) for r in RECIPES}
+    for plan in ("grid", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"):
+        for cell in make_plan(resolve(Config(command="plan", plan=plan, scale="micro", budget="study", out="none"))):
+            if not cell.meta or record_name(cell) in found:
+                continue
+            meta = dict(cell.meta)
+            recipe, tokens, s, points = meta.pop("recipe"), meta.pop("tokens"), meta.pop("seed"), meta["points"]
+            variant = tuple(meta["variant"].items())
+            run = (RECIPES[recipe].run or recipe, tokens, s, variant)
+            if noise(seed, "drop", *run).random() < drop:
+                continue
+            r = noise(seed, "run", *run)
+            shift, growth = r.normal(0, spread), float(np.exp(r.normal(0, 0.5)))
+            # validation: grows and may fall again, ties are made by rounding
+            top = r.choice([0.3, 0.6, 1.0, 2.0])
+            val = {0: 0.02 + 0.02 * r.random()}
+            end = max(points or [1])
+            stops = sorted({*points, *range(8, end + 1, 8)}) if "n" in meta["variant"] else points
+            for p in stops:
+                u = p / end
+                val[p] = round(
+                    val[0] + 0.25 * growth * (1 - abs(u - top) / max(top, 1 - top)) + r.normal(0, 0.01),
+                    2 if r.random() < 0.5 else 4,
+                )
+            best = max(points, key=lambda p: (val[p], -p)) if points else 0
+            judged = RECIPES[recipe].judged
+            meta["step"] = meta["step"] or (best if judged == "best" else points[-1] if points else 0)
+            meta["primary"] = judged != "points" or meta["step"] == best
+            curve = {"val_pass@1": [[p, min(0.99, v + 0.01 * r.random())] for p, v in val.items()], "val_process@1": [[p, v] for p, v in val.items()],
+                     "reward": [[p, 0.1 + 1e-4 * (p + s)] for p in range(1, 400, 4)],
+                     "flops": [[p, 2e13 + (1 + r.random()) * 1e10 * p * (1 + meta["variant"].get("n", 32))] for p in (5, 12, *range(19, end + 1, 7), end)]} if points else {}  # fmt: skip
+            u = meta["step"] / 320 if recipe.endswith("rl") or recipe == "parallel" else 1.0
+            step = noise(seed, "step", *run, meta["step"])
+            ability = (
+                -3.2
+                + 0.8 * np.log2(tokens / 3.3e6)
+                + shift
+                + step.normal(0, 0.15)
+                + recipe_effect[recipe]
+                + (0.6 if points else 0)
+            )
+            ability += (2.4 if recipe == "rl" else 1.2) * u * (meta.get("rate", 1) or 1) ** 0.3 if points else 0
+            sharp = sharp_effect[recipe] ** (0.3 + u) * (meta.get("rate", 1) or 1) ** (0.15 * effect * u)
+            args = {"prompts": 16, "rollouts": 32, "limit": 512}
+            more = dict(bits=0.35 + 0.01 * effect * own.random() * (recipe == "sft_converged") + step.normal(0, 1e-3), items=float(np.clip(0.45 + 0.02 * effect * step.normal(), 0.1, 0.9)))  # fmt: skip
+            meta["pretrained"] = meta["pretraining_seed"]
+            found[record_name(cell)] = w.entry(
+                recipe, tokens, s, ability, sharp, curve=curve, args=args, **more, **meta
+            )
+    return list(found.values())
