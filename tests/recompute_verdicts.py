@@ -652,7 +652,7 @@ def shown(c: Claim) -> str:
         return "–"
     a = c.numbers
     if c.log or c.factor:
-        return "×{:.2f} [{:.2f}, {:.2f}]".format(*(inf if v > 1e6 else v for v in a))
+        return "×{:.2f} [{:.2f}, {:.2f}]".format(*(inf if v > 1e6 else v for v in a)).replace("inf", "∞")
     if c.text.startswith("bits"):
         return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*a).replace("-", "−")
     return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in a)).replace("-", "−")
@@ -662,7 +662,7 @@ def same(mine: str, theirs: str) -> bool:
     """Equal but for one in the last digit."""
 
     def number(s):
-        return [float(v.replace("−", "-")) for v in re.findall(r"[−+-]?(?:inf|[\d.]+)", s)]
+        return [float(v.replace("−", "-").replace("∞", "inf")) for v in re.findall(r"[−+-]?(?:∞|[\d.]+)", s)]
 
     a, b = number(mine), number(theirs)
     unit = 1.01 * 10.0 ** -len(theirs.split(" ")[0].partition(".")[2]) if b else 0
