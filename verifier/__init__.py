@@ -14,7 +14,8 @@ made:
 - `x=5` equals `5`, but not `y=5`; `x>5` equals `(5,\infty)`; a chain `a=b=c` is worth its last side;
 - `30^\circ` is 30, save inside a function of it: `\cos 60^\circ` equals `1/2`;
 - lists without brackets, sets and unions have no order; (tuples), [intervals] and matrices have one;
-- `1,234` is a number, `(1,234)` is a pair; `2\frac13` is 2+1/3; `3:1` is a ratio and equals `6:2` but not `3`.
+- `1,234` is a number, `(1,234)` is a pair; `2\frac13` is 2+1/3; `3:1` is a ratio and equals `6:2` but not `3`;
+- a word is one from four letters on, and the usual short units; other letters side by side are variables, and so are m, g and s.
 
 Any string is answered, in bounded time, and none is run as code. The bounds: regular expressions that backtrack at most
 linearly, MAX_CHARS and MAX_DEPTH for the parser, MAX_BITS and FUEL for arithmetic. There is no state, so that threads can
@@ -28,7 +29,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from verifier.exact import CONTEXT, Evaluator, Value
-from verifier.latex import Parser, Unsupported, plain_words, tidy, tokenize
+from verifier.latex import Parser, Unsupported, clock, plain_words, tidy, tokenize
 
 MAX_CHARS = 1000  # longer answers are compared as strings
 WINDOW = 1 << 15  # characters searched behind and before the last \boxed, or for a formula or number
@@ -38,7 +39,9 @@ WINDOW = 1 << 15  # characters searched behind and before the last \boxed, or fo
 # ---------------------------------------------------------------------------------------------------------------------
 
 _BRACE = re.compile(r"\\boxed\s?\{|\\.|[{}]", re.S)
-_NUMBER_IN_TEXT = re.compile(r"(?:(?<![0-9A-Za-z)}])[-−])?\$?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
+_NUMBER_IN_TEXT = re.compile(  # -3.5, $1,200, .5, 3/4, 3 1/2, 10%
+    r"(?:(?<![0-9A-Za-z)}])[-−])?\$?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)(?:(?: [0-9]+)?/[0-9]+)?%?"
+)
 _DOLLARS = re.compile(r"(?<!\\)\$+")
 
 
@@ -157,14 +160,14 @@ def _plain_key(text: str) -> str | None:
 
 
 def _same(a: Value, b: Value, outermost: bool = True) -> bool:
-    """Are two values equal? By their keys, and by what a key cannot express: x=5 is not y=5, and 10% is both 10 and 0.1.
+    """Are two values equal? By their keys, and by what a key cannot express: x=5 is not y=5, 10% is both 10 and 0.1.
     Both rules hold for each item of a list or tuple too. outermost: these are the whole answers, not items of them."""
     if a.relation and b.relation:
         return a.relation == b.relation
     if a.key == b.key:
         return True
-    if (a.percent is None) != (b.percent is None):
-        return a.percent == b.key or b.percent == a.key
+    if (a.also is None) != (b.also is None):
+        return a.also == b.key or b.also == a.key
     if a.kind != b.kind or len(a.items) != len(b.items) or not a.items:
         return False
     if a.kind != "list":
@@ -185,15 +188,18 @@ def _read(text: str) -> Value:
     if "\\boxed" in text:
         text = last_box(text) or text
     text = tidy(text)
+    if time := clock(text):
+        hour, minute, half = time
+        return Value(f"time:{hour}:{minute}{half}m", also=_read(f"{hour}:{minute}").key if int(minute) else hour)
     words = plain_words(text)
     if words:
-        return Value("text:" + re.sub(r"\s", "", words).casefold())
+        return Value("text:" + re.sub(r"[\s~\\]", "", words).casefold())
     tokens = tokenize(text)
     try:
         with localcontext(CONTEXT):
             return Evaluator().value(Parser(tokens).answer())
     except (Unsupported, ArithmeticError):
-        return Value("text:" + "".join(token.text for token in tokens))
+        return Value("text:" + " ".join(token.text for token in tokens))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Value(NamedTuple):
     kind: str = ""  # "list" without order, a pair of brackets or "matrix" with one, "" for everything else
     items: tuple[Value, ...] = ()
     relation: str | None = None  # of an equation or inequality: the key of the whole of it
-    percent: str | None = None  # the key of this percentage as a fraction
+    also: str | None = None  # another key that it may be equal by: of 10% that of 0.1, of 9 a.m. that of 9
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Evaluator:
         if kind == "neg" and parts[0][0] == "percent":  # -5% is (-5)%
             kind, parts = "percent", [("neg", parts[0][1])]
         if kind == "percent":
-            return Value(self.key(parts[0]), percent=self.key(("mul", parts[0], ("num", Fraction(1, 100)))))
+            return Value(self.key(parts[0]), also=self.key(("mul", parts[0], ("num", Fraction(1, 100)))))
         if not _contains(node, ("pm", "mp")):
             return Value(self.key(node))
         both = []
@@ -300,6 +300,8 @@ class Evaluator:
         if kind == "function":
             self.spend(150)
             return _function(node[1], self.number(node[2]))
+        if kind == "percent":
+            return self.number(node[1])
         if kind not in ("add", "mul", "inverse", "pow", "neg", "pm", "mp", "factorial", "binom"):
             raise Unsupported
         operands = [self.number(operand) for operand in node[1:]]

@@ -1,6 +1,6 @@
 r"""Answers as text → a tree: the tokens and the recursive-descent parser of verifier/.
 
-    Parser(tokenize(tidy(r"\frac12"))).answer()        # ("num", Fraction(1, 2))
+    Parser(tokenize(tidy(r"\frac12"))).answer()        # ("mul", ("num", 1), ("inverse", ("num", 2)))
 
 No regular expression here can backtrack more than linearly; parsing is bounded by the length of the text and MAX_DEPTH.
 """
@@ -22,25 +22,32 @@ _UNICODE = str.maketrans(
         "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∕": "/", "π": "\\pi ", "∞": "\\infty ", "√": " sqrt ",
         "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∪": "\\cup ", "∈": "\\in ", "±": "\\pm ",
         "∅": "\\emptyset ", "½": "\\frac12 ", "⅓": "\\frac13 ", "⅔": "\\frac23 ", "¼": "\\frac14 ", "¾": "\\frac34 ",
-        "¹": "^1", "²": "^2", "³": "^3", "⁴": "^4", "θ": "\\theta ", "\u00a0": " ",
+        **{sign: f"^{i}" for i, sign in enumerate("¹²³⁴⁵⁶⁷⁸⁹", 1)}, "⁄": "/", "‐": "-", "‑": "-",
+        **{sign: f"\\frac{value} " for sign, value in zip("⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", (15, 25, 35, 45, 16, 56, 18, 38, 58, 78), strict=True)},
+        "\u200b": "", "\u202f": " ", "\u2009": " ", "θ": "\\theta ", "\u00a0": " ",
     }
 )  # fmt: skip
 _TRAILING = ".,;:\\ \n"
 # The comma of a thousand in TeX: 1{,}234 and 1,\!234
 _HARD_SEPARATOR = re.compile(r"(?<=[0-9])(?:,\\!|\{,\}|\\,)(?=[0-9]{3}(?![0-9]))")
-_ALL_WORDS = re.compile(r"(?:\\text[a-z]{0,6} ?\{ ?)?([A-Za-z][A-Za-z ]*[A-Za-z])\}?")
+_ROW_SPACE = re.compile(r"\\\\\s?\[[0-9.]{1,6}\s?(?:pt|mm|cm|em|ex)\]")  # of a matrix: \\[2mm]
+_ALL_WORDS = re.compile(
+    r"(?:\\(?:text[a-z]{0,6}|[mh]box|math(?:rm|bf|it|sf)|operatorname) ?\{ ?)?([A-Za-z](?:[A-Za-z ~]|\\ )*[A-Za-z])[. ]{0,2}\}?"
+)
+_TEX_SPACE = re.compile(r"\\(?:text[a-z]{0,6}|mathrm|mbox) ?\{|\\[!,; ]|[{}~]")
+_TIME = re.compile(r" *0?([0-9]{1,2})(?: *: *([0-5][0-9]) *| +|(?=[AaPp]\.))([AaPp])\.? ?[Mm]\.? *")
 _PRODUCT = re.compile(r"(?!(?:yes|no|odd|one|two|six|ten|all)$)[a-z ]{1,3}|infinity")  # no words: xy equals yx
 _TOKEN = re.compile(
     r"""\\(?:text[a-z]{0,6}|[mh]box)\s*\{(?P<text>[^{}]*)\}
       |\\(?:math(?:rm|bf|it|sf)|operatorname)\s*\{(?P<font>[A-Za-z~\s]*)\}
       |(?P<skip>\s+|\\[!,;:>\ ()\[\]]|\\?\$|[~£€]|\\(?:left|right)(?![A-Za-z])\s*\.?
           |\\(?:[bB]igg?[lrm]?|q?quad|math(?:rm|bf|it|sf|bb)|operatorname|angle|triangle|rm|bf)(?![A-Za-z]))
-      |(?P<degree>\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)
+      |(?P<degree>(?:\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)(?:\s*[CF](?![A-Za-z]))?)
       |(?P<environment>\\(?:begin|end)\s*\{[A-Za-z]{0,9}(?:matrix|array)\}(?:\s*\{[clr|]*\})?)
       |_\s*(?:\{(?P<group>[^{}]*)\}|(?P<index>[0-9A-Za-z]))
-      |(?P<mixed>[0-9]{1,30}\s*\\[dtc]?frac\s*(?:\{\s*[0-9]{1,30}\s*\}\s*\{\s*[0-9]{1,30}\s*\}|[0-9]\s*[0-9])
-          |[0-9]{1,30}\s+[0-9]{1,30}\s?/\s?[0-9]{1,30})
-      |(?P<number>[0-9]*\.[0-9]*\\overline\{[0-9]+\}|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z]))?)
+      |(?P<mixed>[0-9]{1,30}(?:[\s~]|\\[,;:!\ ])*\\[dtc]?frac\s*(?:\{\s*[0-9]{1,30}\s*\}\s*\{\s*[0-9]{1,30}\s*\}|[0-9]\s*[0-9])
+          |[0-9]{1,30}(?:[\s~]|\\[,;:!\ ])+[0-9]{1,30}\s?/\s?[0-9]{1,30})
+      |(?P<number>[0-9]*\.[0-9]*\\(?:overline|bar)\{[0-9]+\}|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3}(?![0-9A-Za-z]))?)
       |(?P<letters>[A-Za-z]+)
       |(?P<other>\\[A-Za-z]+|\\.|\*\*|[<>!=]=|.)""",
     re.X | re.S,
@@ -60,7 +67,8 @@ _SPELLED = {
     "infinity": "\\infty", "inf": "\\infty", "sqrt": "\\sqrt(",
 }  # fmt: skip
 _UNITS = frozenset(
-    "cm mm km ft in kg mg lb lbs mi yd hr hrs min mins sec secs mph oz mL ml sq cu per day usd USD".split()
+    "cm mm km ft in kg mg lb lbs mi yd hr hrs min mins sec secs mph oz mL ml sq cu per day usd USD "
+    "cup men gal yrs pts ton yen kWh Hz".split()
 )
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arctan ln log exp abs".split())
 _GREEK = frozenset(
@@ -85,13 +93,22 @@ def plain_words(text: str) -> str | None:
     return words[1] if words and not _PRODUCT.fullmatch(words[1]) else None
 
 
+def clock(text: str) -> tuple[str, str, str] | None:
+    r"""(hour, minute, "a" or "p") of a time of day: 4:30 p.m., 9\text{ AM}. None for anything else, such as 9 or 9am: 9·a·m."""
+    found = _TIME.fullmatch(_TEX_SPACE.sub(" ", text))
+    return (found[1], found[2] or "00", found[3].lower()) if found else None
+
+
 def tidy(text: str) -> str:
     """The text without what means nothing: signs in Unicode become TeX, and full stops, dollars and a first "=" go."""
-    text = text.translate(_UNICODE).replace("\\displaystyle", "").strip().rstrip(_TRAILING)
+    text = text.translate(_UNICODE).replace("\\displaystyle", "").strip()
+    more = "..." * text.endswith(("...", "…"))
+    text = text.rstrip(_TRAILING + "…")
     text = text.removeprefix("=").removeprefix("\\approx")
     if "\\begin" not in text:
         text = text.replace("\\\\", "\\")  # escaped once too often; in a matrix it ends a row
-    return _HARD_SEPARATOR.sub("", text.strip("$").strip().rstrip(_TRAILING))
+    text = _ROW_SPACE.sub(r"\\\\", text)
+    return _HARD_SEPARATOR.sub("", text.strip("$").strip().rstrip(_TRAILING)) + more
 
 
 def tokenize(text: str) -> list[_Token]:
@@ -117,7 +134,8 @@ def tokenize(text: str) -> list[_Token]:
         elif kind in ("group", "index"):
             tokens.append(_Token("index", re.sub(r"\s", "", match[kind])))
         elif kind == "letters":
-            tokens.extend(_letter_tokens(piece, apart=match.start() == 0 or not text[match.start() - 1].isalnum()))
+            apart = match.start() == 0 or not text[match.start() - 1].isalnum()
+            tokens.extend(_letter_tokens(piece, apart, counted=bool(tokens) and tokens[-1].kind in ("number", "mixed")))
         elif kind == "other":
             piece = _SAME_OPERATOR.get(piece, piece)
             depth += (piece in ("(", "[", "\\{")) - (piece in (")", "]", "\\}"))
@@ -148,7 +166,7 @@ def _text_tokens(content: str, follows: bool) -> list[_Token]:
     return tokenize(content)
 
 
-def _letter_tokens(run: str, apart: bool) -> list[_Token]:
+def _letter_tokens(run: str, apart: bool, counted: bool) -> list[_Token]:
     r"""Letters outside \text: a function, a spelled-out operator, a unit or word, or a product of variables."""
     if run in _FUNCTIONS:
         return [_Token("function", run)]
@@ -156,7 +174,7 @@ def _letter_tokens(run: str, apart: bool) -> list[_Token]:
         return [_Token("op", _SPELLED[run.casefold()])]
     if run in _GREEK:
         return [_Token("var", run)]
-    if run in _UNITS or (apart and len(run) > 3):
+    if (run in _UNITS and (counted or run not in ("hr", "mg"))) or (apart and len(run) > 3):
         return [_Token("word", run.casefold())]
     return [_Token("var", letter) for letter in run]
 
@@ -418,7 +436,7 @@ def _literal(text: str) -> Fraction:
     r"""The value of a number token: "12", "1.5e3", "0.1\overline{6}"."""
     if len(text) > MAX_DIGITS:
         raise Unsupported
-    digits, mark, period = text.rstrip("}").partition("\\overline{")
+    digits, mark, period = text.replace("\\bar{", "\\overline{").rstrip("}").partition("\\overline{")
     value = Fraction(digits + "0" if mark else digits)
     if mark:
         value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits.partition(".")[2]))
