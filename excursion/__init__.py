@@ -6,6 +6,7 @@ The way from a recipe to a verdict, and the file to open. The first part makes r
     With how many seeds, steps, answers, at what rate?   config.py      the flags, BUDGETS, RATES
     Which cells has a plan, in which order?              plan.py        a function a plan
     What are the commands of a recipe?                   cells.py       Builder: pretrain, train, evaluate
+    What do --bases and --stage_flags mean?              given.py
     Who executes them, and goes on after a kill?         runner.py      known.py: leaves out what has a record already
     What do validation questions decide?                 choose.py      where a run stops, rates, checkpoints
     What is kept of an evaluation?                       collect.py     OUT/records/NAME.json.gz and NAME.cell.json

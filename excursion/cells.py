@@ -18,7 +18,7 @@ from eval import HELD_OUT_SAMPLES
 from excursion.config import MEMORY, PAPER_COOLING, Config
 from excursion.given import count_name, parse_stage_flags, read_bases
 from excursion.recipes import RECIPES
-from excursion.runner import Cell
+from excursion.runner import Cell, needed
 from model import config_of, train_flops
 
 ROOT = Path(__file__).parent.parent
@@ -68,11 +68,20 @@ def record_name(cell: Cell) -> str:
 
 
 def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
-    """Of an evaluation: "command", which trained the model (of an untrained one: its own again), and "evaluation", its own."""
+    """Of an evaluation: "command", which trained the model (of a base model or a soup: its own again), "evaluation", its own, and
+    "behind", all others that its result rests on, without how often they save."""
     home = cell.name.rsplit("/", 1)[0]
     made = [c for c in cells if c.run and c.name == f"{home}/train"]
     both = {"command": (made or [cell])[0], "evaluation": cell}
-    return {key: shlex.join(["python", *c.command]) for key, c in both.items()}
+    said = {key: shlex.join(["python", *c.command]) for key, c in both.items()}
+    own = {c.name for c in both.values()}
+    others = [without(c.command, "--save_at", "--save_every") for c in needed(cells, [cell]) if c.name not in own]
+    return said | {"behind": [shlex.join(["python", *command]) for command in others]}
+
+
+def without(command: list[str], *flags: str) -> list[str]:
+    """A command without these flags and their values (one each)."""
+    return [word for i, word in enumerate(command) if word not in flags and (not i or command[i - 1] not in flags)]
 
 
 def script(name: str) -> str:
@@ -111,7 +120,7 @@ def size_of(scale: str) -> float:
 class Builder:
     """Collects the cells of a plan in `cells`; a cell that is asked for twice is one.
 
-    Plans call pretrain() and evaluate(), which calls train(). validate(), difficulty() and main() serve single plans.
+    Plans call pretrain() and evaluate(), which calls train(). validate(), difficulty() and main() serve some plans.
 
     Args:
         factors: recipe → factor of its learning rates.
@@ -127,7 +136,10 @@ class Builder:
 
     def add(self, cell: Cell) -> Cell:
         cell.part = self.part
-        assert self.cells.setdefault(cell.name, cell).command == cell.command, cell.name
+        if self.cells.setdefault(cell.name, cell).command != cell.command:
+            raise UserError(
+                f"{cell.name}: two cells have this name (--checkpoints, --kept or a plan's values are too near each other)"
+            )
         return self.cells[cell.name]
 
     def command(self, stage: str, flags: dict) -> list[str]:
@@ -213,10 +225,13 @@ class Builder:
     def given(self, seed: int) -> list[Base]:
         """The checkpoints of --bases as `seed` starts from them. Where tokens do not tell two apart, or are unknown, its name makes
         one a variant: a row of the report's table, without a place on an axis of tokens."""
-        bases, source = read_bases(self.config.bases), self.config.seeds[0]
+        bases = read_bases(self.config.bases)
         counts, middle = [g.tokens for g in bases], bases[len(bases) // 2]
+        if self.config.plan != "grid" and any(not t or counts.count(t) > 1 for t in counts):
+            raise UserError(f"--bases: of unknown tokens, or two with equal ones: --plan {self.config.plan} cannot tell them from its "
+                            "own variants")  # fmt: skip
         return [
-            Base(f"seed{seed}/{g.label}", g.path, g.tokens, seed, source, g is middle, g.scale,
+            Base(f"seed{seed}/{g.label}", g.path, g.tokens, seed, g.seed, g is middle, g.scale,
                  {} if g.tokens and counts.count(g.tokens) == 1 else {"base": g.label})
             for g in bases
         ]  # fmt: skip
@@ -233,6 +248,10 @@ class Builder:
         name = r.rates or r.run or recipe
         if name == "paper":  # both sides at the paper's ratio to RL's and SFT's rates
             return {"lr": self.rates_of("rl")["lr"], "sft_lr": self.rates_of("sft")["lr"] / PAPER_COOLING}
+        if name not in table:
+            raise UserError(
+                f"--recipes {recipe}: no rates of {name} in RATES (config.py): name another recipe's by `rates` (recipes.py)"
+            )
         rates = {key: rate * r.dose * self.factors.get(name, 1.0) for key, rate in table[name].items()}
         if "sft_lr" in rates:  # the sweep of averaging varies its SFT side alone; its RL side goes with RL's own rate
             rates["lr"] = table[name]["lr"] * r.dose * self.factors.get("rl", 1.0)
@@ -245,14 +264,19 @@ class Builder:
     def steps_of(self, recipe: str, changes: dict) -> tuple[int, ...]:
         """Named steps of a recipe's run; the last is its end."""
         r, c = RECIPES[recipe], self.config
-        named = c.points if r.stage != "sft" or r.averaged else c.gold_points if recipe == "gold" else c.sft_points
+        named = (
+            c.points if r.stage != "sft" or r.averaged else c.gold_points if "gold" in (recipe, r.run) else c.sft_points
+        )
         end = changes.get("steps", named[-1])
         return (*(s for s in named if s < end), end)
 
     def train(self, recipe: str, base: Base, start: Path | None = None, **changes) -> Path:
         """The cells that make a recipe's model, with those of what it starts from (unless `start` is given); the
-        model's path. `changes` are flags that differ from the plan's, and `needs`, further files that must be there."""
+        model's path. `changes` are flags that differ from the plan's (also of what it starts from), and `needs`, further files
+        that must be there."""
         r = RECIPES[recipe]
+        if missing := {r.after, r.run} - {"", *RECIPES}:
+            raise UserError(f"--recipes {recipe}: there is no recipe {missing.pop()} (excursion/recipes.py)")
         if not r.stage:
             return base.checkpoint
         name = f"{base.folder}/{r.run or recipe}"
@@ -301,6 +325,10 @@ class Builder:
             flags |= dict(rows=c.average_rows if r.averaged else c.rows)
         flags |= self.memory(r.stage)
         flags |= dict(eval_every=-1, eval_limit=c.val_limit, eval_tasks="none")
+        for key, value in r.flags.items():
+            if flags[key] != value:
+                raise UserError(f"--recipes {recipe}: its {key}={value} is overwritten by the plan's {flags[key]} (which flags are the "
+                                "same for all recipes: excursion/recipes.py)")  # fmt: skip
         every = self.save_every(max(1, math.ceil(points[-1] / 16)))
         return flags | dict(save_at=",".join(map(str, points)), save_every=every)
 
@@ -362,7 +390,11 @@ class Builder:
             ]
         if r.stage == "rl":
             meta["rate"] = base.variant.get("rate", 1.0)  # times the rate of all RL stages
-            meta["paper"] = (recipe, meta["rate"]) in (("rl", 1.0), ("sft_rl", max(c.factors)))  # see plan_sharpening
+            top = max(c.factors)
+            meta["paper"] = (recipe, meta["rate"]) in (
+                ("rl", 1.0),
+                ("sft_rl", top if top > 1 else None),
+            )  # see plan_sharpening
         for step, model in models.items():
             hot = r.hot and c.points_t1 and (step in c.points_t1 or not step)
             for temperature in (0.6, 1.0) if hot else (0.6,):
@@ -381,6 +413,10 @@ class Builder:
         flags |= dict(temperature=1.0, tasks="none") if hot else dict(val_tokens=c.val_tokens)
         name, folder, shots = f"{place}/{kind}_{model.stem}", self.out / place / kind, r.flags.get("shots", 0)
         cell = self.ask(name, model, folder, seconds, flags, shots, meta)
+        if cell.meta["recipe"] != recipe:
+            raise UserError(
+                f"--recipes {recipe}: it is judged at a model at which {cell.meta['recipe']} is, too (`run`, excursion/recipes.py)"
+            )
         cell.meta["seeds"] = sorted({*cell.meta["seeds"], base.seed})  # the seeds that this evaluation stands for
 
     def validate(self, recipe: str, base: Base) -> None:

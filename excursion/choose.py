@@ -98,16 +98,20 @@ def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
         if folder in factors:  # else SFT at its own rate, from which SFT → RL starts
             best = max(value for step, value in values.items() if step)
             scores.setdefault(recipe, {})[factors[folder]] = best
-    table = {}  # recipe → its factor, its rates, the scores
+    path, known = Path(config.out) / "rates.json", "validation pass@1 by factor"
+    table = (
+        read_json(path) if path.exists() else {}
+    )  # recipe → its factor, its rates, the scores; of earlier sweeps too
     for recipe, by_factor in scores.items():
+        by_factor = {float(factor): score for factor, score in table.get(recipe, {}).get(known, {}).items()} | by_factor
         factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1
         rates = config.rates[RECIPES[recipe].rates or recipe]
         if "sft_lr" in rates:  # of averaging the SFT side alone: the other side has twice RL's rate
             rates = {"sft_lr": rates["sft_lr"]}
         rates = {flag: rate * factor for flag, rate in rates.items()}
-        table[recipe] = {"factor": factor, **rates, "validation pass@1 by factor": by_factor}
-    write_text(Path(config.out) / "rates.json", json.dumps(table, indent=1) + "\n")
-    print(f"wrote {Path(config.out) / 'rates.json'}: " + ", ".join(f"{r} x {e['factor']:g}" for r, e in table.items()))
+        table[recipe] = {"factor": factor, **rates, known: by_factor}
+    write_text(path, json.dumps(table, indent=1) + "\n")
+    print(f"wrote {path}: " + ", ".join(f"{r} x {e['factor']:g}" for r, e in table.items()))
 
 
 def write_checkpoints(config: Config, cells: list[Cell]) -> None:

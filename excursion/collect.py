@@ -32,7 +32,7 @@ def thin_curve(log: Path, points: int = 50) -> dict[str, list]:
                 curve.setdefault(key, []).append([line["step"], float(f"{line[key]:.6g}")])
     for key, values in curve.items():
         every = math.ceil(len(values) / points)
-        curve[key] = values[::-every][::-1]
+        curve[key] = values[:1] + values[1:][::-every][::-1]
     return curve
 
 

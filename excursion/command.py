@@ -40,7 +40,7 @@ from excursion.collect import collect
 from excursion.compare import print_changes
 from excursion.config import Config, resolve
 from excursion.plan import make_plan
-from excursion.runner import Cell, Runner
+from excursion.runner import Cell, Runner, read_state, refuse_other
 
 
 def main(config: Config) -> None:
@@ -48,7 +48,8 @@ def main(config: Config) -> None:
     if config.command == "compare":
         return print_changes(config.files)
     if config.files:
-        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does")
+        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does (and --stage_flags takes quotes: rl "
+                        "'--kl 0.01')")  # fmt: skip
     if config.command == "choose":
         choose(Path(config.out))
         return
@@ -66,7 +67,11 @@ def main(config: Config) -> None:
 
 def complete(config: Config, cells: list[Cell]) -> bool:
     """Execute what is missing, if the command is `run`. False if some is missing in the end."""
-    return config.command != "run" or not Runner(cells, config.out, config.jobs, config.threads, config.retry)()
+    if config.command == "run":
+        return not Runner(cells, config.out, config.jobs, config.threads, config.retry)()
+    for cell in cells:  # a report may not call by these flags what was made by others
+        refuse_other(cell, read_state(Path(config.out) / f"{cell.name}.json"), Path(config.out))
+    return True
 
 
 def sweep(config: Config, cells: list[Cell]) -> bool:
@@ -92,7 +97,11 @@ def study(config: Config, cells: list[Cell]) -> bool:
     """The cells without a record in --records; then the report of all records, whatever is missing."""
     standing = []
     if config.records:
+        asked = len([cell for cell in cells if cell.meta])
         cells, standing = known.left(cells, Path(config.records), lambda some: complete(config, some))
+        print(
+            f"{len(standing)} of {asked} evaluations have a record in {config.records} by the same commands (--out is part of them)"
+        )
     whole = complete(config, cells)
     folder = collect(config, cells)
     known.copy(standing, Path(config.records), folder)
@@ -129,7 +138,9 @@ def shell(cell: Cell, config: Config) -> str:
     }
     set_them = " ".join(f"{name}={shlex.quote(text)}" for name, text in quoted.items())
     command, done, begin = launched(cell, config), '[ -e "$result" ]', "began=$(date +%s)"
-    if cell.run:
+    if not cell.run:  # by another command: its stage refuses to overwrite it
+        done += ' && { [ ! -e "$note" ] || grep -qsF "$head" "$note"; }'
+    else:
         done += ' && grep -qsF "$head" "$note"'
         begin += f"; resume=$([ ! -e {shlex.quote(f'{cell.run}/last.pt')} ] || echo --resume)"
         command += " $resume"

@@ -44,8 +44,8 @@ class Config:
     files: Positional[tuple[str, ...]] = ()  # of `compare`: records of eval.py
     # grid: every recipe from five checkpoints, findings 1 to 5. checkpoints, sweep: which checkpoints to start from, which
     # learning rates, both by validation questions. sharpening: the order, the rate or the dose of RL? rollouts: few or many
-    # answers a question? mixture, scale: math share of pretraining; two sizes at equal FLOPs. seeds: RL from one checkpoint
-    # with other seeds. demonstrations: SFT on how many solutions is RL worth?
+    # answers a question? mixture, scale: math share of pretraining; two sizes at equal FLOPs. seeds: RL from the
+    # primary checkpoints and the last with other seeds. demonstrations: SFT on how many solutions is RL worth?
     plan: Literal[
         "grid", "checkpoints", "sweep", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"
     ] = "grid"

@@ -226,11 +226,13 @@ class Contrasts:
 
     def paper_setting(self, measure) -> Contrast | None:
         """RL after SFT at the paper's relative rate, against the very model that it started from."""
-        marked = Grid([e for e in self.entries if e.meta.get("paper")], self.g.temperature)
+        after = [e for e in self.entries if e.meta.get("paper") and e.recipe.endswith("_rl")]
+        top = max((e.variant.get("rate", 1.0) for e in after), default=1.0)  # the highest that was ever run here
+        marked = Grid([e for e in after if e.variant.get("rate", 1.0) == top], self.g.temperature)
         found = {}
         for recipe, tokens in marked.paths:
             start = self.g.models(STARTS.get(recipe, ""), tokens)
-            if recipe.endswith("_rl") and start:
+            if start:
                 found[tokens] = contrast([(1, marked.models(recipe, tokens, "end")), (-1, start)], measure)
         return mean_of(found)
 

@@ -51,6 +51,7 @@ class Given:
     tokens: int  # of pretraining; 0: unknown
     scale: str  # the one of SCALES that is nearest in FLOPs: its budget and the estimates of a plan are those of this
     context: int
+    seed: int  # of its pretraining run; 0: unknown
 
 
 @lru_cache
@@ -60,23 +61,26 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
     found = []
     for path in map(Path, paths):
         checkpoint = load_checkpoint(path)
-        found.append((path, int(checkpoint["tokens"]), GPTConfig(**checkpoint["config"]), checkpoint["tokenizer"]))
+        pretrained = next(iter(checkpoint["lineage"]), {}).get("args", {}).get("seed", 0)
+        found.append(
+            (path, int(checkpoint["tokens"]), GPTConfig(**checkpoint["config"]), checkpoint["tokenizer"], pretrained)
+        )
     if len({path.resolve() for path, *_ in found}) < len(found):
         raise UserError(f"--bases {' '.join(paths)}: one of them is named twice")
-    if len(kinds := sorted({tokenizer for *_, tokenizer in found})) > 1:
+    if len(kinds := sorted({tokenizer for *_, tokenizer, _ in found})) > 1:
         different = f"have different tokenizers ({', '.join(kinds)})"
         raise UserError(f"--bases: {different}: the same data cannot be for all of them")
     names = file_names([path for path, *_ in found])
     labels = [count_name(tokens) if tokens else name for (_, tokens, *_), name in zip(found, names, strict=True)]
     given = [
-        Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context)
-        for (path, tokens, config, _), label, name in zip(found, labels, names, strict=True)
+        Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context, seed)
+        for (path, tokens, config, _, seed), label, name in zip(found, labels, names, strict=True)
     ]
     return sorted(given, key=lambda g: (g.tokens, g.label))
 
 
 def count_name(tokens: float) -> str:
-    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; names sort by tokens up to a billion."""
+    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; two digits behind the point, so that nearby checkpoints differ."""
     return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
 
 
@@ -146,7 +150,7 @@ def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]], la
     seen = {}  # stage and kind_of its flags → a command: a plan of thousands has a few
     for cell in cells:
         stage, words = Path(cell.command[0]).stem, cell.command[1:]
-        if stage in flags:
+        if stage in flags and cell.kind != "soup":  # a mean, which flags of a training run do not reach
             seen.setdefault((stage, *kind_of(words)), words)
     for stage in flags.keys() - {stage for stage, *_ in seen}:
         raise UserError(f"--stage_flags {stage}: this plan has no cell of {stage}.py")

@@ -20,7 +20,7 @@ from pathlib import Path
 from checkpoint import load_checkpoint
 from cli import UserError
 from excursion.cells import commands_of, record_name
-from excursion.runner import Cell
+from excursion.runner import Cell, needed
 from files import MALFORMED, read_json, write_text
 
 
@@ -44,10 +44,16 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
             standing |= {cell.name for cell in known}
         elif known and base is not None:
             half[base] = known
-    if half and run(needed(cells, [maker[base] for base in half if base in maker])):
+    if half:
+        run(needed(cells, [maker[base] for base in half if base in maker]))
         for base, known in half.items():
-            weights = load_checkpoint(base)["lineage"][-1].get("weights")
-            same = {cell.name for cell in known if base_weights(records / f"{record_name(cell)}.json.gz") == weights}
+            try:
+                weights = load_checkpoint(base)["lineage"][-1].get("weights")
+            except UserError:  # it could not be made
+                continue
+            same = {
+                cell.name for cell in known if weights and weights in behind(records / f"{record_name(cell)}.json.gz")
+            }
             standing |= same
             if len(same) < len(known):
                 other = f"{len(known) - len(same)} records in {records} are of another pretraining run of this seed"
@@ -66,34 +72,22 @@ def base_of(cell: Cell, maker: dict[Path, Cell]) -> Path | None:
     return None
 
 
-def base_weights(record: Path) -> str:
-    """Digest of the base model behind a record; empty if it does not say."""
+def behind(record: Path) -> set[str]:
+    """Digests of the models behind a record, of each stage one; none if it does not say."""
     try:
-        return str(read_json(record)["lineage"][0].get("weights", ""))
+        return {str(entry["weights"]) for entry in read_json(record)["lineage"] if "weights" in entry}
     except (UserError, *MALFORMED):
-        return ""
+        return set()
 
 
 def has_record(cell: Cell, cells: list[Cell], records: Path) -> bool:
-    """Does an evaluation have a record by the same commands? (Older ones do not name the evaluation's.)"""
+    """Does an evaluation have a record by the same commands? (Older ones do not name all of them.)"""
     commands = commands_of(cell, cells)
     try:
-        said = {"evaluation": commands["evaluation"]} | read_json(records / f"{record_name(cell)}.cell.json")
+        said = commands | {"command": ""} | read_json(records / f"{record_name(cell)}.cell.json")
         return all(said[key] == command for key, command in commands.items())
     except (UserError, *MALFORMED):
         return False
-
-
-def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
-    """The wanted cells and all that they need, in the order of the plan."""
-    maker = {path: cell for cell in cells for path in cell.results}
-    names, waiting = set(), list(wanted)  # names of what is needed; cells whose own needs are not looked at yet
-    while waiting:
-        cell = waiting.pop()
-        if cell.name not in names:
-            names.add(cell.name)
-            waiting += [maker[path] for path in cell.needs if path in maker]
-    return [cell for cell in cells if cell.name in names]
 
 
 def copy(standing: list[Cell], records: Path, folder: Path) -> None:

@@ -9,9 +9,10 @@ advantages are not divided by their standard deviation, at RL's own learning rat
 
     "rl_mean": Recipe("RL without std", ("#56B4E9", "s", "--", True), "rl", rates="rl", flags=dict(advantage="mean")),
 
-`flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: prompts, rollouts, kl
-and rows, the answer length, the evaluations and saves (Builder.training_flags in cells.py). Without `rates`, the recipe needs a
-row of its own in RATES (config.py). A contrast with it belongs into findings.py, its line in a figure into HERO (report.py).
+`flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: lr and sft_lr (`rates`
+and `dose` set them), prompts, rollouts, kl and rows, the answer length, the evaluations and saves (Builder.training_flags in
+cells.py). Without `rates`, the recipe needs a row of its own in RATES (config.py; with --budget paper in PAPER_RATES). A contrast with
+it belongs into findings.py, its line into HERO (report.py) and, along training, into ALONG (figures.py).
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +29,11 @@ class Recipe:
     flags: dict = field(default_factory=dict)  # of the stage's command; of a base model: `shots` of its evaluation
     rates: str = ""  # whose learning rates it has (RATES in config.py); empty: its own; "paper": at the paper's ratio
     dose: float = 1.0  # these rates are multiplied by it
-    judged: str = "points"  # at every named step; "best": at the best of them on validation; "last": at the end
-    run: str = ""  # no training of its own: it judges the run of this recipe
+    # which models have records. points: every named step (the best on validation is marked); best: that one; last: the end
+    judged: str = "points"
+    run: str = (
+        ""  # no training of its own: it judges the run of this recipe, at another of its models than that recipe does
+    )
     averaged: bool = False  # has the rows of averaging and, if it is SFT, the steps
     hot: bool = False  # is judged at temperature 1 too (--points_t1)
 

@@ -60,7 +60,9 @@ class Entry:
     @property
     def step(self) -> int:
         """Of the last stage; 0 for a base model."""
-        return 0 if self.recipe.startswith("base") else int(self.meta.get("step") or self.record.get("step") or 0)
+        return (
+            0 if self.recipe in ("base", "base_0shot") else int(self.meta.get("step") or self.record.get("step") or 0)
+        )
 
     @property
     def dose(self) -> float:

@@ -402,7 +402,7 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
     kinds = {"strict": "", "process": " process", "floor": " floor"}
     kinds = {kind: word for kind, word in kinds.items() if any(kind in s for s in asked)}
     tasks = list(dict.fromkeys(name for e in entries for name in e.record["tasks"]))
-    base = {(e.tokens, e.meta.get("scale")): e.record["flops"] for e in entries if e.recipe.startswith("base")}
+    base = {(e.tokens, e.meta.get("scale")): e.record["flops"] for e in entries if e.recipe in ("base", "base_0shot")}
 
     def cells(e: Entry) -> dict[str, str]:
         """column → what stands in it."""

@@ -30,7 +30,7 @@ class Cell:
     """One command of one stage."""
 
     name: str  # seed0/4.00M/sft/train: OUT/NAME.log and OUT/NAME.json are the runner's files
-    kind: str  # pretrain, sft, rl, average, eval, choose, soup: cells of a kind take alike long for alike costs
+    kind: str  # pretrain SCALE, sft, rl, average, eval, choose, soup: cells of a kind take alike long for alike costs
     command: list[str]  # after the interpreter
     results: list[Path]  # what it makes; there is the last one when it is done
     needs: list[Path]  # what it starts from
@@ -60,12 +60,10 @@ class Runner:
         self.state: dict[str, dict] = {}  # name → what is noted of a cell that has ended (read_state); {}: nothing
         for cell in cells:
             state = read_state(self.out / f"{cell.name}.json")
-            if state and state["command"] != cell.command:
-                raise UserError(f"{cell.name} in {self.out} was made by another command (its .json beside its .log says "
-                                "which): pass the same flags, or another --out")  # fmt: skip
-            if state and state["rc"] and retry:
+            if state and state["rc"] and retry:  # by another command, too: what failed has made nothing
                 (self.out / f"{cell.name}.json").unlink()
                 state = None
+            refuse_other(cell, state, self.out)
             self.state[cell.name] = state or {}
 
     def done(self, cell: Cell) -> bool:
@@ -141,8 +139,7 @@ class Runner:
         # the cells inherit it: while one lives, nobody else may run this plan. Those of a runner that was just killed
         # take a moment to die
         self.lock = take_lock(self.out, wait_s=10)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._on_signal)
+        before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
         form = "{desc}|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
         every = 1 if sys.stderr.isatty() else 60  # seconds between lines
         bar = tqdm(total=len(self.cells), dynamic_ncols=True, bar_format=form, mininterval=every, miniters=0)
@@ -167,6 +164,8 @@ class Runner:
             time.sleep(min(1.0, max(0.05, 99 * (time.monotonic() - began))))
         bar.refresh()
         bar.close()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
         if self.lock is not None:
             os.close(self.lock)
         if self.stop_signal:
@@ -192,6 +191,28 @@ def _die_with_parent() -> None:
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def refuse_other(cell: Cell, state: dict | None, out: Path) -> None:
+    """UserError if what is noted of a cell is of another command."""
+    if state and state["command"] != cell.command:
+        what, way = (
+            ("failed there by", "--retry runs this one") if state["rc"] else ("was made by", "pass the same flags")
+        )
+        raise UserError(f"{cell.name} in {out} {what} another command (its .json beside its .log says which): {way}, or "
+                        "another --out")  # fmt: skip
+
+
+def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
+    """The wanted cells and all that they need, in the order of the plan."""
+    maker = {path: cell for cell in cells for path in cell.results}
+    names, waiting = set(), list(wanted)  # names of what is needed; cells whose own needs are not looked at yet
+    while waiting:
+        cell = waiting.pop()
+        if cell.name not in names:
+            names.add(cell.name)
+            waiting += [maker[path] for path in cell.needs if path in maker]
+    return [cell for cell in cells if cell.name in names]
 
 
 def read_state(path: Path) -> dict | None:

@@ -117,7 +117,7 @@ def stages(process: Process) -> None:
 
     grpo = object.__new__(rl.GRPO)
     grpo.config = rl.GRPOConfig(prompts=2, rollouts=2, kl=0.1, entropy=0.01, temperature=0.9)
-    grpo.process, grpo.max_new_tokens = process, 8
+    grpo.process, grpo.max_new_tokens, grpo.every_group = process, 8, True
     grpo.reference = rl.kl_reference(reference, process.dtype)
     groups = [
         [rl.Answer({}, prompt, a, "", np.zeros(len(a), np.float32), True, True, 0.0, False, x)

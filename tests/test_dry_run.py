@@ -79,7 +79,7 @@ def test_activations_of_a_packed_batch(shape, flags):
             for a in answers
         ])  # fmt: skip
     side = object.__new__(rl.GRPO)
-    side.config, side.process, side.max_new_tokens = dry.config, CPU, 2 * answer
+    side.config, side.process, side.max_new_tokens, side.every_group = dry.config, CPU, 2 * answer, False
     side.reference = GPT(c).init_weights(1) if dry.config.kl else None
     real, stats = measured(model, lambda: side.backward(model, groups, on_policy=True))
     assert dry_run.activations(dry, questions, n) == pytest.approx(real, rel=0.1)

@@ -149,6 +149,27 @@ def test_records_of_unknown_flops_are_reported(tmp_path):
     assert thin_curve(tmp_path / "metrics.jsonl") == {"reward": [[1, 0.5], [2, 0.5]]}
 
 
+def test_a_long_curve_keeps_its_start_and_its_end(tmp_path):
+    """At most so many points between: growth on validation is counted from step 0."""
+    lines = [{"step": s, "val_pass@1": s / 800} for s in range(0, 801, 8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = thin_curve(tmp_path / "metrics.jsonl")["val_pass@1"]
+    assert curve[0] == [0, 0.0] and curve[-1] == [800, 1.0] and 25 < len(curve) <= 51
+
+
+def test_a_report_by_other_flags_is_refused(grid, world):
+    """`report` may not say of what was made by some flags that it was made by others."""
+    path = grid / "records/seed0-0.030M-rl.cell.json"
+    before, flags = (
+        path.read_bytes(),
+        [*TINY, "--points_t1", "2", "--recipes", "base", "rl", "sft", "parallel", "--data", world],
+    )
+    for more in (["--limit", "3"], ["--stage_flags", "rl --kl 0.5"]):
+        code, _, err = excursion_run("report", *flags, *more, "--out", grid)
+        assert code == 2 and "was made by another command" in err and len(err.splitlines()) == 1, err
+    assert path.read_bytes() == before
+
+
 def test_soup_records_count_pretraining_once():
     """The committed records: the FLOPs of a soup are those of its two models less those of the base behind both."""
     paths = sorted((ROOT / "results").glob("*/*-soup.json.gz"))
@@ -547,7 +568,11 @@ def test_rates_are_chosen_on_validation(tmp_path):
     alone = replace(config, sweep=(3.0,), recipes=("sft_rl",))
     runs = [c.name for c in make_plan(alone) if c.kind in ("rl", "sft")]
     choose.write_rates(alone, {name: {1: 0.5} for name in runs})
-    assert len(runs) == 2 and json.loads((tmp_path / "out/rates.json").read_text()).keys() == {"sft_rl"}
+    assert len(runs) == 2
+    # what earlier sweeps found stays beside it: a further factor is chosen only if it is the best of all
+    table |= {"sft_rl": {"factor": 3.0, "lr": config.rates["rl"]["lr"] * 3.0,
+                         "validation pass@1 by factor": table["sft_rl"]["validation pass@1 by factor"] | {"3.0": 0.5}}}  # fmt: skip
+    assert json.loads((tmp_path / "out/rates.json").read_text()) == table
     # the same from the notes alone, in another place; a run by another command is not taken
     (tmp_path / "out").rename(tmp_path / "old")
     again = replace(config, records=str(tmp_path / "old/records"))
@@ -627,8 +652,19 @@ def test_failures_are_kept_and_not_retried(tmp_path, capsys):
     assert Runner(cells, out, jobs=2)() == 2 and log.read_text() == before
     assert Runner(cells, out, jobs=2, retry=True)() == 0 and "no disk" in log.read_text()
     cells[2].command = ["-c", "pass"]
-    with pytest.raises(UserError, match="another command"):
+    with pytest.raises(UserError, match="was made by another command"):
         Runner(cells, out, jobs=2)
+    # what failed has made nothing: --retry runs the corrected command
+    wrong = [small_cell(tmp_path, "typo", "import sys; sys.exit('no such flag')")]
+    assert Runner(wrong, out)() == 1
+    right = [small_cell(tmp_path, "typo", write)]
+    with pytest.raises(UserError, match="failed there by another command.*--retry"):
+        Runner(right, out)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert Runner(right, out, retry=True)() == 0 and (tmp_path / "typo.txt").exists()
+    assert [
+        signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)
+    ] == handlers  # Ctrl-C acts in the report that follows
 
 
 def test_bad_input_is_one_line(tmp_path):

@@ -199,7 +199,7 @@ def run_backward(job: Job, model: GPT, items: int, n: int) -> None:
         # Prompts that differ, as those of different questions do
         side.backward(model, [([i + 1] * prompt, [1] * answer) for i in range(items) for _ in range(n)])
     else:
-        side.max_new_tokens = answer
+        side.max_new_tokens, side.every_group = answer, False
         side.reference = model if config.kl else None  # what it saves is nothing, so any model will do
         old = np.zeros(answer, np.float32)
         groups = [
