@@ -11,8 +11,8 @@ counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k: th
 *lenient* also takes what a reader would take for the answer. The share of samples with a box stands beside them, so that a
 gain in format is not taken for one in reasoning. Two measures tell skill from luck: *process*, a right answer with every
 written equation true (the world's questions alone: verifier/process.py), and the *guess floor*, pass@k of the same answers judged
-against the right answers of other questions. Base models are shown worked examples (--shots auto), others none. Every mean
-has a bootstrap 95% interval over questions. measures.py has the formulas, likelihood.py the tasks and the bits per byte.
+against the right answers of other questions. Base models are shown worked examples (--shots auto), others none. Pass@k, majority
+vote and task accuracies have a bootstrap 95% interval over questions or items. measures.py has the formulas, likelihood.py the tasks and the bits per byte.
 
 For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
 every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz, of which
@@ -393,7 +393,7 @@ def question_cells(record: dict) -> dict[str, str]:
         cells |= {f"process{k[4:]}": f"{100 * record['process'][k]['mean']:.1f}" for k in ends}
     if "floor" in record:
         cells |= {f"floor{k[4:]}": f"{100 * record['floor'][k]:.1f}" for k in ends}
-    cells |= {"lenient@1": f"{100 * record['lenient'][ks[0]]['mean']:.1f}"}
+    cells |= {f"lenient{ks[0][4:]}": f"{100 * record['lenient'][ks[0]]['mean']:.1f}"}
     return cells | {"box": f"{100 * record['box']:.1f}", "length": f"{record['tokens']:.1f}"}
 
 
@@ -501,6 +501,14 @@ def prepare_all(config: Config, process: Process) -> list[Evaluation]:
         for path, tokenizer, context, shots in known
     ]
     expected = [line for of_set in questions.values() for line in what_to_expect(of_set, max(tokens))]
+    no_text = config.text and all(e.text is None for e in evaluations)
+    if no_text and "text" in config.tasks:
+        raise UserError(
+            f"--tasks text: {config.data} has no prepared text (SOURCE/meta.json, by python -m data.prepare)"
+        )
+    absent = ["likelihood tasks"] * ("all" in config.tasks and not tasks) + ["text"] * no_text
+    if absent:
+        expected.append(f"{config.data} has no {' and no '.join(absent)}: not measured")
     say([*expected, *(note for e in evaluations for note in e.notes)], process)
     return evaluations
 

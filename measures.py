@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cli import UserError
-from verifier import GRADERS, canonical, judge
+from verifier import GRADERS, canonical, judge, last_box
 from verifier.process import equations, sound
 
 BOOTSTRAP = 2000  # resamples of the questions
@@ -38,7 +38,8 @@ def judge_answers(
     values = [answer if answer is None else canonical(answer) for answer in said]  # 1/2 and 0.5 are one value
     samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
     for row, whole in zip(samples, finished, strict=True):
-        row |= {} if whole else {"cut": True}
+        if not whole:
+            row["cut"] = True
     vote = majority_vote(said)
     counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
     counts["c"] = sum(grade.right for grade in grades)
@@ -50,7 +51,8 @@ def judge_answers(
         counts["c_process"] = sum(sample["process"] for sample in samples)
         counts["h_paths"] = entropy([" ".join(path) for path in paths])
     counts["h_answers"] = entropy(values)
-    counts["box"] = sum(answer is not None for answer in said)  # of strict: closed boxes
+    counted = [whole or truncated == "score" for whole in finished]
+    counts["box"] = sum(last_box(text) is not None for text, whole in zip(texts, counted, strict=True) if whole)
     counts["majority"] = float(vote is not None and grades[said.index(vote)].right)
     counts["finished"] = sum(finished)
     counts["tokens"] = sum(lengths)
@@ -111,7 +113,11 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> dict:
     if not len(values):
         raise UserError("no question to take a mean over: a file of questions or a record of an evaluation is empty")
     rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (BOOTSTRAP, len(values)))].mean(1)
+    size, means = len(values), []
+    while (left := BOOTSTRAP - sum(map(len, means))) > 0:  # so many at once that their numbers take 64 MB at most
+        draws = rng.integers(0, size, (min(left, max(1, 4_000_000 // size)), size))
+        means.append(values[draws].mean(1))
+    means = np.concatenate(means)
     low, high = np.quantile(means, [0.025, 0.975])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
@@ -128,8 +134,8 @@ def majority_vote(answers: list[str | None]) -> str | None:
 def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray:
     """(Q,) pass@k of each question's answers when they are judged against another question's right answer: what luck gives.
 
-    The mean over all other questions, which is what random permutations of the questions give on average, exactly: a
-    question's answers are right together only where another question has their value, so the distinct values suffice.
+    The mean over all other questions, which is what random permutations of the questions give on average, exactly. An answer
+    can count only where another question has its value, so the distinct values suffice.
 
     Args:
         answers: of each question, the normal forms (verifier.canonical) of its n samples, None without an answer.

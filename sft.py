@@ -122,7 +122,7 @@ class SFT:
         for question in questions:
             solutions = question["solutions"]
             unsolved += [] if solutions else [question["id"]]
-            # Drawn even if not used: so no question's draw depends on how many solutions the others have
+            # Drawn even if not used: so --solutions changes no later draw
             choice = int(rng.integers(len(solutions) or 1))
             choice = 0 if config.solutions == "first" else choice
             chosen = solutions if config.solutions == "all" else solutions[choice : choice + 1]

@@ -114,7 +114,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Prepare what the flags ask for. UserError for bad input, before anything is written."""
-    if not 0 <= config.val_fraction <= 1:
+    if not 0 <= config.val_fraction <= 1:  # the command line: up to 0.5
         raise UserError(f"--val_fraction {config.val_fraction}: must be between 0 and 1")
     if config.shard_tokens < 1 or config.max_tokens < 0 or config.workers < 0:
         raise UserError("--shard_tokens must be at least 1, --max_tokens and --workers at least 0")

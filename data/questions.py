@@ -11,6 +11,7 @@ One form everywhere, one JSON object a line:
 import contextlib
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -62,8 +63,7 @@ EXAMPLES = Path(__file__).with_name("examples")
 def parse_question(record: dict, source: str) -> dict:
     """One row, from a record of any of the four forms. ValueError for one without question or answer.
 
-    A solution that does not box its answer gets a closing sentence that does: the reward asks for a box, so what is learned
-    from has one. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here. Other
+    A solution without a box gets a closing sentence with one: the reward asks for a box, so what is learned from has one. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here. Other
     fields are kept of our own form alone (the world's "facts")."""
     question = _text(record, "question", "problem")
     answer = _text(record, "expected_answer", "answer", required=False)
@@ -82,7 +82,7 @@ def parse_question(record: dict, source: str) -> dict:
     "".join([question, answer, *solutions]).encode("utf-8")  # a ValueError: JSON can spell half a surrogate pair
     closing = f"The answer is \\boxed{{{answer}}}."
     row = {
-        "id": str(record.get("id") or f"{source}-{hashlib.sha1(question.encode()).hexdigest()[:12]}"),
+        "id": f"{source}-{digest(question)}" if record.get("id") in (None, "") else str(record["id"]),
         "question": question,
         "answer": answer,
         "solutions": [s if last_box(s) else f"{s}\n{closing}" for s in solutions],
@@ -92,11 +92,16 @@ def parse_question(record: dict, source: str) -> dict:
     return row | {key: value for key, value in record.items() if key not in row and "solutions" in record}
 
 
+def digest(question: str) -> str:
+    return hashlib.sha1(question.encode()).hexdigest()[:12]
+
+
 def _text(record: dict, *names: str, required: bool = True) -> str:
     """The first of the fields that the record has, stripped. A number counts as its text."""
     for name in names:
         value = record.get(name)
-        if isinstance(value, str | int | float) and str(value).strip():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if number or isinstance(value, str) and value.strip():
             return str(value).strip()
     if required:
         raise ValueError(f"no field {' or '.join(map(repr, names))}")
@@ -179,6 +184,8 @@ def _problem_source(record: Record) -> str | None:
 def merge_questions(records: Iterable[Record], source: str, strict: bool = False, limit: int = 0) -> list[dict]:
     """One row per question string, in order of first appearance; the first `limit` of them (0: all). UserError if none.
 
+    Ids differ: of two questions with one id, the second gets a digest behind it.
+
     A row's `solutions` are those of all records with its question, each once: `solutions[:1]` is the paper's de-duplicated
     set, all of them its duplicated (Gold) set. A record that cannot be used, or whose answer is not that of its question's
     first record, is counted, named and skipped (`strict`: raised).
@@ -206,8 +213,12 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
             continue
         if first is not row:
             first["solutions"] += row["solutions"]
+    seen: set[str] = set()
     for row in rows.values():
         row["solutions"] = list(dict.fromkeys(row["solutions"]))
+        if row["id"] in seen:  # files that were numbered each from 1, one behind the other
+            row["id"] = f"{row['id']}-{digest(row['question'])}"
+        seen.add(row["id"])
     if skipped.count:
         print(f"{source}: {skipped.count} rows skipped, {len(rows)} questions kept", file=sys.stderr)
     if not rows:
@@ -313,7 +324,10 @@ def split_validation(
     held_out = [i for one_of_each in zip(*(order[:n] for order in shuffled), strict=True) for i in one_of_each]
     validation, left_out = [rows[i] for i in held_out], set(held_out)
     train = [rows[i] for i in (range(len(rows)) if groups else shuffled[0]) if i not in left_out]
-    return remove(train, (row["question"] for row in validation)), validation
+    train = remove(train, (row["question"] for row in validation))
+    if not train:
+        raise UserError(f"--validation_questions {n}: the other questions are these again (white space and case aside)")
+    return train, validation
 
 
 class BannedQuestions:

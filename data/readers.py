@@ -56,7 +56,7 @@ def read_records(path: Path, text_field: str = "text") -> Iterator[Record]:
                 file.read(3)
             elif file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{path}: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
-            elif path.suffixes[:1] == [".json"] and file.peek(1)[:1] == b"[":
+            if ".json" in path.suffixes[-2:] and file.peek(1)[:1] == b"[":
                 raise UserError(f"{path}: is one JSON list; write an object a line: jq -c '.[]' {path.name}")
             yield from _read_txt(path, raw, file, text_field) if path.suffix == ".txt" else _read_lines(path, raw, file)
     except (OSError, EOFError, zlib.error) as error:  # a truncated .gz is an EOFError

@@ -27,7 +27,12 @@ def find_tasks(data: str, names: tuple[str, ...], limit: int = 0) -> dict[str, l
             if not paths:
                 raise UserError(f"--tasks {name}: neither {folder / name}.jsonl nor a file")
         for path in paths:
-            tasks[path.name.split(".")[0]] = load_items(path)[: limit or None]
+            short = path.name.split(".")[0]
+            if short in tasks:
+                raise UserError(
+                    f"--tasks: two are called {short} in the record (the name up to its first dot): rename {path}"
+                )
+            tasks[short] = load_items(path)[: limit or None]
     return tasks
 
 
@@ -42,7 +47,8 @@ def load_items(path: Path) -> list[dict]:
             if items and ("choices" in item) != ("choices" in items[0]):
                 raise ValueError("one file has items of one form")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{record.where}: no likelihood item ({error}): docs/data.md has the two forms") from None
+            what = f"no field {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{record.where}: no likelihood item ({what}): docs/data.md has the two forms") from None
         items.append(item)
     if not items:
         raise UserError(f"{path}: no likelihood item in it")
@@ -54,10 +60,12 @@ def check_item(item: dict) -> None:
     if "choices" not in item:
         if not (item["context"].strip() and item["continuation"].strip()):
             raise ValueError("context or continuation is empty")
-    elif not (
-        0 <= item["gold"] < len(item["choices"]) and all(c.strip() for c in item["choices"]) and item["query"].strip()
-    ):
-        raise ValueError("gold is no index of choices, or a choice or the query is empty")
+        return
+    choices, gold = item["choices"], item["gold"]
+    if not isinstance(choices, list) or len(choices) < 2 or not all(choice.strip() for choice in choices):
+        raise ValueError("choices is no list of two texts or more, or one is empty")
+    if type(gold) is not int or not 0 <= gold < len(choices) or not item["query"].strip():
+        raise ValueError("gold is no index of choices, counted from 0, or the query is empty")
 
 
 def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:

@@ -27,7 +27,7 @@ from data.tokenizer import load_tokenizer
 from eval import Config, build_prompts, evaluate_questions, find_examples, make_evaluate, print_records
 from excursion.compare import compare
 from likelihood import bits_per_byte, continuation_log_probs, evaluate_task
-from measures import entropy, guess_floor, majority_vote, mean_interval, pass_at_k
+from measures import entropy, guess_floor, judge_answers, majority_vote, mean_interval, pass_at_k, summary
 from model import GPT, config_of
 from process import Process
 from runtime import Progress
@@ -773,6 +773,11 @@ def test_bits_per_byte_by_hand(model, tokenizer):
         {"query": "a", "choices": ["b", " "], "gold": 0},
         {"query": "a", "choices": ["b", 7], "gold": 0},
         {"query": "", "choices": ["b", "c"], "gold": 0},
+        {"query": "a", "choices": ["b", "c"], "gold": 0.5},
+        {"query": "a", "choices": ["b", "c"], "gold": True},
+        {"query": "a", "choices": ["b"], "gold": 0},
+        {"query": "a", "choices": "bc", "gold": 0},
+        {"query": "a", "choices": {"text": ["b"], "label": ["A"]}, "gold": 0},
         {"query": 7, "choices": ["b", "c"], "gold": 0},
         {"choices": ["b", "c"], "gold": 0},
         {"context": "a", "continuation": ""},
@@ -790,6 +795,33 @@ def test_items_of_another_form_are_refused_by_line(tmp_path, row):
     path.write_text("\n".join(json.dumps(r) for r in (good, row)))
     with pytest.raises(UserError, match=f"{path}:2"):
         load_items(path)
+
+
+def test_tasks_of_one_name_are_refused(tmp_path):
+    """Two files that have one name up to the first dot would be one column of the record."""
+    for name in ("arc.easy.jsonl", "arc.hard.jsonl"):
+        (tmp_path / name).write_text('{"context": "He ate a", "continuation": "pear"}\n')
+    with pytest.raises(UserError, match=r"two are called arc .* rename .*arc\.hard"):
+        find_tasks("nowhere", tuple(str(tmp_path / name) for name in ("arc.easy.jsonl", "arc.hard.jsonl")))
+
+
+def test_what_the_columns_say():
+    """The lenient column names the k that it has; a box is one, whatever the grader takes for the answer."""
+    rows = [judge_answers({"id": "a", "answer": "72"}, ["72", "\\boxed{72}", "\\boxed{72}", "no"], [True, True, False, True],
+                          [1] * 4, "gsm8k", "wrong")]  # fmt: skip
+    assert rows[0].counts["box"] == 1 and rows[0].counts["c"] == 2
+    record = summary(rows, [{"answer": "72"}], [4, 2])
+    cells = evaluation.question_cells({**record, "shots": 0})
+    assert cells["lenient@4"] == f"{100 * record['lenient']['pass@4']['mean']:.1f}" and "lenient@1" not in cells
+
+
+def test_an_interval_of_many_questions_is_that_of_all_draws_at_once():
+    """The draws are made in parts, so that 100,000 questions fit in memory: the same numbers."""
+    values = np.random.default_rng(1).random(5000)
+    draws = np.random.default_rng(3).integers(0, 5000, (2000, 5000))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    found = mean_interval(values, 3)
+    assert (found["low"], found["high"]) == (low, high)
 
 
 def test_a_field_without_a_value_is_none(tmp_path, tokenizer):

@@ -389,7 +389,7 @@ def test_worked_examples(name, tmp_path):
     rows = load_examples(name)
     assert len({row["question"] for row in rows}) == 8
     assert all(strict(row["solutions"][0], row["answer"]).right for row in rows)
-    write_jsonl(tmp_path / "e.jsonl", [rows[0] | {"question": "No solution?", "solutions": []}, *rows])
+    write_jsonl(tmp_path / "e.jsonl", [rows[0] | {"id": "none", "question": "No solution?", "solutions": []}, *rows])
     assert load_examples(tmp_path / "e.jsonl") == rows
     with pytest.raises(UserError, match="9 worked examples are wanted, it has 8"):
         load_examples(name, 9)
@@ -471,3 +471,22 @@ def test_a_parquet_file_whose_text_is_damaged(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"Tom", b"\xffom"))
     with pytest.raises(UserError, match="q.parquet: cannot be read as parquet"):
         load_questions(path)
+
+
+def test_what_a_users_file_may_hold(tmp_path):
+    """Two files numbered from 1, one behind the other: every question keeps an id of its own. 0 is an id. true and NaN are no
+    answers. Questions that differ in case alone leave nothing to train on, and this is said."""
+    rows = [{"id": i, "question": f"What is {i} and {part}?", "answer": str(i)} for part in "ab" for i in range(3)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    found = load_questions(tmp_path / "mine.jsonl")
+    assert len({row["id"] for row in found}) == 6 and [row["id"] for row in found[:3]] == ["0", "1", "2"]
+    for value in (float("nan"), True, float("inf")):
+        with pytest.raises(ValueError, match="no answer"):
+            parse_question({"question": "How many?", "answer": value}, "mine")
+    assert parse_question({"question": "How many?", "answer": 7.0}, "mine")["answer"] == "7.0"
+    with pytest.raises(UserError, match="--validation_questions 1: the other questions are these again"):
+        split_validation([{"question": "How many?"}, {"question": "how  many?"}], 1)
+    for name in ("a.json", "a.part.json"):
+        (tmp_path / name).write_text("[1]")
+        with pytest.raises(UserError, match="is one JSON list"):
+            load_questions(tmp_path / name)
