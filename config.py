@@ -46,11 +46,11 @@ class MachineConfig:
 class RunConfig:
     """Run: its folder, its checkpoints, its log"""
 
-    out: str = ""  # folder of this run's files; empty: out/STAGE. It must be new or empty, unless --resume
+    out: str = ""  # folder of this run's files; empty: out/STAGE. It must hold no checkpoint, unless --resume
     resume: bool = False  # go on from OUT/last.pt, exactly where it stopped; flags that are not given are as they were
     seed: int = 0  # of initialisation, data order and sampling
-    # checkpoints that are kept (the last always is): steps 100,200; pretraining tokens 0.5M,1M; or log:8, eight of them
-    # log-spaced over the last factor 8 of the run
+    # checkpoints that are kept (the last always is): steps 100,200; pretraining tokens 0.5M,1M; or log:8, eight of them at
+    # equal ratios, from an eighth of the run to its end
     save_at: str = ""
     save_every: str = "30m"  # how often last.pt is written: 100 (steps) or 30m (minutes); 0: only when one is kept
     # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard): metrics, and of RL some answers
@@ -127,15 +127,17 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
     """The steps after which a checkpoint is kept, in a run of `steps`; the last step is always among them.
 
     "100,200": steps. "0.5M,1M": tokens, rounded to the next step (`tokens_per_step` 0: refused). "log:8": 8
-    checkpoints, log-spaced over the last factor 8 of the run (where a curve over tokens has its points in the paper).
+    checkpoints, log-spaced over the last factor 8 of the run, as the paper spaces them; "log:1": the end alone.
     """
     if text.startswith("log:") and text[4:].isdecimal() and int(text[4:]) > 0:
         n = int(text[4:])
-        at = [steps * 8 ** (i / max(1, n - 1) - 1) for i in range(n)]
+        at = [steps * 8 ** (i / (n - 1) - 1) for i in range(n)] if n > 1 else [steps]
     else:
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not tokens_per_step and not all(part.isdecimal() for part in parts):
             raise UserError(f"--save_at {text!r}: steps such as 16,32, or log:8")
+        if broken := [part for part in parts if part[-1].isdigit() and not parse_count(part, "--save_at").is_integer()]:
+            raise UserError(f"--save_at {broken[0]}: a whole number of steps, or tokens such as 0.5M")
         at = [parse_count(part, "--save_at") / (1 if part[-1].isdigit() else tokens_per_step) for part in parts]
     return sorted({min(max(1, math.ceil(s - 1e-9)), steps) for s in at if s <= steps + 1} | {steps})
 

@@ -30,7 +30,10 @@ class Log:
         self.logger, _, self.project = logger.partition(":")
         if logger and not (self.logger == "wandb" and self.project or logger == "tensorboard"):
             raise UserError(f"--logger {logger}: wandb:PROJECT or tensorboard")
-        if logger and importlib.util.find_spec(self.logger) is None:
+        package = importlib.util.find_spec(self.logger) if logger else None
+        if logger and (
+            package is None or getattr(package, "origin", "") is None
+        ):  # a mere folder, such as ./wandb, has no origin
             raise UserError(
                 f"--logger {logger}: {self.logger} is not installed: pip install {self.logger}, or leave the flag out"
             )
@@ -49,12 +52,17 @@ class Log:
         self.file = open(path, "a")
         if (path := self.out / "rollouts.jsonl.gz").exists():
             drop_after(path, step)
-        if self.project:
-            self._wandb = self._open_wandb(resume, flags)
-        if self.logger == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+        try:
+            if self.project:
+                self._wandb = self._open_wandb(resume, flags)
+            if self.logger == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.out), purge_step=step + 1)
+                self._tensorboard = SummaryWriter(str(self.out), purge_step=step + 1)
+        except Exception as error:  # of many kinds: no key, no network, a broken installation
+            raise UserError(
+                f"--logger {self.logger}: {type(error).__name__}: {' '.join(str(error).split())}; or leave the flag out"
+            ) from None
         return evaluated
 
     def _open_wandb(self, resume: bool, flags: dict):
@@ -80,7 +88,8 @@ class Log:
         if self._tensorboard:
             for key, value in values.items():
                 if isinstance(value, int | float):
-                    self._tensorboard.add_scalar(key, value, step)
+                    with named(self.out):  # its own message names no file
+                        self._tensorboard.add_scalar(key, value, step)
 
     def rollouts(self, step: int, rows: list[dict]) -> None:
         """A line for each row in rollouts.jsonl.gz."""

@@ -15,6 +15,7 @@ The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)²; the 
 
 import contextlib
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +71,12 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
     steps: int = 0  # or: how many steps to train
     batch: int = 0  # sequences per step, over all ranks
     seq_len: int = 0  # tokens per sequence
-    lr: float = 0.0
-    schedule: str = ""
+    lr: float = 0.0  # peak learning rate; 0: the scale's own
+    schedule: str = ""  # constant, linear or cosine, with steps of warm-up such as cosine:100; empty: the scale's own
     z_loss: float = 1e-5  # weight of the squared log-partition
     doc_mask: bool = False  # keep packed documents apart in attention (OLMo2 does not)
-    eval_every: int = 500  # steps between evaluations of held-out text and samples; 0: only at the end
+    # steps between evaluations of held-out text and samples; 0: only at the end; -1: wherever a checkpoint is kept
+    eval_every: int = 500
     val_tokens: int = 20_000  # held-out tokens per source in these evaluations
     verify: bool = True  # read all shards at the start, and refuse those that are not what was written
 
@@ -87,7 +89,8 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
             setattr(self, name, getattr(self, name) or preset[name])
         if not self.steps:
             self.tokens = self.tokens or preset["tokens"]
-            self.steps = max(1, round(parse_count(self.tokens) / self.tokens_per_step))
+            self.steps = max(1, round(parse_count(self.tokens, "--tokens") / self.tokens_per_step))
+        self.data = os.path.normpath(self.data)  # out/data/ is out/data
         if self.data == WORLD and not self.mix:
             self.mix = WORLD_MIX
         context = SCALES[self.scale]["context"]
@@ -105,6 +108,8 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
 
     def due(self, step: int, total: int, kept: set[int]) -> bool:
         """An evaluation at the end in any case, and none of the untrained model."""
+        if self.eval_every < 0:
+            return step in kept  # the last step is
         return step == total or bool(step and self.eval_every and step % self.eval_every == 0)
 
 

@@ -45,12 +45,17 @@ class Progress:
     skipped: int = 0  # steps skipped for a non-finite loss or gradient
 
 
-# Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates
+# Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates. (Not dtype, which changes the numbers)
 FREE = {
     *"out resume device shard compile micro_tokens recompute kv_gib verify logger save_every save_at".split(),
     *"val_tokens eval_every eval_questions eval_limit eval_tasks".split(),
 }
 LENGTH = {"steps", "tokens"}  # and these, where no schedule depends on the length of the run
+
+
+def plain(flag: str, value):
+    """A flag's value in one spelling: out/data/ is out/data."""
+    return os.path.normpath(value) if flag == "data" else value
 
 
 def flags_of_last(config: RunConfig, stage: str) -> dict | None:
@@ -69,7 +74,9 @@ def flags_of_last(config: RunConfig, stage: str) -> dict | None:
     if last["stage"] != stage:
         raise UserError(f"{path} is of stage {last['stage']}, not of {stage}: resume it with that stage")
     if not last.get("train"):
-        raise UserError(f"{path} is a kept checkpoint, without what --resume needs: start from it with --init")
+        raise UserError(
+            f"{path} is a kept checkpoint, without what --resume needs: SFT and RL start from it with --init"
+        )
     args = last["args"]
     unknown = sorted(args.keys() - {f.name for f in fields(config)})
     if unknown:
@@ -79,14 +86,14 @@ def flags_of_last(config: RunConfig, stage: str) -> dict | None:
     wrong = [f.name for f in fields(config) if f.name in args and not has_kind_of(f, args[f.name])]
     if wrong or "schedule" not in args:
         raise UserError(f"{path} has no --{[*wrong, 'schedule'][0]} that {stage} could have made; begin a new run")
-    changed = {name for name in asked & args.keys() if getattr(config, name) != args[name]}
+    changed = {name for name in asked & args.keys() if plain(name, getattr(config, name)) != plain(name, args[name])}
     scheduled = not args["schedule"].startswith("constant") or ":" in str(args.get("weight", ""))
     for name in sorted(changed - FREE):
         if name not in LENGTH:
             raise UserError(f"--resume with another --{name} ({args[name]!r} before): leave it out, or begin a new run")
         if scheduled:
-            raise UserError(f"--resume with another --{name} ({args[name]!r} before): this run's schedule depends on its length, "
-                            "which only a run of constant --lr and --weight can change")  # fmt: skip
+            raise UserError(f"--resume with another --{name} ({args[name]!r} before): --schedule {args['schedule']} (or --weight) is laid "
+                            "out over the run's length; only a run in which both are constant can be made longer")  # fmt: skip
     stays = changed | {"out"} | (LENGTH if changed & LENGTH else set())
     for name in args.keys() - stays:
         setattr(config, name, args[name])
@@ -209,7 +216,7 @@ class Run:
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file: name a folder")
         if not self.config.resume and any(self.out.glob("*.pt")):  # without a checkpoint there is nothing to lose
-            raise UserError(f"--out {self.out} is not empty: pass --resume to go on, or another --out")
+            raise UserError(f"--out {self.out} holds checkpoints of a run: pass --resume to go on, or another --out")
 
     def claim(self, make: bool = True) -> None:
         """Rank 0 takes the lock of the folder (`make`: and makes the folder), so that no two processes write to it.

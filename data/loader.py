@@ -6,7 +6,7 @@
 
 A folder holds one sub-folder per source, as data/prepare.py writes them: `meta.json`, `train_*.npy`, `val_*.npy`.
 The shards of a source are one long stream of tokens, cut into windows of T + 1 tokens that overlap by one, so that
-every token but the first is a target once an epoch.
+every token but the first, and the last few that fill no window, is a target once an epoch.
 
 A batch is a pure function of (seed, step), in closed form, so the cursor of a run is one integer and there is no
 reader state to save:

@@ -114,7 +114,7 @@ CASES = [
     ("pretrain", "--mix math", "mix"),
     ("pretrain", "--mix math=-1", "positive"),
     # flags that make no sense, alone or together
-    *[(s, "--out {P}/run", "not empty") for s in (*POST, "pretrain")],
+    *[(s, "--out {P}/run", "holds checkpoints of a run") for s in (*POST, "pretrain")],
     *[(s, "--out {P}/text.pt", "is a file") for s in (*POST, "pretrain")],
     *[(s, "--resume", "does not exist") for s in (*POST, "pretrain")],
     *[(s, "--resume --out {P}/run", "of stage pretrain") for s in POST],
@@ -132,7 +132,8 @@ CASES = [
     ("pretrain", "--tokens 1M", "pass one of them"),
     *[(s, f"--save_every {every}", "--save_every") for s in (*POST, "pretrain") for every in ("often", "-1", "4²")],
     *[("sft", f"--logger {log}", "--logger") for log in ("wandb", "wandb:", "tensorboard:x", "mlflow")],
-    ("pretrain", "--steps 0 --tokens many", "not a count"),
+    ("pretrain", "--steps 0 --tokens many", "--tokens 'many' is not a count"),
+    ("pretrain", "--save_at 0.5", "--save_at 0.5: a whole number of steps, or tokens such as 0.5M"),
     ("pretrain", "--seq_len 512", "exceeds the context"),
     ("pretrain", "--batch -1", "--batch -1: must lie in [1, "),
     ("pretrain", "--lr -1", "--lr -1.0: must lie in [0, "),

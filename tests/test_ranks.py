@@ -336,7 +336,7 @@ def test_a_folder_that_another_process_writes_to(base, world, tmp_path, whole):
     one = Process(0, 1, torch.device("cpu"), torch.float32)
     new = runtime.Run(RunConfig(out=str(tmp_path / "other")), "sft", one)
     start("sft", tmp_path / "other", base, world)  # and has ended when the first one begins to write
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="holds checkpoints"):
         new.claim()
 
 

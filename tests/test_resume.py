@@ -128,7 +128,7 @@ def test_a_longer_run_at_a_constant_rate(whole, base, world, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "has made its 4 steps already" in said and "step_0000004.pt" in said and "None" not in said
     sft.main(config("sft", tmp_path / "cosine", base, world, steps=1, schedule="cosine"))
-    with pytest.raises(UserError, match="schedule depends on its length"):
+    with pytest.raises(UserError, match="is laid out over the run's length"):
         sft.main(sft.Config(out=str(tmp_path / "cosine"), resume=True, steps=4))
 
 
@@ -224,6 +224,36 @@ def test_rollouts_in_wandb_and_tensorboard(base, world, tmp_path, monkeypatch):
     assert [(name, step) for name, _, step in texts] == [("rollouts", 1), ("rollouts", 3)]
     assert all(line.startswith("    ") for _, text, _ in texts for line in text.split("\n"))
     assert all(text.count("    reward: ") == len(written[step]) for _, text, step in texts)
+
+
+def test_a_logger_that_fails_is_one_line(tmp_path, monkeypatch):
+    """A folder ./wandb is no package; no key, no network, or a broken installation: one line, whatever was raised."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    find = logs.importlib.util.find_spec
+    folder = types.SimpleNamespace(origin=None)  # the spec of such a folder
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: folder if name == "wandb" else find(name))
+    with pytest.raises(UserError, match="wandb is not installed"):
+        logs.Log(tmp_path, "wandb:mine")
+
+    def init(**_):
+        raise RuntimeError("api_key not configured\ncall wandb.login")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(
+        UserError, match="--logger wandb: RuntimeError: api_key not configured call wandb.login; or leave"
+    ):
+        logs.Log(tmp_path, "wandb:mine").open(0, False, {})
+
+
+def test_a_folder_of_data_is_the_same_in_another_spelling(base, world, tmp_path):
+    """--data out/data/ beside --resume is --data out/data."""
+    sft.main(config("sft", tmp_path / "run", base, world, steps=2))
+    again = sft.Config(out=str(tmp_path / "run"), resume=True, steps=3, data=f"{world}/./")
+    again.given = {"resume", "steps", "data", "out"}
+    sft.main(again)
+    assert runtime.load_checkpoint(tmp_path / "run/last.pt")["args"]["data"] == str(world)
 
 
 def test_a_resumed_run_goes_on_with_its_wandb_run(base, world, tmp_path, monkeypatch):

@@ -265,6 +265,9 @@ def test_save_at_and_atomic_save(tmp_path, base, monkeypatch):
     assert pretrain.parse_save_at("3,5", 10, 100) == [3, 5, 10]
     assert pretrain.parse_save_at("0.2k,1k", 10, 100) == [2, 10]
     assert pretrain.parse_save_at("log:4", 80, 100) == [10, 20, 40, 80]
+    assert pretrain.parse_save_at("log:1", 80, 100) == [80]
+    due = [s for s in range(11) if pretrain.Config(eval_every=-1).due(s, 10, {3, 5, 10})]
+    assert due == [3, 5, 10]  # --eval_every -1: wherever a checkpoint is kept
     shutil.copy(base / "last.pt", tmp_path / "a.pt")
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
