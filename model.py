@@ -243,8 +243,6 @@ class CompiledGPT:
     """
 
     def __init__(self, model: GPT, dynamic: bool):
-        # With --shard, head_dim and the like would be variables of the graph
-        torch._dynamo.config.skip_fsdp_guards = False
         # The weights are inputs of its one graph, and so it serves all blocks
         self.model, self.forward = model, torch.compile(Block.forward, dynamic=dynamic)
 
@@ -253,6 +251,9 @@ class CompiledGPT:
 
     def run(self, block: Block, *args) -> Tensor:
         """The block with its compiled forward. FSDP2's hooks around it (sharding.py) do not compile."""
+        # Else, with --shard, head_dim and the like would be variables of the graph. It holds for one thread: on a GPU backward,
+        # and what --recompute block computes there again, have another than forward
+        torch._dynamo.config.skip_fsdp_guards = False
         block.forward = functools.partial(self.forward, block)
         try:
             return block(*args)

@@ -38,7 +38,8 @@ def shard(model: GPT, process: Process) -> None:
     def policy(dtype):  # the code of the model casts what must be cast: FSDP2 would round the rotary tables, too
         return MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
-    # The matrices of the blocks are gathered in the type that autocast would cast them to. The rest stays in fp32, as there
+    # The blocks are gathered in the type that autocast would cast their matrices to (and the gains of norms with them, as RMSNorm
+    # rounds them). The rest stays in fp32, as there
     with together():
         mesh = _mesh(process)
         for block in model.blocks:

@@ -82,7 +82,9 @@ def rms_norm_rows(x, gain, out, WIDTH, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * WIDTH
     tile = tl.load(x + row + col, mask=col < WIDTH, other=0.0).to(tl.float32)
     tile *= tl.rsqrt(tl.sum(tile * tile, 0) / WIDTH + eps)
-    tile *= tl.load(gain + col, mask=col < WIDTH, other=0.0).to(tl.float32)
+    tile *= (
+        tl.load(gain + col, mask=col < WIDTH, other=0.0).to(x.dtype.element_ty).to(tl.float32)
+    )  # as training rounds it
     tl.store(out + row + col, tile.to(out.dtype.element_ty), mask=col < WIDTH)
 
 
@@ -132,9 +134,9 @@ def attention(
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float, launch: Launcher | None = None) -> Tensor:
-    """model.RMSNorm, in the gain's type: under autocast F.rms_norm gives fp32, too."""
+    """model.RMSNorm as training has it under autocast: the gain is rounded to x's type, and all else, the result too, is fp32."""
     launch, x, width = launch or Launcher(architecture(x.device)), x.contiguous(), x.shape[-1]
-    out = torch.empty_like(x, dtype=gain.dtype)
+    out = torch.empty_like(x, dtype=torch.float32)
     args = (x, gain, out, width, eps)
     launch(rms_norm_rows, (x.numel() // width,), args, ROW_BLOCK, BLOCK=triton.next_power_of_2(width))
     return out

@@ -44,7 +44,8 @@ def test_what_fails_or_hangs_costs_one_line(tmp_path, monkeypatch, capsys):
     def part(code, seconds=60, needs=""):
         return Part([sys.executable, "-c", code], "an expectation", seconds, needs)
 
-    broken = {"a": part("print('one'); print('two | 2')"), "b": part("1 / 0"), "c": part("import time; time.sleep(60)", 1),
+    seen = "import os; os.environ['TESTS_ON_GPU']; "  # without it the tests among the parts would see no GPU
+    broken = {"a": part(seen + "print('one'); print('two | 2')"), "b": part("1 / 0"), "c": part("import time; time.sleep(60)", 1),
               "d": part("", needs="needs a GPU"), "e": part("print('last')")}  # fmt: skip
     monkeypatch.setattr(first_hour, "parts_of", lambda config: broken)
     with pytest.raises(SystemExit, match="1"):

@@ -578,6 +578,8 @@ def test_decode_rows():
     x, y = torch.randn(2, 5, 1, 6, 20, generator=g)
     norm = RMSNorm(120, 1e-6).double()
     norm.weight.copy_(torch.randn(120, generator=g))
+    rounded = RMSNorm(120, 1e-6).double()
+    rounded.weight.copy_(norm.weight.bfloat16())
     cos, sin = rotary_tables(GPTConfig(1, d_model=120, n_layers=1, n_heads=6, d_ff=1, context=9))
     cos, sin = (t[[8, 0, 3, 1, 2], None, None] for t in (cos, sin))  # (5, 1, 1, 20)
     gain = norm.weight.float().to(DEVICE)
@@ -585,6 +587,8 @@ def test_decode_rows():
         a, b = x.to(dtype), y.to(dtype)
         for fused, plain, *args in (
             (lambda t: triton_decode.rms_norm(t, gain, 1e-6), norm, a.flatten(2)),
+            # with --shard the gain is in bf16, too
+            (lambda t: triton_decode.rms_norm(t, gain.bfloat16(), 1e-6), rounded, a.flatten(2)),
             (triton_decode.rotary, rotary, a, cos, sin),
             (triton_decode.swiglu, lambda gate, up: F.silu(gate) * up, a.flatten(2), b.flatten(2)),
         ):
@@ -592,7 +596,7 @@ def test_decode_rows():
             with recorded_launches() as names, poisoned():
                 got = fused(*(t.to(DEVICE) for t in args))
             assert len(names) == 1 and relative(got.cpu().double(), want) < limit
-            assert got.dtype == (torch.float32 if plain is norm else dtype)  # the gain's, as under autocast
+            assert got.dtype == (torch.float32 if plain in (norm, rounded) else dtype)  # as under autocast
     kernels.use("auto", DEVICE)
 
 
