@@ -31,9 +31,10 @@ class Log:
         if logger and not (self.logger == "wandb" and self.project or logger == "tensorboard"):
             raise UserError(f"--logger {logger}: wandb:PROJECT or tensorboard")
         package = importlib.util.find_spec(self.logger) if logger else None
-        if logger and (
-            package is None or getattr(package, "origin", "") is None
-        ):  # a mere folder, such as ./wandb, has no origin
+        found = (
+            package is not None and getattr(package, "origin", "") is not None
+        )  # a mere folder, such as ./wandb, has none
+        if logger and not found:
             raise UserError(
                 f"--logger {logger}: {self.logger} is not installed: pip install {self.logger}, or leave the flag out"
             )

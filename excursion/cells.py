@@ -67,7 +67,7 @@ def record_name(cell: Cell) -> str:
     return "-".join([*cell.name.split("/")[:-2], meta["recipe"] + step]) + ("-T1" if meta["temperature"] == 1 else "")
 
 
-def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str]:
+def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str | list[str]]:
     """Of an evaluation: "command", which trained the model (of a base model or a soup: its own again), "evaluation", its own, and
     "behind", all others that its result rests on, without how often they save."""
     home = cell.name.rsplit("/", 1)[0]
@@ -391,10 +391,8 @@ class Builder:
         if r.stage == "rl":
             meta["rate"] = base.variant.get("rate", 1.0)  # times the rate of all RL stages
             top = max(c.factors)
-            meta["paper"] = (recipe, meta["rate"]) in (
-                ("rl", 1.0),
-                ("sft_rl", top if top > 1 else None),
-            )  # see plan_sharpening
+            far = recipe == "sft_rl" and meta["rate"] == top > 1  # see plan_sharpening
+            meta["paper"] = far or (recipe, meta["rate"]) == ("rl", 1.0)
         for step, model in models.items():
             hot = r.hot and c.points_t1 and (step in c.points_t1 or not step)
             for temperature in (0.6, 1.0) if hot else (0.6,):

@@ -99,9 +99,8 @@ def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
             best = max(value for step, value in values.items() if step)
             scores.setdefault(recipe, {})[factors[folder]] = best
     path, known = Path(config.out) / "rates.json", "validation pass@1 by factor"
-    table = (
-        read_json(path) if path.exists() else {}
-    )  # recipe → its factor, its rates, the scores; of earlier sweeps too
+    # recipe → its factor, its rates, the scores; those of earlier sweeps too
+    table = read_json(path) if path.exists() else {}
     for recipe, by_factor in scores.items():
         by_factor = {float(factor): score for factor, score in table.get(recipe, {}).get(known, {}).items()} | by_factor
         factor = max(by_factor, key=lambda f: (by_factor[f], -abs(math.log(f))))  # of equals the one next to 1

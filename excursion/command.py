@@ -40,7 +40,7 @@ from excursion.collect import collect
 from excursion.compare import print_changes
 from excursion.config import Config, resolve
 from excursion.plan import make_plan
-from excursion.runner import Cell, Runner, read_state, refuse_other
+from excursion.runner import Cell, Runner, needed, read_state, refuse_other
 
 
 def main(config: Config) -> None:
@@ -77,7 +77,7 @@ def complete(config: Config, cells: list[Cell]) -> bool:
 def sweep(config: Config, cells: list[Cell]) -> bool:
     """The runs that are not finished, here or in --records; then, of all, OUT/rates.json."""
     runs, done = sweep_runs(cells), swept(config, cells)
-    whole = complete(config, known.needed(cells, [cell for cell in runs if cell.name not in done]))
+    whole = complete(config, needed(cells, [cell for cell in runs if cell.name not in done]))
     done = swept(config, cells)
     print(f"{len(done)} of {len(runs)} runs of the sweep are finished: {Path(config.out) / 'records/sweep.json'}")
     if len(done) == len(runs):

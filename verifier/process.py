@@ -34,6 +34,7 @@ def equations(text: str) -> list[str]:
             found.append("".join(run))
         run.clear()
 
+    begins = True  # nothing but spaces so far in this line
     for match in _TOKEN.finditer(text):
         kind, token = match.lastgroup, match[0]
         if kind == "other":
@@ -42,11 +43,11 @@ def equations(text: str) -> list[str]:
             operand = kind == "number" or token == "("
             if operand and run and (run[-1][-1].isdigit() or run[-1] == ")"):
                 end()  # "he has 3 12 + 5 = 17": two numbers side by side are not one term
-            begins = not text[text.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
             if not run and kind == "sign" and text[match.end() : match.end() + 1] == " " and not begins:
                 run.append("?")  # "3 pears + 4 = 4": what the sign joins cannot be read
             if run or kind != "sign" or match.end() < len(text) and text[match.end()] != " ":  # else a bullet
                 run.append(_SIGNS.get(token, token.replace(",", "")))
+        begins = token == "\n" or begins and token.isspace()
     end()
     return found
 
