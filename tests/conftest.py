@@ -1,6 +1,7 @@
 """What the tests share: one thread, a tiny prepared world, a tiny pretraining run, comparisons."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,17 @@ if "TESTS_ON_GPU" not in os.environ:
 
 # A pretraining run of seconds
 SMALL = "--scale smoke --batch 4 --seq_len 64 --steps 12 --eval_every 0 --save_every 2".split()
+
+
+def repository_files() -> list[str]:
+    """The files that git knows, as paths from the root. In a copy without .git, as Docker's image and a downloaded archive are: all
+    but out/ and what is hidden or cached."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    others = (
+        str(p) for p in found if p.parts[0] not in ("out", "wandb") and not re.search(r"(^|/)[.]|__pycache__", str(p))
+    )
+    return [path for path in listed if (ROOT / path).exists()] or list(others)
 
 
 @pytest.fixture(autouse=True)

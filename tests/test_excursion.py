@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
-from conftest import ROOT, run, small_cell, start
+from conftest import ROOT, repository_files, run, small_cell, start
 
 import average
 import cli
@@ -47,9 +47,8 @@ def tour(world, tmp_path_factory):
     grid has one checkpoint, on the tests' world."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     place = tmp_path_factory.mktemp("excursion")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.split("\n"):
-        if name and (ROOT / name).exists() and not name.startswith(("results/", "tests/")):
+    for name in repository_files():
+        if not name.startswith(("results/", "tests/")):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, place / name)
     (place / "out").mkdir()

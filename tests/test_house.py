@@ -3,11 +3,10 @@
 import ast
 import graphlib
 import re
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, repository_files, run
 
 # From the ground up. Within a folder files may import each other, but never in a circle.
 FLOORS = (
@@ -30,8 +29,7 @@ FLOORS = (
 
 def product_files() -> dict[str, ast.Module]:
     """module name → its syntax tree, of every Python file outside tests/."""
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    paths = [path for path in listed.split() if not path.startswith("tests/") and (ROOT / path).exists()]
+    paths = [path for path in repository_files() if path.endswith(".py") and not path.startswith("tests/")]
     return {
         path[:-3].replace("/", ".").removesuffix(".__init__"): ast.parse((ROOT / path).read_text()) for path in paths
     }
@@ -65,6 +63,13 @@ def test_imports_run_down(graph):
         for other in imported:
             above = other.split(".")[0]
             assert above == home or floor[above] < floor[home], f"{module} imports {other}, which is not below it"
+
+
+def test_a_copy_without_git_has_its_files(monkeypatch):
+    """What the tests take for the repository's files is there in a downloaded archive too."""
+    known = {path for path in repository_files() if not path.startswith(".")}
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert "tools/reader.html" in known and known <= set(repository_files())
 
 
 def test_no_circles(graph):

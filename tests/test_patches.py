@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, repository_files
 
 # How a patched stage runs: rewards vary, as an untrained model's own do not; then the check
 SCRIPT = """
@@ -77,9 +77,8 @@ def test_a_patch_applies_and_acts(name, base, world, unpatched, tmp_path):
     """On a copy of the repository. Loss and optimizer: the second step is not what it is without the patch."""
     stage, flags, check = PATCHES[name]
     tree = tmp_path / "tree"
-    listed = subprocess.run(["git", "ls-files", "*.py", "data"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for path in listed.stdout.split():
-        if not path.startswith("tests/") and (ROOT / path).exists():
+    for path in repository_files():
+        if path.startswith("data/") or path.endswith(".py") and not path.startswith("tests/"):
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / path, tree / path)
     patch = ROOT / "docs/patches" / f"{name}.patch"
