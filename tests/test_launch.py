@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import run, small_cell
+from conftest import ROOT, run, small_cell
 
 from cli import joined
 from excursion import choose, command
@@ -116,6 +117,13 @@ def test_a_sweep_of_jobs(world, tmp_path, submit):
     table = json.loads((tmp_path / "out/rates.json").read_text())
     assert code == 0 and said.startswith("2 of 2 runs") and table["sft"]["factor"] in (1, 3), err
     assert 99 not in choose.validation_scores(folder)
+
+
+def test_the_page_names_cells_that_are_there(tmp_path):
+    """The target of a makefile and the log of a job in docs/launch.md are those of a cell of the default plan."""
+    named = re.findall(r"\bseed\d+/[\w./]+(?=`)", (ROOT / "docs/launch.md").read_text())
+    cells = {cell.name for cell in make_plan(resolve(Config(out=str(tmp_path))))}
+    assert len(named) == 2 and {name.removesuffix(".log") for name in named} <= cells
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")

@@ -38,7 +38,7 @@ NOT_RUN = {
     "make smoke": "installs, then runs commands that are run here",
     "make bench": "minutes: it measures",
     "pip install -e .": "installs; test_package.py compares its lists",
-    "python -m tools.dry_run rl.py --preset paper --init_scale 190m --gb 24": "test_dry_run.py runs such lines",
+    "python -m tools.dry_run rl.py --preset paper --init_scale 190m --gpus 1 --gb 24 --tflops 165": "test_dry_run.py runs such lines",
     "python -m excursion report --records results/excursion --out out/grid": "as the line before it, other records",
 }
 EVALUATION = "--eval_limit 2"
