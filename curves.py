@@ -87,7 +87,7 @@ def short_names(folders: list[Path]) -> list[str]:
     than its place in the legend, the end."""
     parts = [list(folder.parts) for folder in folders]
     for end in (0, -1):
-        while len({p[end] for p in parts}) == 1 and len(folders) > 1 and min(map(len, parts)) > 1:
+        while len(folders) > 1 and min(map(len, parts)) > 1 and len({p[end] for p in parts}) == 1:
             for p in parts:
                 p.pop(end)
     room = 40 if len(folders) > 1 else 85
@@ -115,7 +115,7 @@ def figure_of(found: list[tuple[str, list[Curve | None]]], names: list[str]):
     from matplotlib.lines import Line2D
 
     looks = [dict(color=COLOURS[i % 7], ls=LINES[i // 7 % 4]) for i in range(len(names))]
-    longest = max(curve[0][-1] for _, curves in found for curve in curves if curve is not None)
+    longest = max(1, *(curve[0][-1] for _, curves in found for curve in curves if curve is not None))
     rows = -(-len(found) // 2)
     top = ROW * -(-len(names) // 2) + 0.05
     height = top + rows * (TITLE + HEIGHT) + (rows - 1) * BETWEEN + BELOW

@@ -72,6 +72,7 @@ def test_names_without_what_all_have_in_common():
     assert curves.short_names(folders) == ["a/rl", "a/sft", "b/rl"]
     assert curves.short_names([Path("out/rl")]) == ["out/rl"]
     assert curves.short_names([Path("out/rl")] * 2) == ["rl", "rl"]
+    assert curves.short_names([Path(".")]) == ["."] and curves.short_names([Path("."), Path("rl")]) == [".", "rl"]
     long = curves.short_names([Path("a" * 50 + "b"), Path("c")])
     assert long == ["…" + "a" * 38 + "b", "c"]
 
@@ -92,6 +93,10 @@ def test_figure():
     for lowest, scale in ((0.0, "linear"), (0.1, "log"), (0.9, "linear")):
         (ax,) = curves.figure_of([("Gradient norm", [(x[:2], np.array([lowest, 1.0]))])], ["a"]).axes
         assert ax.get_yscale() == scale
+    (ax,) = curves.figure_of(
+        [("Reward", [(x[:1] - 1, x[:1])])], ["begun"]
+    ).axes  # evaluated once, before the first step
+    assert ax.get_xlim() == (-0.02, 1.02)
     many = curves.figure_of([("Reward", [(x, x)] * 12)], [str(i) for i in range(12)])
     assert len({(line.get_color(), line.get_linestyle()) for line in many.artists}) == 12
 
