@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import run
 
-from cli import UserError
-from tools import first_hour
+from cli import UserError, cli
+from tools import bench, first_hour
 from tools.first_hour import Config, Part
 
 
@@ -66,6 +66,15 @@ def test_what_fails_or_hangs_costs_one_line(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "results.json").read_text())["a"]["result"] == "a now"
 
 
+def test_devices_of_bench(monkeypatch, capsys):
+    """A device that is unknown, or whose work bench.py cannot wait for, is refused by the parser."""
+    for device in ("gpu", "mps"):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--device", device])
+        with pytest.raises(SystemExit, match="2"):
+            cli(bench.main, bench.Config)
+        assert "--device" in capsys.readouterr().err
+
+
 def test_one_line_for_what_cannot_be(tmp_path):
     code, _, err = run("-m", "tools.first_hour", "nothing", "--scale", "smoke", "--out", str(tmp_path / "x"))
     assert code == 2 and "nothing: no such part" in err and len(err.strip().splitlines()) == 1
@@ -73,3 +82,6 @@ def test_one_line_for_what_cannot_be(tmp_path):
         with pytest.raises(UserError, match="needs a GPU"):
             first_hour.main(Config(out=str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results.json: not a whole JSON file"):
+        first_hour.main(Config(scale="smoke", out=str(tmp_path)))

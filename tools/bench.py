@@ -68,7 +68,7 @@ class Config:
     # of average.py and its memory; kernels, the Triton kernels (on CUDA). Nothing: all
     parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average", "kernels"], ...]] = ()
     repeats: int = 5  # rounds behind each figure (rl, average: at most 3)
-    device: str = "auto"  # cpu, cuda; auto: cuda where there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -519,7 +519,8 @@ PARTS = {
 
 
 def main(config: Config) -> None:
-    process = start_process(config.device)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    process = start_process(device if config.device == "auto" else config.device)
     print(f"torch {torch.__version__}, {process.device}, {process.dtype}, {torch.get_num_threads()} threads")
     missing = [package for package in ("transformers", "trl") if not have(package)]
     if missing:

@@ -36,7 +36,7 @@ import rl
 from checkpoint import load_checkpoint
 from cli import UserError, cli
 from data.tokenizer import load_tokenizer
-from files import write_text
+from files import read_json, write_text
 from model import GPT, config_of, train_flops
 from process import Process, start_process
 from tools import bench, dry_run
@@ -271,7 +271,7 @@ def main(config: Config) -> None:
         raise UserError("--scale olmo2-1b needs a GPU, and this PyTorch sees none; --scale smoke runs without")
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    results = read_json(file) if file.exists() else {}
 
     # Parts without a good result; a result is written as soon as it is there
     left = [name for name in config.parts or parts if not parts[name].needs]
