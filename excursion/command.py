@@ -48,8 +48,8 @@ def main(config: Config) -> None:
     if config.command == "compare":
         return print_changes(config.files)
     if config.files:
-        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does (and --stage_flags takes quotes: rl "
-                        "'--kl 0.01')")  # fmt: skip
+        raise UserError(f"{config.files[0]}: {config.command} takes no files; compare does (a plan is named by --plan, and "
+                        "--stage_flags takes quotes: rl '--kl 0.01')")  # fmt: skip
     if config.command == "choose":
         choose(Path(config.out))
         return
@@ -109,16 +109,19 @@ def study(config: Config, cells: list[Cell]) -> bool:
     return whole
 
 
-# Head of the sbatch script. A job whose needs have failed never starts, and leaves the queue. PATH: of this interpreter and its torchrun
+# Head of the sbatch script. A job whose needs have failed never starts, and leaves the queue
 SUBMIT = """\
 set -e
 cd {here}
 export PATH={bin}:"$PATH"
 
-submit() {{  # NAME NEEDS COMMAND: submits a cell, whose log is OUT/NAME.log; $job is its number, NEEDS are :NUMBER:NUMBER ...
+submit() {{  # NAME NEEDS DONE WORK: submits a cell that is not done; its log is OUT/NAME.log. NEEDS are :NUMBER:NUMBER ...
+    job=  # of a cell that is done; else :NUMBER
+    if (eval "$3"); then return; fi
     mkdir -p "$(dirname {out}/"$1")"
     job=$(sbatch --parsable --requeue --kill-on-invalid-dep=yes --job-name="$1" --output={out}/"$1".log \\
-        --open-mode=append ${{2:+--dependency=afterok$2}} {sbatch} --wrap "$3")
+        --open-mode=append ${{2:+--dependency=afterok$2}} {sbatch} --wrap "$3 || $4")
+    job=:${{job%%;*}}  # NUMBER;CLUSTER where there are several
 }}
 """
 
@@ -128,9 +131,9 @@ def launched(cell: Cell, config: Config) -> str:
     return f"{'python' if cell.kind == 'choose' else config.launch} {shlex.join(cell.command)}"
 
 
-def shell(cell: Cell, config: Config) -> str:
-    """The cell as one line of shell: nothing if it is done, as Runner.done has it; else its command, which goes on with a run that
-    was killed, and once that has succeeded the note that the runner would leave (read_state)."""
+def shell(cell: Cell, config: Config) -> tuple[str, str]:
+    """The cell as two pieces of shell: is it done, as Runner.done has it? And if it is not: its command, which goes on with a run
+    that was killed, and once that has succeeded the note that the runner would leave (read_state)."""
     quoted = {
         "note": f"{config.out}/{cell.name}.json",
         "head": f'{{"command": {json.dumps(cell.command)}, "rc": 0, "seconds": ',
@@ -145,7 +148,7 @@ def shell(cell: Cell, config: Config) -> str:
         begin += f"; resume=$([ ! -e {shlex.quote(f'{cell.run}/last.pt')} ] || echo --resume)"
         command += " $resume"
     write = r"""printf '%s%d}\n' "$head" $(($(date +%s) - began)) > "$note.part" && mv "$note.part" "$note"; }"""
-    return f"{set_them}; {done} || {{ export OMP_NUM_THREADS={config.threads}; {begin}; {command} && {write}"
+    return f"{set_them}; {done}", f"{{ export OMP_NUM_THREADS={config.threads}; {begin}; {command} && {write}"
 
 
 def estimate(config: Config, cells: list[Cell]) -> list[str]:
@@ -172,21 +175,23 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
         print("#!/bin/sh")
     print(*(f"# {line}" for line in estimate(config, cells)), sep="\n")
     maker = {path: i for i, cell in enumerate(cells) for path in cell.results}  # which cell makes a file
+    programs = str(Path(sys.executable).parent)  # this interpreter, and its torchrun
     if config.format == "list":
         for cell in cells:
             print(launched(cell, config))
     elif config.format == "make":
         # A target is a cell, not its files: its line knows whether it is done, of a run its last evaluation, too
         names = [cell.name for cell in cells]
+        print(f"export PATH := {programs.replace('$', '$$')}:$(PATH)")
         print(".PHONY: all", *names)
         print("all:", *names)
         for cell in cells:
             needs = (cells[maker[p]].name if p in maker else str(p).replace(" ", "\\ ") for p in cell.needs)
             print(f"\n{cell.name}:", *dict.fromkeys(needs))
-            print("\t" + shell(cell, config).replace("$", "$$"))
+            print("\t" + " || ".join(shell(cell, config)).replace("$", "$$"))
     else:
-        here, out, interpreter = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, Path(sys.executable).parent))
-        print(SUBMIT.format(here=here, out=out, bin=interpreter, sbatch=config.sbatch))
+        here, out, programs = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, programs))
+        print(SUBMIT.format(here=here, out=out, bin=programs, sbatch=config.sbatch))
         for i, cell in enumerate(cells):
-            after = "".join(dict.fromkeys(f":$j{maker[path]}" for path in cell.needs if path in maker))
-            print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.quote(shell(cell, config))}; j{i}=$job')
+            after = "".join(dict.fromkeys(f"$j{maker[path]}" for path in cell.needs if path in maker))
+            print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.join(shell(cell, config))}; j{i}=$job')

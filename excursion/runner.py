@@ -179,10 +179,12 @@ class Runner:
         return len(missing)
 
     def _on_signal(self, signum, frame) -> None:
-        """Pass it on: the stages save and exit."""
-        self.stop_signal = signum
+        """Pass it on: the stages save and exit; at a second Ctrl-C without saving."""
+        again, self.stop_signal = self.stop_signal and signum == signal.SIGINT, signum
         for _, process, _ in self.running.values():
-            process.terminate()
+            process.send_signal(signal.SIGINT if again else signal.SIGTERM)
+        if not again:  # not by print, in the middle of which the signal may have come
+            os.write(2, b"\nstopping: what runs saves itself (Ctrl-C again: stops at once, without)\n")
 
 
 def _die_with_parent() -> None:

@@ -1,10 +1,12 @@
 """The excursion: the notebook that runs it, plans, the runner, kill and restart, and where SFT is stopped."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -664,6 +666,26 @@ def test_failures_are_kept_and_not_retried(tmp_path, capsys):
     assert [
         signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)
     ] == handlers  # Ctrl-C acts in the report that follows
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):
+    """The first one lets the cells save themselves, the second one does not wait for that."""
+    busy = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: open(PATH, 'w').close())"
+    busy += "; signal.signal(signal.SIGINT, lambda *_: sys.exit('at once')); print('on', flush=True)"
+    cell = small_cell(tmp_path, "busy", f"{busy}; [time.sleep(.1) for _ in range(900)]")
+
+    def press() -> None:
+        for made in (tmp_path / "out/cells/busy.log", cell.result):
+            while not made.exists() or (made.suffix == ".log" and "on\n" not in made.read_text()):
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    with pytest.raises(SystemExit) as ended:
+        Runner([cell], tmp_path / "out")()
+    err = capfd.readouterr().err
+    assert ended.value.code == 130 and err.count("stopping:") == 1
+    assert (tmp_path / "out/cells/busy.log").read_text().endswith("at once\n")
 
 
 def test_bad_input_is_one_line(tmp_path):
