@@ -133,22 +133,30 @@ def launched(cell: Cell, config: Config) -> str:
 
 def shell(cell: Cell, config: Config) -> tuple[str, str]:
     """The cell as two pieces of shell: is it done, as Runner.done has it? And if it is not: its command, which goes on with a run
-    that was killed, and once that has succeeded the note that the runner would leave (read_state)."""
+    that was killed, and the notes that the runner would leave (read_state)."""
     quoted = {
         "note": f"{config.out}/{cell.name}.json",
-        "head": f'{{"command": {json.dumps(cell.command)}, "rc": 0, "seconds": ',
+        "head": f'{{"command": {json.dumps(cell.command)}, "rc": ',
         "result": str(cell.result),
+        "run": str(cell.run or ""),
     }
-    set_them = " ".join(f"{name}={shlex.quote(text)}" for name, text in quoted.items())
-    command, done, begin = launched(cell, config), '[ -e "$result" ]', "began=$(date +%s)"
+    set_them = " ".join(f"{name}={shlex.quote(text)}" for name, text in quoted.items() if text)
+
+    def write(rc: str) -> str:
+        text = f"""printf '%s{rc}, "seconds": %d}}\\n' "$head" $(($(date +%s) - began))"""
+        return f'{text} > "$note.part" && mv "$note.part" "$note"'
+
+    done, work = '[ -e "$result" ] && ', f"export OMP_NUM_THREADS={config.threads}; began=$(date +%s); "
     if not cell.run:  # by another command: its stage refuses to overwrite it
-        done += ' && { [ ! -e "$note" ] || grep -qsF "$head" "$note"; }'
+        done += '{ [ ! -e "$note" ] || grep -qsF "${head}0," "$note"; }'
+        work += launched(cell, config)
     else:
-        done += ' && grep -qsF "$head" "$note"'
-        begin += f"; resume=$([ ! -e {shlex.quote(f'{cell.run}/last.pt')} ] || echo --resume)"
-        command += " $resume"
-    write = r"""printf '%s%d}\n' "$head" $(($(date +%s) - began)) > "$note.part" && mv "$note.part" "$note"; }"""
-    return f"{set_them}; {done}", f"{{ export OMP_NUM_THREADS={config.threads}; {begin}; {command} && {write}"
+        done += 'grep -qsF "${head}0," "$note"'
+        work += 'resume=; if [ -e "$run/last.pt" ]; then resume=--resume; '
+        work += '[ ! -e "$note" ] || grep -qsF "$head" "$note" || { '
+        work += 'echo "$note is of another command: pass the same flags, or another --out" >&2; exit 2; }; fi; '
+        work += f'mkdir -p "$run"; {write("null")}; {launched(cell, config)} $resume'
+    return f"{set_them}; {done}", f"{{ {work} && {write('0')}; }}"
 
 
 def estimate(config: Config, cells: list[Cell]) -> list[str]:

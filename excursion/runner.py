@@ -4,8 +4,9 @@
 
 A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command, exit
 code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again if it
-had no checkpoint yet: it then drops its first metrics itself. A cell that fails is left alone until `retry`. The estimate of
-the time left is by the seconds of finished cells of the same kind.
+had no checkpoint yet: it then drops its first metrics itself. It is noted from its start, without an exit code, so that no other
+command goes on with it: --resume would take from the checkpoint the flags that the other does not give. A cell that fails is left
+alone until `retry`. The estimate of the time left is by the seconds of finished cells of the same kind.
 """
 
 import json
@@ -57,14 +58,19 @@ class Runner:
         self.maker = {path: cell for cell in cells for path in cell.results}  # file → the cell that makes it
         self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}  # name → cell, process, when it began
         self.stop_signal = 0  # the signal that was received; 0: none
-        self.state: dict[str, dict] = {}  # name → what is noted of a cell that has ended (read_state); {}: nothing
+        self.state: dict[str, dict] = {}  # name → what is noted of a cell (read_state); {}: nothing
         for cell in cells:
-            state = read_state(self.out / f"{cell.name}.json")
-            if state and state["rc"] and retry:  # by another command, too: what failed has made nothing
-                (self.out / f"{cell.name}.json").unlink()
-                state = None
-            refuse_other(cell, state, self.out)
-            self.state[cell.name] = state or {}
+            path = self.out / f"{cell.name}.json"
+            state = read_state(path) or {}
+            again, begun = retry and state.get("rc"), has_begun(cell)
+            self.state[cell.name] = state
+            if begun or not again:  # else by another command, too: what failed has made nothing
+                refuse_other(cell, state, self.out)
+            if again and begun:
+                self.note(cell, None, 0.0)
+            elif again:
+                path.unlink()
+                self.state[cell.name] = {}
 
     def done(self, cell: Cell) -> bool:
         """A training run writes its last checkpoint before its last evaluation: there the exit code counts too."""
@@ -84,10 +90,12 @@ class Runner:
     def start(self, cell: Cell) -> None:
         """Begin a cell, or go on with its run."""
         command = [sys.executable, *cell.command]
-        if cell.run and (cell.run / "last.pt").exists():
+        if has_begun(cell):
             command.append("--resume")
         log = self.out / f"{cell.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if cell.run:
+            self.note(cell, None, 0.0)
         with open(log, "a") as file:
             file.write(f"$ {shlex.join(command)}\n")
             file.flush()
@@ -107,12 +115,15 @@ class Runner:
             if self.stop_signal:
                 continue  # stopped by us: it goes on at the next start
             rc = process.returncode or (0 if cell.result.exists() else 1)
-            self.state[name] = {"command": cell.command, "rc": rc, "seconds": round(time.time() - began, 1)}
-            write_text(self.out / f"{name}.json", json.dumps(self.state[name]) + "\n")
+            self.note(cell, rc, round(time.time() - began, 1))
             if rc:
                 log = self.out / f"{name}.log"
                 lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
                 tqdm.write(f"failed ({rc}): {name}: {lines[-1][:160]} (all of it: {log})", file=sys.stderr)
+
+    def note(self, cell: Cell, rc: int | None, seconds: float) -> None:
+        self.state[cell.name] = {"command": cell.command, "rc": rc, "seconds": seconds}
+        write_text(self.out / f"{cell.name}.json", json.dumps(self.state[cell.name]) + "\n")
 
     def seconds_left(self) -> float:
         """By the seconds of finished cells, per unit of cost of their kind (of all kinds, where none is finished yet)."""
@@ -196,13 +207,18 @@ def _die_with_parent() -> None:
 
 
 def refuse_other(cell: Cell, state: dict | None, out: Path) -> None:
-    """UserError if what is noted of a cell is of another command."""
-    if state and state["command"] != cell.command:
-        what, way = (
-            ("failed there by", "--retry runs this one") if state["rc"] else ("was made by", "pass the same flags")
-        )
+    """UserError if what is noted of a cell is of another command, which has made something or failed."""
+    begun = has_begun(cell)
+    if state and state["command"] != cell.command and (begun or state["rc"] is not None):
+        failed = state["rc"] and not begun
+        what, way = ("failed there by", "--retry runs this one") if failed else ("was made by", "pass the same flags")
         raise UserError(f"{cell.name} in {out} {what} another command (its .json beside its .log says which): {way}, or "
                         "another --out")  # fmt: skip
+
+
+def has_begun(cell: Cell) -> bool:
+    """Has it a training run with a checkpoint, from which --resume goes on?"""
+    return cell.run is not None and (cell.run / "last.pt").exists()
 
 
 def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
@@ -218,10 +234,10 @@ def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
 
 
 def read_state(path: Path) -> dict | None:
-    """What is noted of a cell that has ended: command, rc, seconds. None if there is nothing, or nothing whole."""
+    """What is noted of a cell: command, rc (None of a training run that has not ended), seconds. None if there is nothing whole."""
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
-    kinds = {"command": list, "rc": int, "seconds": int | float}
-    return state if isinstance(state, dict) and all(isinstance(state.get(k), kinds[k]) for k in kinds) else None
+    kinds = {"command": list, "rc": int | None, "seconds": int | float}
+    return state if isinstance(state, dict) and all(isinstance(state.get(k, ""), kinds[k]) for k in kinds) else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run, small_cell
 
-from cli import joined
+from cli import UserError, joined
 from excursion import choose, command
 from excursion.collect import collect
 from excursion.config import Config, resolve
@@ -161,6 +161,53 @@ def test_a_makefile_leaves_notes(tmp_path, capsys):
     given.touch()
     for _ in range(2):
         assert make()[::2] == (2, [finished[0], None, *finished[2:]])
+
+
+def test_no_other_command_goes_on_with_a_run(tmp_path):
+    """--resume takes from last.pt what a command does not say: so a run that was killed is noted from its start, and refused to
+    another command, by `run` (with --retry too) and in the shell. Without a checkpoint it begins anew by any."""
+    note = tmp_path / "out/cells/x.json"
+    code = f"import shutil, sys; shutil.copy({str(note)!r}, PATH) if '--fail' not in sys.argv else sys.exit('no disk')"
+    cell = replace(small_cell(tmp_path, "x", code), run=tmp_path / "run")
+    other, fails = (replace(cell, command=[*cell.command, word]) for word in ("--kl", "--fail"))
+    config = resolve(Config(command="plan", scale="smoke", out=str(tmp_path / "out")))
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def by_shell(cell: Cell) -> tuple[int, str]:
+        line = " || ".join(command.shell(cell, config))
+        done = subprocess.run(["sh", "-c", line], env=env, text=True, capture_output=True)
+        return done.returncode, done.stderr
+
+    def by_runner(cell: Cell) -> tuple[int, str]:
+        return Runner([cell], tmp_path / "out")(), ""
+
+    for execute in (by_runner, by_shell):
+        assert execute(cell) == (0, "") and read_state(note)["rc"] == 0
+        begun = cell.result.read_text()
+        assert json.loads(begun) == read_state(cell.result) == {"command": cell.command, "rc": None, "seconds": 0}
+        # killed
+        note.write_text(begun)
+        cell.result.unlink()
+        (tmp_path / "run/last.pt").parent.mkdir(exist_ok=True)
+        (tmp_path / "run/last.pt").touch()
+        with pytest.raises(UserError, match="was made by another command"):
+            Runner([other], tmp_path / "out")
+        code, said = by_shell(other)
+        assert code == 2 and "is of another command: pass the same flags" in said
+        assert execute(cell) == (0, "")
+        note.write_text(begun)
+        (tmp_path / "run/last.pt").unlink()
+        cell.result.unlink()
+        assert execute(other) == (0, "") and read_state(note)["command"] == other.command
+        note.unlink()
+        cell.result.unlink()
+    # failed
+    assert by_runner(fails)[0] == 1
+    (tmp_path / "run/last.pt").touch()
+    for retry in (False, True):
+        with pytest.raises(UserError, match="was made by another command"):
+            Runner([cell], tmp_path / "out", retry=retry)
+    assert Runner([fails], tmp_path / "out", retry=True)() == 1
 
 
 def test_a_failed_job_keeps_its_dependents_from_running(tmp_path, submit, capsys):
