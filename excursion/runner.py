@@ -112,9 +112,9 @@ class Runner:
             if process.poll() is None:
                 continue
             del self.running[name]
-            if self.stop_signal:
-                continue  # stopped by us: it goes on at the next start
             rc = process.returncode or (0 if cell.result.exists() else 1)
+            if rc and self.stop_signal:
+                continue  # stopped by us: it goes on at the next start
             self.note(cell, rc, round(time.time() - began, 1))
             if rc:
                 log = self.out / f"{name}.log"

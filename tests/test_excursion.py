@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from excursion.collect import thin_curve
 from excursion.config import BUDGETS, Config, resolve
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
-from excursion.runner import Cell, Runner
+from excursion.runner import Cell, Runner, read_state
 from files import read_json, write_jsonl
 from logs import Log
 
@@ -668,24 +667,18 @@ def test_failures_are_kept_and_not_retried(tmp_path, capsys):
     ] == handlers  # Ctrl-C acts in the report that follows
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):
-    """The first one lets the cells save themselves, the second one does not wait for that."""
-    busy = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: open(PATH, 'w').close())"
-    busy += "; signal.signal(signal.SIGINT, lambda *_: sys.exit('at once')); print('on', flush=True)"
-    cell = small_cell(tmp_path, "busy", f"{busy}; [time.sleep(.1) for _ in range(900)]")
-
-    def press() -> None:
-        for made in (tmp_path / "out/cells/busy.log", cell.result):
-            while not made.exists() or (made.suffix == ".log" and "on\n" not in made.read_text()):
-                time.sleep(0.1)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press, daemon=True).start()
-    with pytest.raises(SystemExit) as ended:
-        Runner([cell], tmp_path / "out")()
-    err = capfd.readouterr().err
-    assert ended.value.code == 130 and err.count("stopping:") == 1
-    assert (tmp_path / "out/cells/busy.log").read_text().endswith("at once\n")
+def test_ctrl_c_once_and_twice(tmp_path, capfd):
+    """What ends well after the first one is noted; the second one does not wait until the cells have saved themselves."""
+    press = f"import os, signal, sys, time; press = lambda *_: os.kill({os.getpid()}, signal.SIGINT)"
+    press += "; signal.signal(signal.SIGINT, lambda *_: sys.exit('at once'))"
+    for name, saves in (("once", "open(PATH, 'w').close() or sys.exit(0)"), ("twice", "press()")):
+        code = f"{press}; signal.signal(signal.SIGTERM, lambda *_: {saves}); press(); time.sleep(90)"
+        with pytest.raises(SystemExit) as ended:
+            Runner([small_cell(tmp_path, name, code)], tmp_path / "out")()
+        assert ended.value.code == 130 and capfd.readouterr().err.count("stopping:") == 1
+    notes = [read_state(tmp_path / f"out/cells/{name}.json") for name in ("once", "twice")]
+    assert notes[0]["rc"] == 0 and notes[1] is None
+    assert (tmp_path / "out/cells/twice.log").read_text().endswith("at once\n")
 
 
 def test_bad_input_is_one_line(tmp_path):
