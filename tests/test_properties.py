@@ -41,12 +41,16 @@ def model():
     return GPT(config_of("smoke", 128)).init_weights(0, std=0.15)
 
 
-def full_log_probs(model, prompt, answer, temperature):
-    """(len(answer),) by one plain forward of the row, in float64 from the hidden states on."""
+def full_distributions(model, prompt, answer, temperature):
+    """(len(answer), V) log-probs by one plain forward of the row, in float64 from the hidden states on."""
     tokens = torch.tensor([prompt + answer])
     hidden = model(tokens)[0, len(prompt) - 1 : -1].double()
-    logits = hidden @ model.head.weight.double().T / temperature
-    return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).squeeze(1)
+    return (hidden @ model.head.weight.double().T / temperature).log_softmax(-1)
+
+
+def full_log_probs(model, prompt, answer, temperature):
+    """(len(answer),) of the answer's tokens."""
+    return full_distributions(model, prompt, answer, temperature).gather(1, torch.tensor(answer)[:, None]).squeeze(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,9 +88,13 @@ def gradient(model, g, groups, on_policy=True):
     """The whole gradient as one vector, and the stats."""
     model.zero_grad()
     stats = g.backward(model, groups, on_policy)
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+    got = flat(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
     model.zero_grad()
-    return torch.cat([x.flatten() for x in grads]), stats
+    return got, stats
+
+
+def flat(grads):
+    return torch.cat([x.flatten() for x in grads])
 
 
 def for_the_world(stop_logit=0.0):
@@ -186,7 +194,21 @@ def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, f
     # minibatch where it does not come again
     epoch, first = (rl.sampling_metrics(some, policy, 1.0)["flops"] for some in (groups, g.minibatches(groups)[0]))
     epochs = g.config.inner_epochs  # sampling has cost one epoch too
+    row = sum(len(g[0].prompt) + sum(len(a.tokens) - 1 for a in g) for g in groups)  # the last token is no input
+    assert result["trained_tokens"] == epochs * row
     assert result["flops"] == pytest.approx((3 * epochs + 2) * epoch - first * (epochs == 1))
+
+
+def test_15_later_updates_divide_by_the_probabilities_before_the_first(tmp_path, monkeypatch):
+    """Property 15: the second update over the same answers has the p_old of the first and a p of its own."""
+    monkeypatch.setattr(rl, "reward_of", by_parity)
+    seen, policy_loss = [], rl.policy_loss
+    record = lambda new, old, *more: seen.append((new.detach(), old)) or policy_loss(new, old, *more)  # noqa: E731
+    monkeypatch.setattr(rl, "policy_loss", record)
+    policy = for_the_world()
+    step_of(policy, grpo(inner_epochs=2), make_optimizer(policy, 1e-2, 0.0, (0.9, 0.999)), 1e-2, tmp_path)
+    (first, first_old), (second, second_old) = seen
+    assert torch.equal(first, first_old) and torch.equal(first, second_old) and (second - first).abs().max() > 0.1
 
 
 def test_15_one_update_a_step_needs_no_old_log_probs(tmp_path, monkeypatch):
@@ -219,17 +241,37 @@ def test_14_15_16_first_update_is_reinforce(model):
     total = sum(len(a.tokens) for a in answers)
     assert stats["loss"] == pytest.approx(-sum(a.advantage * len(a.tokens) for a in answers) / total, abs=1e-6)
     loss = sum(-a.advantage / total * full_log_probs(model, a.prompt, a.tokens, 0.7).sum() for a in answers)
-    loss.backward()
-    want = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad()
+    want = flat(torch.autograd.grad(loss, list(model.parameters())))
     assert (got - want).norm() < 1e-5 * want.norm()
+
+
+def test_14_kl_and_entropy_are_those_of_the_formula(model):
+    """Property 14 for the other terms of the loss: kl Σ w k3 - entropy Σ w H, both at the sampling temperature, in gradient and
+    in the logged KL."""
+    groups = make_groups([[0.0] * 3])
+    other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
+    got, stats = gradient(model, grpo(temperature=0.7, reference=other, kl=0.3, entropy=0.2), groups)
+    kl = entropy = 0.0
+    for a in groups[0]:
+        p = full_distributions(model, a.prompt, a.tokens, 0.7)
+        entropy = entropy - (p.exp() * p).sum()
+        log_r = full_log_probs(other, a.prompt, a.tokens, 0.7) - p.gather(1, torch.tensor(a.tokens)[:, None]).squeeze(1)
+        kl = kl + (log_r.exp() - 1 - log_r).sum()
+    total = sum(len(a.tokens) for a in groups[0])
+    assert stats["kl"] == pytest.approx(kl.item() / total, rel=1e-4)
+    assert (
+        stats["flops"] == 4 * rl.sampling_metrics(groups, model, 1.0)["flops"]
+    )  # forward, backward; reference's forward
+    want = flat(torch.autograd.grad((0.3 * kl - 0.2 * entropy) / total, list(model.parameters())))
+    assert (got - want).norm() < 1e-4 * want.norm()
 
 
 @pytest.mark.parametrize(("aggregation", "length"), [("token", 7), ("sequence", None), ("constant", 7)])
 def test_15_the_first_loss_is_0_and_its_gradient_is_not(model, aggregation, length):
     """Property 15: where every answer weighs the same (equal lengths, or the mean over answers), the advantages' zero
     sum makes the loss 0."""
-    got, stats = gradient(model, grpo(aggregation=aggregation), make_groups(REWARDS, length=length))
+    g = grpo(aggregation=aggregation, max_new_tokens=0)  # 0: the tokenizer's default
+    got, stats = gradient(model, g, make_groups(REWARDS, length=length))
     assert abs(stats["loss"]) < 1e-7 and got.norm() > 1e-3
 
 
@@ -453,29 +495,38 @@ def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
     assert place == len(got) and torch.equal(got, want)
 
 
-def test_23_sft_trains_on_solutions_only():
-    """Property 23 in SFT: another loss on the prompt would give a gradient to other states than those."""
-    question = {"id": "1", "question": "Tom has 2 pears. How many?", "solutions": ["Two. \\boxed{2}"], "answer": "2"}
+@pytest.mark.parametrize("loss", ["token_mean", "token_sum"])
+def test_23_sft_trains_on_solutions_only(loss):
+    """Property 23 in SFT: two solutions of a question have the gradient of their mean (or summed) NLL in rows of their own; the
+    logged loss is the mean. A loss on the prompt would give a gradient to other states than those."""
+    texts = ["Two. \\boxed{2}", "\\boxed{2}"]
+    question = {"id": "1", "question": "Tom has 2 pears. How many?", "solutions": texts, "answer": "2"}
     policy, tokenizer = for_the_world(), load_tokenizer("world")
-    stage = sft.SFT(sft.SFTConfig(rows=1), [question], tokenizer, CPU, 0, 256)
-    ((_, solution),) = rows = stage.draw()
+    stage = sft.SFT(sft.SFTConfig(rows=2, solutions="all", loss=loss), [question], tokenizer, CPU, 0, 256)
+    rows, states = stage.draw(), []
     prompt = encode_prompt(question["question"], tokenizer)
-    states = []
     hook = policy.register_forward_hook(lambda module, args, hidden: (hidden.retain_grad(), states.append(hidden))[0])
-    stage.backward(policy, rows)
+    metrics = stage.backward(policy, rows)
     hook.remove()
     got = states[0].grad[0].abs().sum(-1) > 0
-    assert got.tolist() == [False] * (len(prompt) - 1) + [True] * len(solution)
+    total = sum(len(solution) for _, solution in rows)
+    # the prompt's last state, shared by both, and those of the solutions but for their last tokens, which are no inputs
+    assert got.tolist() == [False] * (len(prompt) - 1) + [True] * (1 + total - 2)
+    nll = -sum(full_log_probs(policy, prompt, solution, 1.0).sum() for _, solution in rows)
+    assert metrics["sft_loss"] == pytest.approx(nll.item() / total, rel=1e-5)
+    want = flat(torch.autograd.grad(nll / (total if loss == "token_mean" else 1), list(policy.parameters())))
+    assert (flat(p.grad for p in policy.parameters()) - want).norm() < 1e-5 * want.norm()
 
 
 def test_24_skipping_silent_groups_changes_nothing(model):
     """Property 24: the denominator counts the groups of equal rewards whether they are computed or not."""
     groups = make_groups(REWARDS)
     for aggregation in ("token", "sequence", "constant"):
-        a, _ = gradient(model, grpo(aggregation=aggregation), groups)
+        a, some = gradient(model, grpo(aggregation=aggregation), groups)
         every = grpo(aggregation=aggregation)
-        every.used = lambda groups: groups
-        b, _ = gradient(model, every, groups)
+        every.every_group = True
+        b, all_of_them = gradient(model, every, groups)
+        assert all_of_them["trained_tokens"] > some["trained_tokens"]  # or nothing was skipped
         assert (a - b).norm() < 1e-6 * b.norm()
 
 
@@ -514,7 +565,9 @@ def test_truncated_answers_are_wrong_or_left_out_or_scored(monkeypatch):
         finished = np.array([[a.finished for a in g] for g in groups])
         assert 0.1 < stats["truncated"] == 1 - finished.mean() < 0.9
         assert np.array_equal([[a.reward for a in g] for g in groups], (finished | (kind == "score")).astype(float))
-        assert np.array_equal([[a.right for a in g] for g in groups], finished | (kind == "score"))
+        right = finished | (kind == "score")
+        assert np.array_equal([[a.right for a in g] for g in groups], right)
+        assert (stats["pass_at_1"], stats["pass_at_n"]) == pytest.approx((right.mean(), right.any(1).mean()))
         assert np.array_equal([[a.valid for a in g] for g in groups], finished | (kind != "mask"))
         assert all(
             rl.has_signal(g) == (kind == "wrong" and 0 < sum(f) < 8) for g, f in zip(groups, finished, strict=True)
@@ -646,8 +699,8 @@ def test_32_small_steps_change_fp32_weights(weights):
 def test_curriculum_and_weights():
     """Curriculum rounds have one SFT step fewer and one RL step more each; w moves linearly to its end."""
     config = average.Config(mode="curriculum", turns="3:1", weight="0.5:0")
-    kinds = "".join("R" if average.is_rl_step(config, s) else "S" for s in range(12))
-    assert kinds == "SSSRSSRRSRRR"
+    kinds = "".join("R" if average.is_rl_step(config, s) else "S" for s in range(18))
+    assert kinds == "SSSRSSRRSRRRRRRRRR"
     assert [average.weight_at(config, s, 3, 1, 1, 1) for s in range(3)] == [0.5, 0.25, 0.0]
     config = average.Config(mode="interleaved", turns="2:1")
     assert "".join("R" if average.is_rl_step(config, s) else "S" for s in range(6)) == "SSRSSR"
