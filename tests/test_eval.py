@@ -194,6 +194,7 @@ def test_judged_as_a_person_would(record):
         (sampled,) = [s for s in samples if s["id"] == key]
         assert [s["text"] for s in sampled["samples"]] == texts
         assert [s["right"] for s in sampled["samples"]] == [mark == "1" for mark in strict]
+    assert record["questions"][0]["h_answers"] == entropy(["1/2", "1/2", None, "3"])  # 0.5 and \\frac12 are one answer
     assert record["box"] == pytest.approx(7 / 12) and record["finished"] == 0.5
     assert record["majority"]["mean"] == pytest.approx(1 / 3)
 

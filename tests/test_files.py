@@ -72,6 +72,15 @@ def test_a_full_disk_leaves_the_old_file(write, tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
+def test_content_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A machine that loses power after the renaming has the whole file: all of it is flushed and synced before."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("named") or replace(*names))
+    write_bytes(tmp_path / "a", b"x" * 50)
+    assert done == [50, "named"]
+
+
 def test_a_shard_is_what_numpy_writes(tmp_path):
     tokens = np.arange(5000, dtype=np.uint16)
     shards._write_shard(tmp_path / "a.npy", tokens)
@@ -91,14 +100,18 @@ def test_an_error_within_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_stale_temporaries_go_and_others_stay(tmp_path):
-    """Removed: those of dead processes, files and folders. Kept: those of live ones, and files that only look alike."""
+def test_stale_temporaries_go_and_others_stay(tmp_path, monkeypatch):
+    """Removed: those of dead processes, files and folders. Kept: those of live ones, also of another user's, which we may not
+    signal, and files that only look alike."""
     dead, alive = dead_pid(), os.getppid()
     (tmp_path / f"world.{dead}.part").mkdir()
     (tmp_path / f"world.{dead}.part/x").write_text("")
     kept = [f"a.{alive}.part", "thesis.part", "notes.v2.part", "b"]
     for name in (f"a.{dead}.part", f"b.{10**30}.part", *kept):
         (tmp_path / name).write_text("")
+    remove_stale(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError))
     remove_stale(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 

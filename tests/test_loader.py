@@ -90,6 +90,8 @@ def test_every_token_is_a_target_once_an_epoch(folder):
     assert first != starts and first != second
     for row in loader.batch(0):
         assert row.tolist() == list(range(row[0], row[0] + 10))
+    write_source(folder, "another", np.arange(1000))  # of as many windows: in an order of its own
+    assert windows_of(Loader(folder, {"another": 1}, batch_size=3, seq_len=9, seed=5), "general", 111) != first
 
 
 def test_batch_depends_on_seed_and_step_alone(folder):

@@ -60,7 +60,7 @@ def test_any_text_is_judged(text):
     assert sound(found) in (True, False)
 
 
-@pytest.mark.parametrize("size", [10**2, 10**4, 10**5])
+@pytest.mark.parametrize("size", [900, 10**5])
 def test_hostile_text_is_judged_false(size):
     """Deep brackets, long chains, huge numbers: false, without a deep recursion or a long wait."""
     for text in (

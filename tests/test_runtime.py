@@ -88,17 +88,19 @@ def test_what_decays(decay_gains):
 
 
 def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
-    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, with both optimizers of average.py."""
+    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, with both optimizers of average.py; the
+    moments' rates and eps are the paper's."""
     seen = []
 
     class Enough(Exception):
         pass
 
-    def adamw(groups, **_):
-        seen.append([sum(p.numel() for p in g["params"]) for g in groups if g["weight_decay"]])
+    def adamw(groups, **flags):
+        (decayed,) = [sum(p.numel() for p in g["params"]) for g in groups if g["weight_decay"]]
+        seen.append((decayed, flags["betas"], flags["eps"]))
         if len(seen) == wanted:
             raise Enough
-        return make(groups, **_)
+        return make(groups, **flags)
 
     make = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", adamw)
@@ -106,14 +108,14 @@ def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
     sizes = {"olmo2": model.n_params - model.embed.weight.numel()}
     sizes["matrices"] = sizes["olmo2"] - sum(p.numel() for p in model.parameters() if p.dim() == 1)
     flags = dict(data=str(world), out=str(tmp_path / "run"), steps=1)
-    for stage, wanted, decayed in (
-        (pretrain, 1, "olmo2"), (sft, 1, "matrices"), (rl, 1, "matrices"), (average, 2, "matrices"),
+    for stage, wanted, decayed, beta in (
+        (pretrain, 1, "olmo2", 0.95), (sft, 1, "matrices", 0.999), (rl, 1, "matrices", 0.999), (average, 2, "matrices", 0.999),
     ):  # fmt: skip
         more = {"scale": "smoke"} if stage is pretrain else {"init": str(base / "last.pt"), "limit": 12}
         seen.clear()
         with pytest.raises(Enough):
             stage.main(stage.Config(**flags, **more))
-        assert seen == [[sizes[decayed]]] * wanted, stage
+        assert seen == [(sizes[decayed], (0.9, beta), 1e-8)] * wanted, stage
 
 
 @pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
@@ -129,6 +131,7 @@ def test_clipping(clip, want):
     assert optimizer_step(module, descent, CPU, 1.0, clip) == pytest.approx(5.0)
     for p, was, gradient in zip(module.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(was - p.detach(), gradient * want / 5, atol=1e-6, rtol=1e-5)
+        assert p.grad is None  # the next step's gradient begins anew
 
 
 def test_cursor_is_a_permutation_per_epoch():
@@ -136,7 +139,7 @@ def test_cursor_is_a_permutation_per_epoch():
     from."""
     a = Cursor(7, 3)
     first, second = a.draw(7), a.draw(7)
-    assert sorted(first) == sorted(second) == list(range(7)) and first != second
+    assert sorted(first) == sorted(second) == list(range(7)) and first != second != Cursor(7, 4).draw(7) != first
     b = Cursor(7, 3)
     b.position = 5
     assert b.draw(4) == (first + second)[5:9]

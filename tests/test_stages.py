@@ -32,6 +32,7 @@ from data.questions import (
 )  # fmt: skip
 from logs import Log, drop_after
 from model import GPTConfig
+from optimizer import optimizer_step
 from tools import olmo2
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
@@ -170,6 +171,29 @@ def test_30_each_stream_is_clipped_by_itself(base, world, tmp_path, monkeypatch)
     assert apart > 0.1 and not untouched
 
 
+@pytest.mark.parametrize(("mode", "sides"), [("parallel", "RSRS"), ("interleaved", "SR"), ("combined", "RR")])
+def test_rates_and_optimizers_of_the_modes(base, world, tmp_path, monkeypatch, mode, sides):
+    """RL steps at lr and SFT steps at sft_lr, both along the schedule; each side of parallel has its own optimizer, a baseline
+    one."""
+    seen = []
+
+    def record(model, optimizer, process, lr, clip):
+        seen.append((optimizer, lr))
+        return optimizer_step(model, optimizer, process, lr, clip)
+
+    monkeypatch.setattr(rl, "reward_of", vary)
+    for stage in (rl, sft, average):
+        monkeypatch.setattr(stage, "optimizer_step", record)
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=2, mode=mode)
+    config = average.Config(out=str(tmp_path / "run"), schedule="linear", **flags)
+    average.main(config)
+    rates = [{"R": config.lr, "S": config.sft_lr}[side] for side in sides]
+    left = [1.0, 0.55]  # of the rate, in the first step and in the second
+    assert [lr for _, lr in seen] == pytest.approx([r * left[i * 2 // len(rates)] for i, r in enumerate(rates)])
+    assert len({id(optimizer) for optimizer, _ in seen}) == (2 if mode == "parallel" else 1)
+    assert mode != "parallel" or seen[0][0] is seen[2][0] is not seen[1][0]
+
+
 @pytest.mark.parametrize("weight", ["norm", "signal"])
 def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, weight):
     """Steps whose rewards are all equal under --weight norm or signal: w is 0, and the run is that of sft.py on the same rows, up to
@@ -185,16 +209,17 @@ def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, m
     assert moved > 0.01 and sum((a[k] - b[k]).square().sum() for k in a).sqrt() < 1e-4 * moved
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world, tmp_path, monkeypatch):
-    """--weight norm with an SFT gradient of nan: the step is counted as skipped on that side, w is 1, and the weights
-    stay finite and are moved by RL."""
+@pytest.mark.parametrize(("side", "weight"), [(sft.SFT, 1), (rl.GRPO, 0)])
+def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world, tmp_path, monkeypatch, side, weight):
+    """--weight norm with a gradient of nan on one side: the step is counted as skipped, w is that of the other side alone, and the
+    weights stay finite and are moved by it."""
     monkeypatch.setattr(rl, "reward_of", vary)
-    backward = sft.SFT.backward
-    monkeypatch.setattr(sft.SFT, "backward", lambda self, model, rows: backward(self, model, rows, float("nan")))
+    backward = side.backward
+    monkeypatch.setattr(side, "backward", lambda *args, **more: backward(*args, **more, scale=float("nan")))
     flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, weight="norm")
     average.main(average.Config(out=str(tmp_path / "run"), **flags))
     start, end = weights(base), weights(tmp_path / "run")
-    assert [line["weight"] for line in metrics(tmp_path / "run")] == [1, 1, 1]
+    assert [line["weight"] for line in metrics(tmp_path / "run")] == [weight] * 3
     assert all(x.isfinite().all() for x in end.values()) and not same(start, end)
     assert metrics(tmp_path / "run")[-1]["skipped"] == 3
 

@@ -46,7 +46,7 @@ def test_estimate_against_hand_computed_cases():
     assert estimate(np.repeat(one, 4, 0)).half_width == pytest.approx(estimate(one).half_width, rel=1e-9)
     assert np.isinf(estimate(np.array([[0.3]])).half_width) and estimate(np.array([[0.3]])).p_above() == 1
     exact = estimate(np.full((3, 9), 0.25))
-    assert exact.low == exact.high == 0.25 and exact.p_above() == 0
+    assert exact.low == exact.high == 0.25 and exact.p_above() == 0 and exact.p_above(0.25) == 1
 
 
 def test_bootstrap_against_hand_computed_cases():
