@@ -287,9 +287,9 @@ class Builder:
             self.train(r.run, base, start, **changes)
             return last
         # a flag that makes this recipe or this plan what it is cannot be another
-        for name in self.own_flags.get(r.stage, {}).keys() & {*r.flags, *changes}:
-            where = f"the plan {self.config.plan} varies it" if name in changes else f"the recipe {recipe} sets it"
-            raise UserError(f"--stage_flags {r.stage} --{name}: {where} (excursion/recipes.py, excursion/plan.py)")
+        for flag in self.own_flags.get(r.stage, {}).keys() & {*r.flags, *changes}:
+            where = f"the plan {self.config.plan} varies it" if flag in changes else f"the recipe {recipe} sets it"
+            raise UserError(f"--stage_flags {r.stage} --{flag}: {where} (excursion/recipes.py, excursion/plan.py)")
         # what it starts from
         init = start or (self.train(r.after, base, **changes) if r.after else base.checkpoint)
         if r.mode == "soup":  # no training: the mean of two finished models

@@ -212,8 +212,8 @@ def refuse_other(cell: Cell, state: dict | None, out: Path) -> None:
     if state and state["command"] != cell.command and (begun or state["rc"] is not None):
         failed = state["rc"] and not begun
         what, way = ("failed there by", "--retry runs this one") if failed else ("was made by", "pass the same flags")
-        raise UserError(f"{cell.name} in {out} {what} another command (its .json beside its .log says which): {way}, or "
-                        "another --out")  # fmt: skip
+        raise UserError(f"{cell.name} in {out} {what} another command (its .json beside its .log says which; a rates.json that came "
+                        f"since changes flags, too): {way}, or another --out")  # fmt: skip
 
 
 def has_begun(cell: Cell) -> bool:
