@@ -195,7 +195,7 @@ class Builder:
         # which checkpoints, as tokens and as steps
         counts, primary, kept = self.counts(total, scale)
         if max(*counts, *primary) > total + per_step:
-            where = f"--checkpoints {c.checkpoints} --primary {c.primary}"
+            where = f"--checkpoints {c.checkpoints}" + (f" --primary {c.primary}" if c.primary else "")
             raise UserError(f"{where}: beyond the {tokens} tokens of pretraining (--tokens)")
 
         def steps_at(counts: list[float]) -> set[int]:

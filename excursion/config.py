@@ -232,6 +232,7 @@ def resolve(config: Config) -> Config:
 
 def rules(c: Config) -> Iterator[tuple[str, bool, str]]:
     """(flag, is its value sound, what it has to be) of a config whose budget is filled in."""
+    yield "out", bool(c.out), "name a folder"
     yield "records", not c.records or Path(c.records).is_dir(), "no such folder"
     for name in ("recipes", "control_recipes"):
         yield name, set(getattr(c, name)) <= set(RECIPES), f"recipes are {', '.join(RECIPES)}"

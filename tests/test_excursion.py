@@ -684,7 +684,7 @@ def test_ctrl_c_once_and_twice(tmp_path, capfd):
 def test_bad_input_is_one_line(tmp_path):
     for flags, match in [
         (dict(recipes=("grpo",)), "--recipes grpo"),
-        (dict(checkpoints="900M"), "beyond"),
+        (dict(checkpoints="900M"), "--checkpoints 900M: beyond"),
         (dict(checkpoints="many"), "not a count"),
         (dict(seeds=(1, 1)), "--seeds"),
         (dict(pool=-1), "--pool"),
@@ -716,6 +716,8 @@ def test_bad_input_is_one_line(tmp_path):
         with pytest.raises(UserError, match=match) as error:
             make_plan(make_config(tmp_path, scale="micro", **flags))
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="--out: name a folder"):
+        resolve(Config(command="plan", scale="smoke", out=""))
     with pytest.raises(UserError, match="--rollout_counts 1: must lie in"):  # rl.py would refuse it, hours later
         cli.check_ranges(Config(rollout_counts=(1, 64)))
     code, _, err = excursion_run("report", "--records", tmp_path / "none", "--out", tmp_path)
