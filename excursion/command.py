@@ -86,9 +86,11 @@ def sweep(config: Config, cells: list[Cell]) -> bool:
 
 
 def checkpoints(config: Config, cells: list[Cell]) -> bool:
-    """All cells; then OUT/checkpoints.json."""
+    """All cells; then, of all evaluations, OUT/checkpoints.json."""
     whole = complete(config, cells)
-    if whole:
+    asked = [cell.result.exists() for cell in cells if cell.kind == "eval"]
+    print(f"{sum(asked)} of {len(asked)} evaluations of base models are finished")
+    if all(asked):
         write_checkpoints(config, cells)
     return whole
 

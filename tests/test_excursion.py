@@ -607,6 +607,8 @@ def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
     judged = [c for c in cells if c.kind == "eval"]
     assert len(judged) == 24 and all(flag(c, "questions") == "validation" and not c.meta for c in judged)
     tokens = sorted({c.name.split("/")[1] for c in judged})
+    report_of = replace(config, command="report")  # of jobs that have not ended yet
+    assert command.checkpoints(report_of, cells) and capsys.readouterr().out.startswith("0 of 24 evaluations")
 
     def write(level) -> None:
         for cell in judged:
@@ -621,7 +623,7 @@ def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
     with pytest.raises(UserError, match="pretrain for longer"):
         choose.write_checkpoints(config, cells)
     write(lambda i: 0.008 * i)
-    choose.write_checkpoints(config, cells)
+    assert command.checkpoints(report_of, cells)
     assert "process" in capsys.readouterr().out
     grid = plan_of(tmp_path, budget="study")
     places = {name.split("/")[1] for name in grid if name.endswith("/rl/train")}
