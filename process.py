@@ -176,11 +176,15 @@ def start_process(
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- libraries below us may use the global state
     torch.manual_seed(seed)
-    bf16 = dtype == "bf16" or (dtype == "auto" and device.startswith("cuda"))
-    precision = torch.bfloat16 if bf16 else torch.float32
-    micro_tokens = micro_tokens or (2048 if device == "cpu" else 16384)
+    precision, micro_tokens = numbers(torch.device(device).type, dtype, micro_tokens)
     sharded = shard and world > 1  # a run that was sharded may go on in one process
     return Process(rank, world, torch.device(device), precision, micro_tokens=micro_tokens, sharded=sharded)
+
+
+def numbers(kind: str, dtype: str, micro_tokens: int) -> tuple[torch.dtype, int]:
+    """What --dtype and --micro_tokens mean on a kind of device: "auto" and 0 leave them to it."""
+    bf16 = dtype == "bf16" or (dtype == "auto" and kind == "cuda")
+    return torch.bfloat16 if bf16 else torch.float32, micro_tokens or (2048 if kind == "cpu" else 16384)
 
 
 def end_process() -> None:

@@ -86,6 +86,37 @@ def test_activations_of_a_packed_batch(shape, flags):
     assert dry_run.work(dry, 1)["FLOPs"] == pytest.approx(stats["flops"], rel=0.01)
 
 
+@pytest.mark.parametrize("minibatch, epochs", [(0, 1), (2, 1), (5, 1), (9, 1), (2, 2), (0, 2)])
+def test_flops_of_several_updates(minibatch, epochs):
+    """FLOPs of an RL step whose answers are trained on in minibatches are those that its passes count, with those for p_old."""
+    c, (_, n, prompt, answer), questions = *SHAPES["narrow"], 5
+    sizes = dict(prompts=questions, rollouts=n, prompt_tokens=prompt, answer_tokens=answer)
+    dry = job("rl", c, minibatch=minibatch, inner_epochs=epochs, kl=0.1, **sizes)
+    model, side = GPT(c).init_weights(0), object.__new__(rl.GRPO)
+    side.config, side.process, side.max_new_tokens, side.every_group, side.reference = (
+        dry.config,
+        CPU,
+        answer,
+        True,
+        model,
+    )
+    old = np.zeros(answer, np.float32)
+    groups = [
+        [rl.Answer({}, [1] * prompt, [2] * answer, "", old, True, True, 0.0, False, 1.0) for _ in range(n)] for _ in range(questions)
+    ]  # fmt: skip
+    minibatches = side.minibatches(groups)
+    flops = side.recompute(model, minibatches) if len(minibatches) > 1 else 0.0
+    flops += sum(side.backward(model, minibatch, on_policy=False)["flops"] for minibatch in minibatches)
+    assert dry_run.work(dry, 1)["FLOPs"] == pytest.approx(flops, rel=1e-6)
+
+
+def test_kept_checkpoints_of_a_run_of_unknown_length():
+    """--steps 10e without --items: the disk holds what --save_at names, and the end."""
+    flags = dict(steps="10e", save_at="100,200", gpus=1)
+    said = dry_run.run_lines(job("rl", config_of("micro", 512), **flags))
+    assert "one step (--steps 10e: give --items)" in said[0] and ": 3 kept of" in said[-1]
+
+
 def test_activations_of_sft():
     """As of RL, for rows of different questions."""
     c, (rows, _, prompt, answer) = SHAPES["narrow"]

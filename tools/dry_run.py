@@ -38,8 +38,8 @@ import sft
 from average import is_rl_step
 from cli import UserError, apply_preset, cli
 from data.tokenizer import load_tokenizer
-from model import GPT, SCALES, GPTConfig, RMSNorm, answers_flops, config_of, forward_flops, train_flops
-from process import Process
+from model import GPT, SCALES, GPTConfig, RMSNorm, answers_flops, config_of, train_flops
+from process import Process, numbers
 
 GB = 1e9
 CONTEXT = 2.0  # GB that the CUDA context, NCCL and what does not fit together are taken to need
@@ -128,7 +128,9 @@ def fakes(gpu: bool):
     patches = [(torch.Tensor, "backward", lambda *_: None), (torch.Tensor, "item", lambda _: 1.0)]
     if gpu:
         if importlib.util.find_spec("triton") is None:
-            raise UserError("counting for a GPU needs triton, whose kernels say what they save: pip install triton")
+            raise UserError(
+                "counting for a GPU needs triton, whose kernels say what they save: pip install triton (Linux only), or count for --device cpu"
+            )
         patches += [(kernels, "on_triton", lambda _: True), (RMSNorm, "forward", norm_on_cuda)]
     with contextlib.ExitStack() as stack:
         for patch in patches:
@@ -412,22 +414,23 @@ def work(job: Job, steps: int) -> dict[str, float]:
     done = dict.fromkeys(("trained", "sampled", "FLOPs", "sampling"), 0.0)
     if rl_steps:
         once = config.prompts * answers_flops(c, [(prompt, [answer] * config.rollouts)])
-        several = config.inner_epochs > 1 or config.minibatch not in (0, config.prompts)
-        passes = config.inner_epochs * (3 + bool(config.kl)) + several  # several updates: a forward pass for p_old
+        # A forward pass for p_old where a step makes several updates (GRPO.recompute); with one epoch not of the first's answers
+        first = min(config.minibatch or config.prompts, config.prompts) / config.prompts
+        passes = config.inner_epochs * (3 + bool(config.kl)) + (1 - first if config.inner_epochs == 1 else 1)
         done["trained"] += rl_steps * config.inner_epochs * config.prompts * (prompt + config.rollouts * answer)
         done["sampled"] += rl_steps * config.prompts * config.rollouts * answer
         done["FLOPs"] += rl_steps * passes * once
         done["sampling"] += rl_steps * once
     if sft_steps:
         done["trained"] += sft_steps * config.rows * (prompt + answer)
-        done["FLOPs"] += sft_steps * config.rows * 3 * (prompt + answer) * forward_flops(c, (prompt + answer + 1) / 2)
+        done["FLOPs"] += sft_steps * config.rows * 3 * answers_flops(c, [(prompt, [answer])])
     return done
 
 
 def steps_of(stage: str, config) -> tuple[int, str]:
-    """Steps of the run, and how to say so; one step, where --steps counts passes over data of unknown size."""
+    """Steps of the run, and how to say so; 0, where --steps counts passes over data of unknown size."""
     if stage != "pretrain" and not isinstance(config.steps, int) and not config.items:
-        return 1, f"one step (--steps {config.steps}: give --items)"
+        return 0, f"one step (--steps {config.steps}: give --items)"
     per_step = getattr(config, "rows" if stage == "sft" else "prompts", 0)
     steps = config.steps if stage == "pretrain" else config.total_steps(config.items, per_step)
     return steps, f"{steps:,} steps"
@@ -481,10 +484,9 @@ def checked(stage: str, config) -> Job:
         if config.prompt_tokens + config.max_new_tokens > c.context:
             raise UserError(f"{scale} has a context of {c.context}: --prompt_tokens {config.prompt_tokens} and --max_new_tokens "
                             f"{config.max_new_tokens} exceed it")  # fmt: skip
-    gpu = config.device != "cpu"
-    dtype = torch.bfloat16 if config.dtype == "bf16" or (config.dtype == "auto" and gpu) else torch.float32
-    micro_tokens = config.micro_tokens or (16384 if gpu else 2048)
-    process = Process(0, 1, torch.device("cuda:0" if gpu else "cpu"), dtype, micro_tokens=micro_tokens)
+    kind = "cuda" if config.device == "auto" else config.device
+    dtype, micro_tokens = numbers(kind, config.dtype, config.micro_tokens)
+    process = Process(0, 1, torch.device(kind), dtype, micro_tokens=micro_tokens)
     return Job(stage, config, c, process)
 
 
@@ -492,13 +494,13 @@ def run_lines(job: Job) -> list[str]:
     """Of the whole run: its tokens, its FLOPs and time, its disk."""
     config = job.config
     steps, said = steps_of(job.stage, config)
-    done = work(job, steps)
+    done = work(job, steps or 1)
     seconds = done["FLOPs"] / (config.gpus * config.tflops * 1e12 * config.mfu)
     again = {"none": "", "attention": " and a tenth for --recompute", "block": " and a third for --recompute"}
     sampled = f", {done['sampled'] / 1e6:,.1f} M sampled ({done['sampling']:.1e} FLOPs)" if done["sampled"] else ""
     n = 4 * parameters(job.c) / GB
     last = n + (4 if parallel(job) else 2) * n
-    kept = len(config.kept(steps))
+    kept = len(config.kept(steps or 10**9))
     return [
         f"{said}: {done['trained'] / 1e6:,.1f} M tokens trained{sampled}",
         f"training {done['FLOPs']:.1e} FLOPs: {duration(seconds)} at {config.mfu:.0%} of {config.gpus} × {config.tflops:g} TFLOP/s"
