@@ -29,7 +29,7 @@ from torch import Tensor
 import kernels
 from cli import UserError
 from model import GPT, Attend, GPTConfig
-from paged import PAGE, PagedCache, decode_step, upload
+from paged import PAGE, PagedCache, decode_step, follows_model, upload
 
 PAGED = {"cuda"}  # kinds of devices with a kernel that reads keys and values in pages
 SLOTS, PAGED_SLOTS = 1024, 512  # places, and slots, if kv_gib has room; with pages each row has a slot of its own
@@ -252,7 +252,8 @@ class Slots:
                 rows = live[one]
                 attend = self.cache.decode(rows["entry"], rows["prompt"], rows["new"] - 1 + step)
                 arguments = token[one, None], position[step, one, None], attend
-                fused = self.paged and kernels.on_triton(self.head)  # tests have pages without these kernels
+                # tests have pages without these kernels
+                fused = self.paged and kernels.on_triton(self.head) and follows_model()
                 hidden = decode_step(self.model, *arguments) if fused else self.model(*arguments)
                 of_slots = kernels.logits(hidden[:, 0], self.head)  # (B, V)
                 logits.append(of_slots if self.paged else of_slots[live["slot"][:begun]])  # of rows

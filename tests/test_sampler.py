@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
+import paged
 import rl
 import sampler
 from cli import UserError
-from model import GPT, config_of
+from model import GPT, Block, config_of
 from paged import PagedCache
 from process import Process
 from sampler import Continuation, KVCache, choose, sample, uniform
@@ -608,6 +609,24 @@ def test_pages_give_the_same_rows(monkeypatch, model, prompts, slots, small):
         assert caches[1].k.nbytes + caches[1].v.nbytes <= limit
         with pytest.raises(UserError, match="--kv_gib 1e-09: one row of 30 \\+ 60 tokens needs .* GiB; raise it"):
             draw(model, prompts, **flags, kv_gib=1e-9)
+
+
+def test_an_edited_model_decodes_by_its_own_forward(monkeypatch, model, prompts):
+    """On a GPU paged.decode_step decodes, which computes what model.py does; where a fork has edited the forward pass there, the
+    model itself does."""
+    assert paged.follows_model(), (
+        "model.py has changed: change decode_step alike, then FOLLOWED, to what `digest` gives"
+    )
+    steps, forward = [], Block.forward
+    monkeypatch.setattr(sampler, "PAGED", {"cpu"})
+    monkeypatch.setattr(kernels, "on_triton", lambda x: x is model.head.weight)
+    monkeypatch.setattr(sampler, "decode_step", lambda model, *args: steps.append(1) or model(*args))
+    draw(model, prompts)
+    assert steps
+    steps.clear()
+    monkeypatch.setattr(Block, "forward", lambda self, *args: forward(self, *args))
+    draw(model, prompts)
+    assert not steps
 
 
 def test_what_cannot_be_sampled_is_a_user_error(model):
