@@ -41,13 +41,14 @@ def make_optimizer(
 
 
 def learning_rate(lr: float, shape: str, warmup: int, step: int, total: int) -> float:
-    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a tenth."""
+    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a tenth.
+    A further shape also needs its name in `parse_schedule` (config.py)."""
     if step < warmup:
         return lr * (step + 1) / warmup
     if shape == "constant":
         return lr
     done = min(1.0, (step - warmup) / max(1, total - warmup))
-    left = 1.0 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = {"linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[shape]
     return lr * (FINAL_LR + (1 - FINAL_LR) * left)
 
 

@@ -1,6 +1,7 @@
 """What surrounds the steps of every stage: resuming, compiling, checkpoints, metrics, signals."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint import FORMAT, load_checkpoint, load_model, save_checkpoint, weights_digest
-from cli import UserError, check_ranges, given, has_kind_of, reason
+from cli import UserError, check_ranges, default_of, given, has_kind_of, reason
 from config import RunConfig, parse_schedule
 from curves import FEWEST, draw_curves
 from data.tokenizer import Tokenizer, load_tokenizer, tokenizer_digest
@@ -86,13 +87,19 @@ def flags_of_last(config: RunConfig, stage: str) -> dict | None:
     wrong = [f.name for f in fields(config) if f.name in args and not has_kind_of(f, args[f.name])]
     if wrong or "schedule" not in args:
         raise UserError(f"{path} has no --{[*wrong, 'schedule'][0]} that {stage} could have made; begin a new run")
-    changed = {name for name in asked & args.keys() if plain(name, getattr(config, name)) != plain(name, args[name])}
-    scheduled = not args["schedule"].startswith("constant") or ":" in str(args.get("weight", ""))
+    # A flag that a fork has added since had its default before
+    before = {f.name: default_of(f) for f in fields(config)} | args
+    changed = {name for name in asked if plain(name, getattr(config, name)) != plain(name, before[name])}
+    # A word that is not known here may be a fork's schedule of --weight
+    fixed = re.fullmatch(r"[\d.e-]+|norm|signal", str(args.get("weight", 1)))
+    scheduled = args["schedule"].partition(":")[0] != "constant" or not fixed
     for name in sorted(changed - FREE):
         if name not in LENGTH:
-            raise UserError(f"--resume with another --{name} ({args[name]!r} before): leave it out, or begin a new run")
+            raise UserError(
+                f"--resume with another --{name} ({before[name]!r} before): leave it out, or begin a new run"
+            )
         if scheduled:
-            raise UserError(f"--resume with another --{name} ({args[name]!r} before): --schedule {args['schedule']} (or --weight) is laid "
+            raise UserError(f"--resume with another --{name} ({before[name]!r} before): --schedule {args['schedule']} (or --weight) is laid "
                             "out over the run's length; only a run in which both are constant can be made longer")  # fmt: skip
     stays = changed | {"out"} | (LENGTH if changed & LENGTH else set())
     for name in args.keys() - stays:

@@ -110,6 +110,18 @@ def test_flags_that_would_change_the_run_are_refused(name, whole):
     assert taken.steps == 4  # what was not given
 
 
+def test_what_a_fork_adds_is_refused_too(whole, monkeypatch):
+    """A flag that last.pt does not have yet had its default before; a word of --weight that is not known may be a schedule."""
+    last = runtime.load_checkpoint(whole("average") / "last.pt")
+    args = {name: value for name, value in last["args"].items() if name != "entropy"} | {"weight": "cosine"}
+    monkeypatch.setattr(runtime, "load_checkpoint", lambda path: {**last, "args": args})
+    for flag, value in {"entropy": 0.5, "steps": 8}.items():
+        with pytest.raises(UserError, match=f"--resume with another --{flag} "):
+            runtime.flags_of_last(average.Config(out=str(whole("average")), resume=True, **{flag: value}), "average")
+    args["weight"] = 1e-05
+    assert runtime.flags_of_last(average.Config(out=str(whole("average")), resume=True, steps=8), "average")
+
+
 def test_every_flag_is_free_or_refused():
     """The free flags exist, and change nothing of what is learned."""
     known = set().union(*(asdict(stage.Config()) for stage, _ in STAGES.values()))

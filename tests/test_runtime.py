@@ -47,6 +47,8 @@ def test_learning_rate(schedule, warmup):
     assert rate[warmup:total] == pytest.approx(0.02 * (end + (1 - end) * shape))
     assert rate[warmup] == pytest.approx(0.02) and rate.max() <= 0.02 * (1 + 1e-9)
     assert rate[total:] == pytest.approx(0.02 * end)  # a run that goes on does not turn up again
+    with pytest.raises(KeyError):  # a fork's shape that only `parse_schedule` was told of
+        learning_rate(0.02, "sqrt", warmup, warmup, total)
 
 
 def test_the_scheduled_rate_is_the_one_that_acts(base):
