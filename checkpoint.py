@@ -111,7 +111,9 @@ def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     if weights.keys() != shapes.keys():
         name = min(weights.keys() ^ shapes.keys(), key=str)
-        raise ValueError(f"the weights do not fit the config: {name} is {'missing' if name in shapes else 'unknown'}")
+        raise ValueError(
+            f"the weights do not fit the config, as model.py has it now: {name} is {'missing' if name in shapes else 'unknown'}"
+        )
     for name, shape in shapes.items():
         tensor = weights[name]
         plain = tensor.device.type == "cpu" and not tensor.is_nested and tensor.layout == torch.strided
@@ -119,7 +121,7 @@ def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
             raise ValueError(f"{name} is not a plain tensor of floating-point numbers")
         if tensor.shape != shape:
             raise ValueError(
-                f"the weights do not fit the config: {name} is {tuple(tensor.shape)} and not {tuple(shape)}"
+                f"the weights do not fit the config, as model.py has it now: {name} is {tuple(tensor.shape)} and not {tuple(shape)}"
             )
         if not all(map(math.isfinite, torch.stack(tensor.aminmax()).tolist())):
             raise ValueError(f"{name} holds infinite numbers or NaN")
