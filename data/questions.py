@@ -121,7 +121,10 @@ def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dic
         name, split = hub, named_split
     in_data = Path(data) / "questions" / f"{name}.jsonl"
     if not in_data.exists() and not Path(name).exists() and name not in HUB_QUESTIONS:
-        raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {', '.join(HUB_QUESTIONS)}")
+        there = ", ".join(sorted(path.stem for path in in_data.parent.glob("*.jsonl")))
+        there = f"; {in_data.parent} has {there}" if there else ""
+        hubs = ", ".join(HUB_QUESTIONS)
+        raise UserError(f"questions {name!r}: neither {in_data} nor a file, nor one of {hubs}{there}")
     return load_questions(in_data if in_data.exists() else name, split, limit=limit)
 
 

@@ -17,6 +17,7 @@ from data.prompt import PROMPT_FORMS, encode_prompt, encode_solution, few_shot_p
 from data.questions import (
     EXAMPLES,
     BannedQuestions,
+    find_questions,
     load_examples,
     load_questions,
     normalise,
@@ -130,6 +131,17 @@ def test_bad_rows_are_named_counted_and_skipped(tmp_path, capsys):
         with pytest.raises(UserError, match="strict.jsonl:2: .*--strict") as error:
             load_questions(path, strict=True)
         assert "\n" not in str(error.value), line
+
+
+def test_a_set_that_is_not_there(tmp_path):
+    """The line names the sets that the data folder has: one of a user's own questions has no test sets."""
+    (tmp_path / "questions").mkdir()
+    for name in ("validation", "train"):
+        write(tmp_path / f"questions/{name}.jsonl", [OWN])
+    with pytest.raises(UserError, match=f"'test_easy': neither .*; {tmp_path}/questions has train, validation$"):
+        find_questions(str(tmp_path), "test_easy", "test")
+    with pytest.raises(UserError, match="openmathinstruct2-full$"):
+        find_questions(str(tmp_path / "nowhere"), "test_easy", "test")
 
 
 def test_bad_files(tmp_path, monkeypatch):
