@@ -276,7 +276,7 @@ class GRPO:
         for _ in range(1 + c.resample):
             groups += self.rollouts(model)
             idle += self.process.idle
-            if not c.resample or sum(map(has_signal, groups)) >= c.prompts:
+            if sum(map(has_signal, groups)) >= c.prompts:
                 break
         metrics = sampling_metrics(groups, model, time.perf_counter() - start)
         if self.process.world > 1:

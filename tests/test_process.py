@@ -60,13 +60,13 @@ def test_any_text_is_judged(text):
     assert sound(found) in (True, False)
 
 
-@pytest.mark.parametrize("size", [900, 10**5])
+@pytest.mark.parametrize("size", [300, 10**5])
 def test_hostile_text_is_judged_false(size):
-    """Deep brackets, long chains, huge numbers: false, without a deep recursion or a long wait."""
+    """Deep brackets, long chains, huge numbers, of which some are true: false, without a deep recursion or a long wait."""
     for text in (
-        "(" * size + "1 = 1",
-        "-" * size + "1 = 1",
-        "1" + "+1" * size + " = 2",
+        "(" * size + "1 + 1" + ")" * size + " = 2",
+        "-" * size + "1 + 1 = 2",
+        "1" + "+1" * size + f" = {size + 1}",
         "9" * size + "*9" * size + " = 1",
     ):
         assert not sound(equations(text))
@@ -86,6 +86,7 @@ def test_which_equations_a_text_has():
         ("1,200 + 1 = 1,201, 7 - 1 = 6", ["1200+1=1201", "7-1=6"], [1, 1]),
         ("2 * (3 + 4) = 14 and (2 + 3 = 5", ["2*(3+4)=14", "(2+3=5"], [1, 0]),
         ("12 + 5 = 10 + 7 = 17 and 12 + 5 = 17 * 2 = 34", ["12+5=10+7=17", "12+5=17*2=34"], [1, 0]),
+        ("2 + 3 = 4 = 5", ["2+3=4=5"], [0]),
         ("x = 5, 12 + = 17, = 3, 4 + 1 =", ["=5", "12+=17", "=3", "4+1="], [0, 0, 0, 0]),
         ("5 / 0 = 5 / 0", ["5/0=5/0"], [0]),
         ("The answer is \\boxed{34}.", [], []),

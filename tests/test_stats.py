@@ -45,6 +45,11 @@ def test_estimate_against_hand_computed_cases():
     one = np.random.default_rng(0).random((1, 50))
     assert estimate(np.repeat(one, 4, 0)).half_width == pytest.approx(estimate(one).half_width, rel=1e-9)
     assert np.isinf(estimate(np.array([[0.3]])).half_width) and estimate(np.array([[0.3]])).p_above() == 1
+    # Two seeds, two questions: seed means 2 and 6, question means 1 and 7, residuals of ±1. Va = 4, Vb = 9, Ve = 1
+    both = estimate(np.array([[0.0, 4.0], [2.0, 10.0]]))
+    assert both.se == pytest.approx((4 + 9 - 1) ** 0.5) and both.df == pytest.approx(12**2 / (4**2 + 9**2 + 1**2))
+    # Va = Vb = 0.25 and Ve = 2.25: never below either
+    assert estimate(np.array([[0.0, 4.0], [4.0, 2.0]])).se == pytest.approx(0.5)
     exact = estimate(np.full((3, 9), 0.25))
     assert exact.low == exact.high == 0.25 and exact.p_above() == 0 and exact.p_above(0.25) == 1
 
