@@ -281,6 +281,8 @@ def test_process_share_and_rows():
         loads = [sum(sizes[i] for i in s) for s in shares]
         assert max(loads) - min(loads) <= max(sizes)
         assert [i for r in ranks for i in range(33)[Process.rows(r, 33)]] == list(range(33))
+    first, second = (Process.share(SimpleNamespace(rank=r, world=2), [1, 1, 1, 1, 4]) for r in (0, 1))
+    assert (first, second) == ([4], [0, 1, 2, 3])  # the largest first: else 2 and 2 are done when the 4 comes
 
 
 def test_same_can_tell():

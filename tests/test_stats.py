@@ -26,11 +26,11 @@ def test_bootstrap_is_too_narrow_where_seeds_differ():
     """Why the small-sample interval decides: with three seeds that differ, the crossed bootstrap misses the mean in more than
     a tenth of draws, the small-sample interval in fewer than half as many."""
     rng, misses = np.random.default_rng(1), np.zeros(2)
-    for _ in range(150):
-        y = draw(rng, 0.08, 0.3, 0.3)
+    for _ in range(600):
+        y = draw(rng, 0.4, 0.3, 0.3, (3, 32))
         x, (low, high) = estimate(y), bootstrap(y)
         misses += [not x.low <= 0 <= x.high, not low <= 0 <= high]
-    assert misses[1] / 150 > 0.1 and misses[0] < misses[1] / 2
+    assert misses[1] / 600 > 0.1 and misses[0] < misses[1] / 2
 
 
 def test_estimate_against_hand_computed_cases():
