@@ -20,7 +20,7 @@ import sampler
 import sft
 from data.prompt import encode_prompt
 from data.tokenizer import load_tokenizer
-from model import GPT, config_of
+from model import GPT, answers_flops, config_of
 from optimizer import make_optimizer, optimizer_step
 from process import Process
 from runtime import Run
@@ -514,6 +514,10 @@ def test_23_sft_trains_on_solutions_only(loss):
     assert got.tolist() == [False] * (len(prompt) - 1) + [True] * (1 + total - 2)
     nll = -sum(full_log_probs(policy, prompt, solution, 1.0).sum() for _, solution in rows)
     assert metrics["sft_loss"] == pytest.approx(nll.item() / total, rel=1e-5)
+    assert metrics["sft_tokens"] == len(got)
+    assert metrics["flops"] == 3 * answers_flops(
+        policy.config, [(len(prompt), [len(solution) for _, solution in rows])]
+    )
     want = flat(torch.autograd.grad(nll / (total if loss == "token_mean" else 1), list(policy.parameters())))
     assert (flat(p.grad for p in policy.parameters()) - want).norm() < 1e-5 * want.norm()
 

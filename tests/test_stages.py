@@ -185,13 +185,16 @@ def test_rates_and_optimizers_of_the_modes(base, world, tmp_path, monkeypatch, m
     for stage in (rl, sft, average):
         monkeypatch.setattr(stage, "optimizer_step", record)
     flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=2, mode=mode)
+    flags |= dict(weight="signal") if mode == "parallel" else {}
     config = average.Config(out=str(tmp_path / "run"), schedule="linear", **flags)
     average.main(config)
     rates = [{"R": config.lr, "S": config.sft_lr}[side] for side in sides]
     left = [1.0, 0.55]  # of the rate, in the first step and in the second
     assert [lr for _, lr in seen] == pytest.approx([r * left[i * 2 // len(rates)] for i, r in enumerate(rates)])
     assert len({id(optimizer) for optimizer, _ in seen}) == (2 if mode == "parallel" else 1)
-    assert mode != "parallel" or seen[0][0] is seen[2][0] is not seen[1][0]
+    if mode == "parallel":
+        assert seen[0][0] is seen[2][0] is not seen[1][0]
+        assert all(line["weight"] == line["signal"] > 0 for line in metrics(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("weight", ["norm", "signal"])
