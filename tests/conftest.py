@@ -86,7 +86,7 @@ def start(*command, **kwargs) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
 
 
-def run(*command, timeout: float = 120) -> tuple[int, str, str]:
+def run(*command, timeout: float = 600) -> tuple[int, str, str]:
     """Run `python COMMAND` in the project's folder: exit code, stdout, stderr."""
     process = start(*command)
     out, err = process.communicate(timeout=timeout)

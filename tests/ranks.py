@@ -36,7 +36,7 @@ def start_ranks(world: int, *commands, **env) -> list[subprocess.Popen]:
     return processes
 
 
-def wait_ranks(processes: list[subprocess.Popen], timeout: float = 120) -> tuple[list[int], list[str]]:
+def wait_ranks(processes: list[subprocess.Popen], timeout: float = 600) -> tuple[list[int], list[str]]:
     """Exit codes and stderr of each rank. None of them is left behind."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in processes]

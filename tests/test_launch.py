@@ -62,7 +62,7 @@ def submit(tmp_path):
         for shell in ("bash", "sh"):
             assert subprocess.run([shell, "-n"], input=script, text=True).returncode == 0
         env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-        subprocess.run(["sh"], input=script, text=True, check=True, env=env, cwd=elsewhere, timeout=300)
+        subprocess.run(["sh"], input=script, text=True, check=True, env=env, cwd=elsewhere, timeout=600)
         return [path.read_text() for path in sorted(jobs.iterdir())]
 
     return run_script

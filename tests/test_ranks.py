@@ -260,7 +260,7 @@ def pairs(started) -> dict:
     """signal → (folder, exit codes, stderr)."""
     codes = {name: wait_ranks(processes) for name, (_, processes) in started.items() if name != "SIGSTOP"}
     out, (first, second) = started["SIGSTOP"]
-    err = first.communicate(timeout=120)[1]
+    err = first.communicate(timeout=600)[1]
     second.kill()
     codes["SIGSTOP"] = ([first.returncode, second.wait()], [err, ""])
     return {name: (started[name][0], *codes[name]) for name in started}

@@ -100,7 +100,7 @@ def opened(page: Path, state: str = "") -> str:
     """The page's elements as a browser has them after its scripts ran. state: of the filters."""
     command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
     url = page.resolve().as_uri() + state
-    return subprocess.run([*command, url], capture_output=True, text=True, timeout=110).stdout
+    return subprocess.run([*command, url], capture_output=True, text=True, timeout=600).stdout
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
