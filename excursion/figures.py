@@ -187,10 +187,13 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def along(g: Grid, recipe: str, tokens: int, *measures: Questions) -> dict[int, list[Estimate]]:
-    """step → each measure over the replicates that were judged there, beginning with the start at 0; steps that lack one are
-    left out."""
-    paths = {key: trajectory(g, recipe, tokens, key) for key in g.paths.get((recipe, tokens), {})}
+def along(
+    g: Grid, recipe: str, tokens: int, *measures: Questions, keys: set | None = None
+) -> dict[int, list[Estimate]]:
+    """step → each measure over the replicates (of `keys`) that were judged there, beginning with the start at 0; steps that lack a
+    measure are left out."""
+    keys = keys or g.paths.get((recipe, tokens), {})
+    paths = {key: trajectory(g, recipe, tokens, key) for key in keys}
     found = {}
     for step in sorted(set().union(*paths.values())):
         here = {key: path[step] for key, path in paths.items() if step in path}
@@ -271,12 +274,20 @@ def figure_entropy(g: Grid, tokens: int, kind: str):
     return named(figure, ax, ends), f"Entropy of {kind} over training steps from {million(tokens)} tokens"
 
 
+def at_rates(s: Sharpening, recipe: str) -> dict[float, dict[int, list[Estimate]]]:
+    """rate → `along`; 0 for seldom solved questions alone. Over the replicates that all rates have, so that lines do not differ by
+    where their pretraining runs are; over all of each, if none is shared."""
+    place = (recipe, s.tokens)
+    replicates = {rate: set(g.paths[place]) for rate, g in s.grids.items() if g.paths.get(place)}
+    keys = set.intersection(*replicates.values()) if replicates else None
+    m, rates = s.measure, sorted(replicates, key=lambda rate: (rate == 0, rate))
+    paths = {rate: along(s.grids[rate], recipe, s.tokens, m.at(1), m, keys=keys) for rate in rates}
+    return {rate: points for rate, points in paths.items() if len(points) > 1}
+
+
 def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
     """RL from one start at several rates; the paper's own setting ringed."""
-    m, paths = s.measure, {}
-    for rate in (*s.rates, 0.0):  # 0: on seldom solved questions alone
-        points = along(s.grids[rate], recipe, s.tokens, m.at(1), m)
-        paths |= {rate: points} if len(points) > 1 else {}
+    m, paths = s.measure, at_rates(s, recipe)
     if not paths:
         return None, ""
     figure, ax = panel(f"{label(recipe)}, from {million(s.tokens)} tokens", f"{m.at(1).name}, %", (4.6, 4.2))
@@ -299,11 +310,10 @@ def figure_sharpening(s: Sharpening, recipe: str, limits: tuple):
 
 def sharpening_limits(s: Sharpening) -> tuple:
     """One range for all starts."""
-    m = s.measure
-    paths = [along(g, r, s.tokens, m.at(1), m) for r in s.recipes for g in s.grids.values()]
+    paths = [points for r in s.recipes for points in at_rates(s, r).values()]
     limits = []
     for i in (0, 1):
-        values = [100 * points[i].mean for path in paths for points in path.values()]
+        values = [100 * points[i].mean for path in paths for points in path.values()] or [0.0]
         pad = 0.1 * (max(values) - min(values)) + 1
         limits.append((min(values) - pad, max(values) + pad))
     return tuple(limits)

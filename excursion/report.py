@@ -302,8 +302,8 @@ def show_sharpening(doc: Document, entries: list[Entry]) -> None:
     limits = draw.sharpening_limits(s)
     panels = [(f"sharpening_{r}", *draw.figure_sharpening(s, r, limits)) for r in s.recipes]
     doc.panels("Order × rate × dose", panels,
-               "A panel a start, a line a rate (times the grid's), the last step named; all panels have the same range. Rings mark the paper's "
-               "pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
+               "A panel a start, a line a rate (times the grid's), mean over the seeds that all its lines have; the last step is named, and "
+               "all panels have the same range. Rings mark the paper's pair: RL from base, and RL after SFT at a far higher rate.")  # fmt: skip
 
 
 def show_forests(doc: Document, found: list[Finding], c: Contrasts) -> None:

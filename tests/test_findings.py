@@ -475,6 +475,15 @@ def test_rates_are_compared_at_steps_that_both_have():
     assert "step 320" in rate.text and rate.verdict == "shown"
 
 
+def test_rates_are_drawn_over_the_seeds_that_all_have():
+    """The grid's rate has three seeds, the others one: a panel's lines are of that seed, so that seeds do not part them."""
+    entries = [e for e in sharpening_world("rate") if not e.variant or e.keys[0][1] == 2]
+    drawn = figures.at_rates(Sharpening(entries), "rl")
+    alone = figures.at_rates(Sharpening([e for e in entries if e.keys[0][1] == 2]), "rl")
+    assert list(drawn) == [1 / 3, 1.0, 3.0] and list(drawn[1.0]) == [0, *STEPS]
+    assert drawn == alone
+
+
 def records_of_the_plans(tmp_path) -> list:
     """What an excursion would leave of the study's plans: their cells' own .cell.json, with answers made up here."""
     w, found = World(40), {}
