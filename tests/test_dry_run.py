@@ -93,13 +93,7 @@ def test_flops_of_several_updates(minibatch, epochs):
     sizes = dict(prompts=questions, rollouts=n, prompt_tokens=prompt, answer_tokens=answer)
     dry = job("rl", c, minibatch=minibatch, inner_epochs=epochs, kl=0.1, **sizes)
     model, side = GPT(c).init_weights(0), object.__new__(rl.GRPO)
-    side.config, side.process, side.max_new_tokens, side.every_group, side.reference = (
-        dry.config,
-        CPU,
-        answer,
-        True,
-        model,
-    )
+    vars(side).update(config=dry.config, process=CPU, max_new_tokens=answer, every_group=True, reference=model)
     old = np.zeros(answer, np.float32)
     groups = [
         [rl.Answer({}, [1] * prompt, [2] * answer, "", old, True, True, 0.0, False, 1.0) for _ in range(n)] for _ in range(questions)
