@@ -6,6 +6,7 @@ record lacks (older ones have no `process`, `floor`, `entropy`, `step`) is absen
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,27 @@ def load(folder: Path) -> list[Entry]:
     if not entries:
         raise UserError(f"{folder}: no record in it yet: nothing was evaluated so far")
     return entries
+
+
+def mixed_bases(entries: list[Entry]) -> str:
+    """A sentence on base checkpoints of which the records know two models, as where a plan went on on another kind of machine while
+    records of other plans stayed; empty without any."""
+    models: dict[str, Counter] = {}  # base checkpoint → digest of its weights → records
+    for e in entries:
+        for base in (e.record.get("lineage") or [{}])[:1]:
+            if "weights" in base:
+                name = f"{base.get('args', {}).get('out')}, step {base.get('step')}"
+                models.setdefault(name, Counter())[str(base["weights"])] += 1
+    mixed = [
+        f"{name}: " + " and ".join(f"{n} of {weights}" for weights, n in count.most_common())
+        for name, count in models.items()
+        if len(count) > 1
+    ]
+    if not mixed:
+        return ""
+    return (
+        f"Records are not of one base model ({'; '.join(mixed)}): what is compared there differs in pretraining, too."
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from excursion.figures import plt
 from excursion.findings import NAMES, Contrasts
 from excursion.plan_findings import all_findings, questions
 from excursion.recipes import RECIPES, label
-from excursion.records import Entry, Questions, load, million
+from excursion.records import Entry, Questions, load, million, mixed_bases
 from excursion.sharpening import Sharpening
 from files import write_text
 from likelihood import main_accuracy
@@ -476,6 +476,8 @@ def write_report(records: Path, out: Path) -> Path:
     found, answers = all_findings(entries), questions(entries)
     doc = Document("RL excursions during pretraining: what came out", out / "figures")
     doc.text(" ".join(summary(entries, found, answers)))
+    if mixed := mixed_bases(entries):
+        doc.text(mixed)
     show_findings(doc, entries, found, answers)
     if plain:
         c = Contrasts(Grid(plain), entries)

@@ -604,6 +604,18 @@ def test_a_trial_is_not_called_a_test(tmp_path, small_pictures, sets, said):
         assert ("Grey: what answers to other questions" in text) == (floor is not None)
 
 
+def test_two_models_of_one_base_checkpoint_are_named(tmp_path, small_pictures):
+    """A plan that went on on another kind of machine pretrains its base again; records of other plans are of the old one."""
+    entries = [make_entry("base", tokens, 1, [4, 9]) for tokens in (3_500_000, 4_400_000, 4_400_000)]
+    for step, weights, e in zip((35, 44, 44), ("aa", "bb", "cc"), entries, strict=True):
+        e.record["lineage"][0] |= {"step": step, "weights": weights, "args": {"out": "out/run"}}
+    for some, said in ((entries[:2], False), (entries, True)):
+        save(some, tmp_path / f"{said}")
+        report.write_report(tmp_path / f"{said}", tmp_path / f"{said}_out")
+        text = (tmp_path / f"{said}_out/report.md").read_text()
+        assert ("Records are not of one base model (out/run, step 44: 1 of bb and 1 of cc)" in text) == said
+
+
 def test_broken_records_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no record"):
         load(tmp_path)
