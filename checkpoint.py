@@ -3,7 +3,7 @@
     format                          FORMAT
     stage, step, args, metrics      of the run that made it: its stage, steps done, flags; steps that were skipped
     tokens, flops                   tokens of pretraining; FLOPs of all stages so far (None: unknown)
-    lineage                         stage, step, FLOPs, flags and digest of the weights of every stage so far, this one last
+    lineage                         stage, step, FLOPs, flags, digests of weights and of data of every stage so far, this one last
     config, model                   fields of GPTConfig; state_dict of GPT
     tokenizer, tokenizer_digest     its name; a digest of what its ids mean
     train                           in last.pt alone, for --resume: progress, optimizer states, data cursors

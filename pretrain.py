@@ -232,6 +232,7 @@ def main(config: Config) -> None:
         raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
     model = run.model
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, decay_gains=True)
+    run.trains_on(loader.digest)
     run.restore(optimizer=optimizer)
     fast_model = compiled(model, config, process)  # shares its parameters with `model`
     flops_per_step = tokens_per_step * train_flops(model.config, config.seq_len)

@@ -41,7 +41,7 @@ from checkpoint import load_checkpoint, load_model
 from cli import UserError, cli
 from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import fitting, left_out
-from data.questions import file_and_band, find_questions, in_band, what_to_expect
+from data.questions import file_and_band, find_questions, in_band, questions_digest, what_to_expect
 from data.tokenizer import Tokenizer, default_new_tokens
 from eval import HeldOut, make_evaluate, say
 from model import GPT, answers_flops
@@ -503,6 +503,7 @@ def make_grpo(run: Run) -> GRPO:
     if config.difficulty:
         questions = in_band(questions, *file_and_band(config.difficulty))
     questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale
+    run.trains_on(questions_digest(questions))
     if config.kl > 0:
         reference = kl_reference(load_model(load_checkpoint(config.init), process.device), process.dtype)
     return GRPO(config, questions, run.tokenizer, process, config.seed, run.model.config.context, reference)

@@ -118,7 +118,8 @@ def begin(config: RunConfig, stage: str) -> "Run":
     run = Run(config, stage, start_process(config.device, config.dtype, config.seed, config.micro_tokens, config.shard))
     if checkpoint:  # --resume
         run.progress = Progress(**checkpoint["train"]["progress"])
-        run.lineage = checkpoint["lineage"][:-1]  # without this stage, which every save adds as it then is
+        *run.lineage, entry = checkpoint["lineage"]  # without this stage, which every save adds as it then is
+        run.data_before = entry.get("data")
         run.to_restore = checkpoint["train"]
     elif init := getattr(config, "init", ""):
         checkpoint = load_checkpoint(init)
@@ -207,6 +208,8 @@ class Run:
         self.tokenizer: Tokenizer | None = None
         self.progress = Progress()
         self.lineage: list[dict] = []  # of the checkpoint behind this stage
+        self.data: list[str] = []  # digests of what it trains on (`trains_on`)
+        self.data_before: list[str] | None = None  # of a resumed run, when it began; None: not known
         self.to_restore: dict = {}  # name → state, of what last.pt holds beside the model, until `restore`
         self.last_good: Path | None = None  # the checkpoint that was written last
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
@@ -257,10 +260,18 @@ class Run:
 
         self.fast = compile_training(self.model, self.process, self.config.compile, steps, dynamic=True, trial=trial)
 
+    def trains_on(self, digest: str) -> None:
+        """Note what the run trains on; averaging has two such, of its RL side and of its SFT side. It is part of the lineage."""
+        self.data.append(digest)
+
     def restore(self, **things: "torch.optim.Optimizer | Cursor") -> None:
         """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save writes
-        them. UserError if last.pt has something else."""
+        them. UserError if last.pt has something else, or if the data have changed."""
         self._saved_things = things
+        if self.data_before not in (None, self.data):
+            raise UserError(
+                "--resume: the data that this run trains on have changed since it began (digest); put them back, or begin a new run"
+            )
         for name, thing in things.items() if self.config.resume else ():
             if isinstance(thing, Cursor):
                 thing.position = self.to_restore.get(name)
@@ -306,6 +317,7 @@ class Run:
         args.pop("resume")  # a resumed run's checkpoints and records are those of an uninterrupted one
         entry = {"stage": self.stage, "step": progress.step, "flops": progress.flops, "args": args}
         entry["weights"] = weights_digest(weights)  # says later from exactly which model another was made
+        entry |= {"data": self.data} if self.data else {}
         checkpoint = {
             "format": FORMAT,
             "stage": self.stage,

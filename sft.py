@@ -28,7 +28,7 @@ import torch
 from cli import UserError, cli
 from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import encode_prompt, encode_solution, listed
-from data.questions import find_questions, what_to_expect
+from data.questions import find_questions, questions_digest, what_to_expect
 from data.tokenizer import Tokenizer
 from eval import HeldOut, make_evaluate, say
 from model import GPT, answers_flops
@@ -182,6 +182,7 @@ def make_sft(run: Run) -> SFT:
     questions = find_questions(config.data, config.questions, "train", config.limit)
     if run.stage == "sft":  # average.py has an RL side too, which says it
         say(what_to_expect(questions, run.progress.tokens), run.process)
+    run.trains_on(questions_digest(questions))
     return SFT(config, questions, run.tokenizer, run.process, config.seed, run.model.config.context)
 
 

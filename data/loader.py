@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from cli import UserError
 from data.shards import Source, Tokens
-from files import crc32
+from files import crc32, json_digest
 
 # Named mixtures, for --mix, in % of tokens. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2
 # mixtures), which the paper pretrains on; its sources are those that `data.prepare --input dolmino` makes.
@@ -94,7 +94,7 @@ class Loader:
     """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens; {}: there are no train
     batches, only held-out ones).
 
-    Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`."""
+    Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`, `digest` (of all train tokens)."""
 
     def __init__(self, folder: str | Path, mix: dict[str, float] | None, batch_size: int, seq_len: int, seed: int):
         folder = Path(folder)
@@ -124,6 +124,10 @@ class Loader:
                     "prepare more, shorten --seq_len or leave it out of --mix"
                 )
         self.weights = integer_weights(mix)
+        shards = {
+            name: [self.sources[name].train.size, *self.sources[name].train.digests.values()] for name in self.weights
+        }
+        self.digest = json_digest({"train": shards})
         self._orders: dict[tuple[str, int], np.ndarray] = {}  # (source, epoch) → permutation of its windows
 
     def verify(self, process, splits: tuple[str, ...] = ("train", "val")) -> None:

@@ -14,6 +14,7 @@ import json
 import math
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -136,6 +137,14 @@ def load_questions(
     split, subset: of a hub data set. folder: a local copy of that data set, to be read instead."""
     source = str(name) if str(name) in HUB_QUESTIONS else Path(name).name.split(".")[0]
     return merge_questions(question_records(name, split, folder, subset), source, strict, limit)
+
+
+def questions_digest(questions: list[dict]) -> str:
+    """A digest of what training reads of them, in their order."""
+    digest = 0
+    for q in questions:
+        digest = zlib.crc32(json.dumps([q["question"], q["answer"], q["solutions"]]).encode(), digest)
+    return f"{digest:08x}"
 
 
 def load_examples(name: str | Path, n: int = 8) -> list[dict]:

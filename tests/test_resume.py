@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import shutil
 import sys
 import types
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from conftest import assert_same_run, same
 
@@ -15,7 +17,9 @@ import pretrain
 import rl
 import runtime
 import sft
+from checkpoint import load_checkpoint, save_checkpoint
 from cli import UserError
+from files import crc32, json_digest
 
 POST = dict(limit=8, steps=4, save_every="1", eval_every=0)
 RL = dict(prompts=2, rollouts=3, max_new_tokens=6, kl=0.1)
@@ -193,6 +197,37 @@ def test_flags_of_another_version_are_named(whole, tmp_path):
     runtime.save_checkpoint(tmp_path / "run/last.pt", {**last, "args": {**last["args"], "n": 4}})
     with pytest.raises(UserError, match="flag --n that rl does not know"):
         runtime.flags_of_last(rl.Config(out=str(tmp_path / "run"), resume=True), "rl")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_data_that_have_changed_are_refused(name, whole, base, world, tmp_path):
+    """Shards or questions that were made anew would give a resumed run other batches; the lineage names what was trained on.
+    A run of an older version, which does not know, goes on."""
+    stage, data, out = STAGES[name][0], tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, data)
+    stage.main(config(name, out, base, data))
+    assert len(load_checkpoint(out / "last.pt")["lineage"][-1]["data"]) == 1 + (name == "average")
+    if name == "pretrain":
+        meta = json.loads((data / "math/meta.json").read_text())
+        shard = data / "math" / meta["train"]["shards"][0]
+        tokens = np.load(shard)
+        tokens[7] = tokens[8]
+        np.save(shard, tokens)
+        meta["digests"][shard.name] = crc32(shard)
+        (data / "math/meta.json").write_text(json.dumps(meta | {"digest": json_digest(meta)}))
+    else:
+        questions = data / "questions/train.jsonl"
+        questions.write_text(questions.read_text().replace('"question": "', '"question": "Now, ', 1))
+        (data / "questions/digests").unlink()  # they are known to be ours
+    longer = dict(out=str(out), resume=True, steps=5)
+    with pytest.raises(UserError, match="data that this run trains on have changed"):
+        stage.main(stage.Config(**longer))
+    last = load_checkpoint(out / "last.pt")
+    del last["lineage"][-1]["data"]
+    save_checkpoint(tmp_path / "old.pt", last)  # its tensors are mapped from the file that it replaces
+    (tmp_path / "old.pt").replace(out / "last.pt")
+    stage.main(stage.Config(**longer))
+    assert load_checkpoint(out / "last.pt")["step"] == 5
 
 
 @pytest.mark.parametrize("logger", ["wandb:project", "tensorboard"])
