@@ -25,6 +25,7 @@ What lies where:
     OUT/records/seed1-4.00M-rl.json.gz       the record of the end; seed1-4.00M-rl@48.json.gz of a named step, -T1 appended
                                              at temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
     OUT/report.md, report.html, figures/     made by report.py from OUT/records alone
+    OUT/bases.json                           of which weights --bases were
 """
 
 import json
@@ -39,6 +40,7 @@ from excursion.choose import choose, sweep_runs, swept, write_checkpoints, write
 from excursion.collect import collect
 from excursion.compare import print_changes
 from excursion.config import Config, resolve
+from excursion.given import read_bases, refuse_other_weights
 from excursion.plan import make_plan
 from excursion.runner import Cell, Runner, needed, read_state, refuse_other
 
@@ -98,6 +100,8 @@ def checkpoints(config: Config, cells: list[Cell]) -> bool:
 def study(config: Config, cells: list[Cell]) -> bool:
     """The cells without a record in --records; then the report of all records, whatever is missing."""
     standing = []
+    if config.bases:
+        refuse_other_weights(read_bases(config.bases), Path(config.out))
     if config.records:
         asked = len([cell for cell in cells if cell.meta])
         cells, standing = known.left(cells, Path(config.records), lambda some: complete(config, some))

@@ -7,6 +7,7 @@ check_commands(cells)                               UserError for a flag that it
 
 import contextlib
 import io
+import json
 import math
 import re
 import shlex
@@ -23,9 +24,10 @@ import eval as evaluation
 import pretrain
 import rl
 import sft
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, weights_digest
 from cli import UserError
 from excursion.runner import Cell
+from files import read_json, write_text
 from model import SCALES, GPTConfig, config_of, forward_flops
 
 # Flag of a stage → the flag of the excursion that sets it; "": the plan itself does
@@ -52,6 +54,7 @@ class Given:
     scale: str  # the one of SCALES that is nearest in FLOPs: its budget and the estimates of a plan are those of this
     context: int
     seed: int  # of its pretraining run; 0: unknown
+    weights: str  # their digest
 
 
 @lru_cache
@@ -61,9 +64,13 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
     found = []
     for path in map(Path, paths):
         checkpoint = load_checkpoint(path)
-        pretrained = next(iter(checkpoint["lineage"]), {}).get("args", {}).get("seed", 0)
+        lineage = checkpoint["lineage"] or [{}]
+        known = (
+            lineage[0].get("args", {}).get("seed", 0),
+            lineage[-1].get("weights") or weights_digest(checkpoint["model"]),
+        )
         found.append(
-            (path, int(checkpoint["tokens"]), GPTConfig(**checkpoint["config"]), checkpoint["tokenizer"], pretrained)
+            (path, int(checkpoint["tokens"]), GPTConfig(**checkpoint["config"]), checkpoint["tokenizer"], known)
         )
     if len({path.resolve() for path, *_ in found}) < len(found):
         raise UserError(f"--bases {' '.join(paths)}: one of them is named twice")
@@ -73,10 +80,23 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
     names = file_names([path for path, *_ in found])
     labels = [count_name(tokens) if tokens else name for (_, tokens, *_), name in zip(found, names, strict=True)]
     given = [
-        Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context, seed)
-        for (path, tokens, config, _, seed), label, name in zip(found, labels, names, strict=True)
+        Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context, *known)
+        for (path, tokens, config, _, known), label, name in zip(found, labels, names, strict=True)
     ]
     return sorted(given, key=lambda g: (g.tokens, g.label))
+
+
+def refuse_other_weights(bases: list[Given], out: Path) -> None:
+    """UserError if OUT was begun from other weights under the same names: what is there would be taken for what these make.
+    OUT/bases.json notes the digests."""
+    note = out / "bases.json"
+    before = read_json(note) if note.exists() else {}
+    for g in bases:
+        if before.get(str(g.path), g.weights) != g.weights:
+            raise UserError(
+                f"--bases {g.path}: is another model than the one that {out} was begun from; choose another --out"
+            )
+    write_text(note, json.dumps(before | {str(g.path): g.weights for g in bases}, indent=1) + "\n")
 
 
 def count_name(tokens: float) -> str:

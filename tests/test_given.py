@@ -12,12 +12,12 @@ import pytest
 from conftest import start, tiny_gpt
 from test_excursion import excursion_run, flag, make_config, records
 
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from cli import UserError, joined
 from excursion import command, known
 from excursion.cells import record_name
 from excursion.config import Config
-from excursion.given import kind_of, nearest_scale, parse_stage_flags, read_bases
+from excursion.given import kind_of, nearest_scale, parse_stage_flags, read_bases, refuse_other_weights
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Runner
@@ -171,6 +171,22 @@ def test_records_of_given_checkpoints_stand(bases, tmp_path, weights, capsys):
     assert asked == [[]]  # nothing is pretrained for this
     assert [c.name for c in standing] == ([done.name] if weights == "same" else [])
     assert {c.name for c in left} == {c.name for c in cells} - {c.name for c in standing}
+
+
+def test_a_checkpoint_that_was_made_anew_needs_another_out(bases, tmp_path):
+    """Cells know commands, not weights: a run from a retrained a.pt would report what the old one had made."""
+    given, out = tmp_path / "m.pt", tmp_path / "out"
+    for name, refused in (("a.pt", False), ("a.pt", False), ("b.pt", True)):
+        shutil.copyfile(bases / name, given)
+        read_bases.cache_clear()
+        found = read_bases((str(given),))
+        if refused:
+            with pytest.raises(UserError, match="m.pt: is another model than the one that .*out was begun from"):
+                refuse_other_weights(found, out)
+        refuse_other_weights(found, tmp_path / f"out_{name}")
+        if not refused:
+            refuse_other_weights(found, out)
+    assert found[0].weights == weights_digest(load_checkpoint(given)["model"])  # of a file that does not say it
 
 
 def test_what_cannot_be_given_is_one_line(bases, tmp_path):
