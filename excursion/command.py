@@ -29,6 +29,7 @@ What lies where:
 """
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -125,7 +126,7 @@ submit() {{  # NAME NEEDS DONE WORK: submits a cell that is not done; its log is
     job=  # of a cell that is done; else :NUMBER
     if (eval "$3"); then return; fi
     mkdir -p "$(dirname {out}/"$1")"
-    job=$(sbatch --parsable --requeue --kill-on-invalid-dep=yes --job-name="$1" --output={out}/"$1".log \\
+    job=$(sbatch --parsable --requeue --kill-on-invalid-dep=yes --job-name="$1" --output={log}/"$1".log \\
         --open-mode=append ${{2:+--dependency=afterok$2}} {sbatch} --wrap "$3 || $4")
     job=:${{job%%;*}}  # NUMBER;CLUSTER where there are several
 }}
@@ -200,12 +201,16 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
         print(".PHONY: all", *names)
         print("all:", *names)
         for cell in cells:
-            needs = (cells[maker[p]].name if p in maker else str(p).replace(" ", "\\ ") for p in cell.needs)
+            needs = (
+                cells[maker[p]].name if p in maker else re.sub(r"[ #]", r"\\\g<0>", str(p)).replace("$", "$$")
+                for p in cell.needs
+            )
             print(f"\n{cell.name}:", *dict.fromkeys(needs))
             print("\t" + " || ".join(shell(cell, config)).replace("$", "$$"))
     else:
         here, out, programs = (shlex.quote(str(p)) for p in (Path.cwd(), config.out, programs))
-        print(SUBMIT.format(here=here, out=out, bin=programs, sbatch=config.sbatch))
+        log = out.replace("%", "%%")  # sbatch puts the job's number and the like in place of %j
+        print(SUBMIT.format(here=here, out=out, log=log, bin=programs, sbatch=config.sbatch))
         for i, cell in enumerate(cells):
             after = "".join(dict.fromkeys(f"$j{maker[path]}" for path in cell.needs if path in maker))
             print(f'submit {shlex.quote(cell.name)} "{after}" {shlex.join(shell(cell, config))}; j{i}=$job')

@@ -22,7 +22,7 @@ from files import take_lock
 
 # Knows the options that the script uses, and refuses others, as sbatch does. Of job N, folder/N has the exit code
 STUB = """#!{python}
-import argparse, pathlib, subprocess, sys
+import argparse, pathlib, re, subprocess, sys
 parser = argparse.ArgumentParser(allow_abbrev=False)
 for flag in ("--parsable", "--requeue"):
     parser.add_argument(flag, action="store_true", required=True)
@@ -38,7 +38,8 @@ assert kind == "afterok" and all((folder / need).exists() for need in needs), jo
 if any((folder / need).read_text() != "0" for need in needs):
     rc = "never started"
 else:
-    with open(job.output, "a" if job.open_mode == "append" else "w") as log:  # sbatch makes no folder for it
+    path = re.sub("%(.)", lambda m: {{"%": "%", "j": number}}[m[1]], job.output)  # sbatch makes no folder for it
+    with open(path, "a" if job.open_mode == "append" else "w") as log:
         shell = ["sh", "-c", job.wrap] if job.wrap else ["sh", job.script]
         rc = subprocess.run(shell, stdout=log, stderr=log).returncode
 (folder / number).write_text(str(rc))
@@ -71,7 +72,7 @@ def submit(tmp_path):
 def test_a_plan_as_jobs(world, tmp_path, submit):
     """The script of `plan` makes the files of the cells through torchrun, though OUT has a blank in it, each log beside its
     cell; run again it submits nothing; the report's records are collected from what the jobs left."""
-    out = tmp_path / "an out"
+    out = tmp_path / "an out of 5%j"
     flags = ["--scale", "smoke", "--tokens", "20k", "--checkpoints", "20k", "--recipes", "base", "--limit", "2"]
     flags += ["--data", world, "--out", out, "--format", "slurm", "--launch", "torchrun --nproc_per_node=1"]
     code, script, err = run("-m", "excursion", "plan", *flags, "--sbatch", SBATCH)
@@ -136,7 +137,7 @@ def test_a_makefile_leaves_notes(tmp_path, capsys):
     (tmp_path / "bin/python").chmod(0o755)
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     odd = "x = '$HOME %s {} \\\\n'; open(PATH, 'w').write(x)"
-    given = tmp_path / "given base.pt"
+    given = tmp_path / "given $base #1.pt"
     cells = [
         replace(small_cell(tmp_path, "odd", odd), needs=[given]),
         small_cell(tmp_path, "bad", "raise SystemExit(3)"),
