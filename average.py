@@ -173,7 +173,8 @@ def is_rl_step(config: Config, step: int) -> bool:
     sft_steps, rl_steps = config.in_turn()
     if config.mode == "interleaved":
         return step % (sft_steps + rl_steps) >= sft_steps
-    while step >= sft_steps + rl_steps:  # curriculum: go from round to round
+    assert config.mode == "curriculum", f"--mode {config.mode}: main has no step for it"
+    while step >= sft_steps + rl_steps:  # go from round to round
         step -= sft_steps + rl_steps
         sft_steps, rl_steps = max(0, sft_steps - 1), rl_steps + 1
     return step >= sft_steps
