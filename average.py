@@ -220,7 +220,8 @@ class Sides:
 
 
 def sft_rate(config: Config, lr: float) -> float:
-    """The learning rate of the SFT side, where the schedule has brought that of the RL side to `lr`."""
+    """The learning rate of the SFT side, where the schedule has brought that of the RL side to `lr`. With --lr 0 there is no
+    schedule to follow: it is constant."""
     return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
 
 
@@ -288,6 +289,9 @@ def main(config: Config) -> None:
     model, process = run.model, run.process
     grpo, sft = make_grpo(run), make_sft(run)
     steps = config.total_steps(len(grpo.questions), config.prompts)
+    if config.mode in ("interleaved", "curriculum") and not any(is_rl_step(config, step) for step in range(steps)):
+        raise UserError(f"--mode {config.mode}: its first RL step comes after the {steps} steps of this run; raise --steps, or pass "
+                        "--turns with fewer SFT steps, such as 4:1")  # fmt: skip
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)

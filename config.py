@@ -90,7 +90,9 @@ class PostConfig(RunConfig):
     data: str = "out/data"  # folder of data/prepare.py
     questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
     limit: int = 0  # use the first so many questions; 0: all
-    steps: int | str = 64  # how long to train: 64 steps, or 10e: so many passes over the questions (sft.py: the rows)
+    # how long to train: 64 steps, or 10e: so many passes over the questions (sft.py: the rows; average.py: as if each step were
+    # one of RL)
+    steps: int | str = 64
 
     def check(self) -> None:
         if not self.init:

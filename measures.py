@@ -68,8 +68,9 @@ def summary(judged: list[Judged], questions: list[dict], ks: list[int], seed: in
 
     Of a question, c counts the right answers by the chosen grader, c_lenient and c_process by these; h are entropies.
     "process" (right, and every written equation true) and the entropy of solution paths (the equations, whatever the
-    words) are there only if every question is the world's; "floor" (`guess_floor`, of the strict answers) if there
-    are two questions. Entropies are in nats over a question's n answers; to have no answer is one more answer.
+    words) are there only if every question is the world's; "floor" (`guess_floor`) if there are at least two
+    questions. "strict" is by the chosen grader, whichever it is. Entropies are in nats over a question's n answers; to have
+    no answer is one more answer.
     """
     rows = [j.counts for j in judged]
     n = rows[0]["n"]
@@ -131,7 +132,7 @@ def majority_vote(answers: list[str | None]) -> str | None:
     return next(a for a in answers if a is not None and canonical(a) == winner)
 
 
-def guess_floor(answers: list[list[str]], gold: list[str], k: int) -> np.ndarray:
+def guess_floor(answers: list[list[str | None]], gold: list[str], k: int) -> np.ndarray:
     """(Q,) pass@k of each question's answers when they are judged against another question's right answer: what luck gives.
 
     The mean over all other questions, which is what random permutations of the questions give on average, exactly. An answer

@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 def rotary_tables(c: GPTConfig) -> tuple[Tensor, Tensor]:
     """Cosines (cos, cos) and sines (-sin, sin) of the rotary embedding, (context, D) each."""
-    # A model on the meta device needs shapes alone. arange there is Python and imports torch._dynamo: a second
+    # A model on the meta device needs shapes alone. arange there is Python and imports torch._dynamo, which takes a second
     if torch.get_default_device().type == "meta":
         return torch.empty(c.context, c.head_dim), torch.empty(c.context, c.head_dim)
     half = c.head_dim // 2
@@ -251,8 +251,8 @@ class CompiledGPT:
 
     def run(self, block: Block, *args) -> Tensor:
         """The block with its compiled forward. FSDP2's hooks around it (sharding.py) do not compile."""
-        # Else, with --shard, head_dim and the like would be variables of the graph. It holds for one thread: on a GPU backward,
-        # and what --recompute block computes there again, have another than forward
+        # Without it, with --shard, dynamo takes head_dim and the like as inputs of the graph, not as constants. Set at every call,
+        # for it holds for the calling thread: on a GPU backward has a thread of its own, in which --recompute block calls this
         torch._dynamo.config.skip_fsdp_guards = False
         block.forward = functools.partial(self.forward, block)
         try:

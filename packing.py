@@ -28,8 +28,9 @@ class Packed:
     The last token of an answer predicts nothing and is left out of the row. The model's matrix products see the N
     tokens as they stand; only for attention are they laid out in another way, in which an answer sees its prompt.
 
-    The Triton kernels need no other layout, but a prompt right before its answers. Its last token begins each of them, so
-    that no hidden state predicts two tokens: on a GPU gradients that meet in one place add up in any order.
+    The Triton kernels take the row as it stands, in another order: each prompt right before its answers. The prompt's last
+    token, whose hidden state predicts the first token of an answer, is taken out of the prompt and begins each answer: else the
+    gradients of all answers would meet in one hidden state, and a GPU adds them in an order that changes from run to run.
 
         tokens:     prompt 0 but for its last token | that token, answer 0 | that token, answer 1 | prompt 1 ...
 

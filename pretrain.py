@@ -11,6 +11,7 @@ tokens a step at lr 4e-4; `--scale olmo2-1b` sets these. Departures: none at tha
 rates and token counts of their own (PRESETS).
 
 The loss is -mean log p(next token) + z_loss · mean (log Σ exp logits)²; the second term keeps the logits small.
+The metric `loss` is the first term alone.
 """
 
 import contextlib
@@ -229,7 +230,8 @@ def main(config: Config) -> None:
         model = empty_gpt(config_of(config.scale, tokenizer.padded_vocab_size), process.device)
         run.use(model.init_weights(config.seed), tokenizer)
     elif run.tokenizer.name != tokenizer.name:
-        raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}")
+        raise UserError(f"{run.out / 'last.pt'} has the tokenizer {run.tokenizer.name!r}, --data {tokenizer.name!r}: pass "
+                        "the data that the run began with, or begin a new run in another --out")  # fmt: skip
     model = run.model
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS, decay_gains=True)
     run.trains_on(loader.digest)

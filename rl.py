@@ -54,7 +54,7 @@ from verifier import judge
 
 BETAS = (0.9, 0.999)  # of AdamW
 WRITTEN = 4  # groups (questions with their answers) of each step that go to rollouts.jsonl.gz
-SHOW_EVERY = 16  # steps from one answer that is printed, and one table for --logger, to the next
+SHOW_EVERY = 16  # RL steps from one answer that is printed, and one table for --logger, to the next
 
 
 @dataclass
@@ -395,7 +395,8 @@ class GRPO:
             if c.entropy:
                 loss = loss - c.entropy * (weight * new.entropy).sum()
             (scale * loss).backward()
-            stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": packed.tokens.numel()}
+            trained = packed.tokens.numel()  # of the row: prompts too
+            stats |= {"loss": loss.item(), "weight": weight.sum().item(), "trained_tokens": trained}
             passes = 3 if self.reference is None else 4  # forward, backward (counts twice); and the reference's forward
             stats["flops"] = passes * answers_flops(model.config, packed.lengths)
             for key, value in stats.items():
@@ -450,7 +451,7 @@ class RolloutLog:
     warns where no group has signal."""
 
     def __init__(self, run: Run):
-        self.run, self.steps_without_signal = run, 0
+        self.run, self.steps_without_signal, self.calls = run, 0, 0
 
     def __call__(self, step: Step, groups: list[Group]) -> None:
         """To be called at the end of a step, with its groups."""
@@ -464,9 +465,12 @@ class RolloutLog:
             return
         number = step.number + 1
         if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
-            tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): they taught "
+            tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): these taught "
                        f"nothing; {n} such steps in a row")  # fmt: skip
-        if step.number % SHOW_EVERY == 0:
+        self.calls += (
+            1  # not the step's number, of which the RL steps of mode interleaved may never have a multiple of 16
+        )
+        if self.calls % SHOW_EVERY == 1:
             self.run.log.table(number, "rollouts", [answer_row(a) for group in written for a in group])
             a = groups[0][0]
             text = self.run.tokenizer.decode(a.prompt) + a.text
@@ -505,7 +509,13 @@ def make_grpo(run: Run) -> GRPO:
     questions = [q | {"solutions": []} for q in questions]  # RL never reads these texts, a GB at the paper's scale
     run.trains_on(questions_digest(questions))
     if config.kl > 0:
-        reference = kl_reference(load_model(load_checkpoint(config.init), process.device), process.dtype)
+        start = load_checkpoint(config.init)
+        if (
+            config.resume and start["lineage"] != run.lineage
+        ):  # a resumed run has its own weights from last.pt, the reference from here
+            raise UserError(f"--resume: {config.init} is another model by now than the one that this run began with; put that back, or "
+                            "begin a new run")  # fmt: skip
+        reference = kl_reference(load_model(start, process.device), process.dtype)
     return GRPO(config, questions, run.tokenizer, process, config.seed, run.model.config.context, reference)
 
 

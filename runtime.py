@@ -28,7 +28,8 @@ from packing import Packed
 from process import Process, end_process, start_process
 from sharding import collect, gather_weights, shard
 
-MAX_SKIPPED = 20  # a run stops after so many updates with a non-finite loss or gradient (each is skipped and counted)
+# A run stops after so many updates with a non-finite loss or gradient. Where the gradient is not finite, nothing is updated
+MAX_SKIPPED = 20
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,7 +44,7 @@ class Progress:
     step: int = 0  # of this stage
     tokens: int = 0  # pretraining tokens behind the base model
     flops: float | None = 0.0  # spent in total, all stages, training and sampling; None: unknown (imported weights)
-    skipped: int = 0  # steps skipped for a non-finite loss or gradient
+    skipped: int = 0  # updates with a non-finite loss or gradient
 
 
 # Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates. (Not dtype, which changes the numbers)
@@ -343,7 +344,9 @@ class Run:
         progress.skipped += 1
         if progress.skipped > MAX_SKIPPED:
             good = f"last good checkpoint: {self.last_good}" if self.last_good else "no checkpoint was written yet"
-            raise UserError(f"{what} not finite in {progress.skipped} steps; {good}; try a lower --lr")
+            raise UserError(
+                f"{what} not finite in {progress.skipped} updates; {good}; begin a new run, in another --out, with a lower --lr"
+            )
 
     def steps(self, total: int, evaluate: Callable[[], dict], shown: tuple[str, ...] = ()) -> Iterator[Step]:
         """The steps that are left of `total`. Around each: log, save, evaluate, progress bar, signals; then close the run.

@@ -12,8 +12,9 @@
   rows decode side by side, or on when a row got its place.
 
 Letters for shapes are those of model.py. R live rows stand in the places 0 .. R-1. The cache has entries for prompts, and slots
-for what rows generate: the rows use the slots 0 .. B-1, and B < R where some share one. G query heads read one key head, and
-S = prompt and own tokens that a row may see.
+for what rows generate: the rows use the slots 0 .. B-1, and B < R where some share one (four rows of a prompt that have
+drawn the same tokens: four places, one slot, one entry). G query heads read one key head, and S = prompt and own tokens that
+a row may see.
 """
 
 import math
@@ -430,15 +431,15 @@ def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple
     """One token per row by inverting the cumulative distribution at u.
 
     Args:
-        logits: (B, V) fp32. u: (B,) in [0, 1).
+        logits: (R, V) fp32. u: (R,) in [0, 1).
 
     Returns:
-        tokens (B,) and their log-probs (B,) at `temperature`, over the whole vocabulary (top_p does not renormalise).
+        tokens (R,) and their log-probs (R,) at `temperature`, over the whole vocabulary (top_p does not renormalise).
         Greedy tokens (temperature 0) have the log-probs of temperature 1.
     """
     if temperature not in (0.0, 1.0):
         logits = logits / temperature
-    weight = (logits - logits.amax(-1, keepdim=True)).exp_()  # (B, V), proportional to the probabilities
+    weight = (logits - logits.amax(-1, keepdim=True)).exp_()  # (R, V), proportional to the probabilities
     if temperature == 0.0:
         token, total = logits.argmax(-1, keepdim=True), weight.sum(-1, keepdim=True)
     elif top_p < 1.0:
@@ -451,7 +452,7 @@ def choose(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple
 
 
 def _nucleus(weight: Tensor, u: Tensor, goal: Tensor) -> Tensor:
-    """(B, 1) a token per row, drawn at u from the fewest most probable ones whose `weight` (B, V) reaches goal (B, 1)
+    """(R, 1) a token per row, drawn at u from the fewest most probable ones whose `weight` (R, V) reaches goal (R, 1)
     (the nucleus, arXiv 1904.09751)."""
 
     def draw(sorted_weight, index, u, goal):  # index: the token of each weight
@@ -471,7 +472,7 @@ def _nucleus(weight: Tensor, u: Tensor, goal: Tensor) -> Tensor:
 
 
 def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, 1) the first index at which the cumulative sum of `weight` (B, V) exceeds u of its total, and the totals.
+    """(R, 1) the first index at which the cumulative sum of `weight` (R, V) exceeds u of its total, and the totals.
 
     In two levels, blocks and then words in the block: a running sum over 100,000 words is slow and less exact.
     """
@@ -479,14 +480,14 @@ def _invert(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     if width % BLOCK:
         weight = F.pad(weight, (0, -width % BLOCK))
     blocks = weight.view(len(weight), -1, BLOCK)
-    sums = blocks.sum(-1)  # (B, V / BLOCK)
+    sums = blocks.sum(-1)  # (R, V / BLOCK)
     cumulative = sums.cumsum(-1)
     total = cumulative[:, -1:]
     goal = u[:, None] * total  # below the total: for u ≤ 1 - 2⁻²⁴ no fp32 product rounds up to it
     block = torch.searchsorted(cumulative, goal, right=True).clamp(max=blocks.shape[1] - 1)
     before = (cumulative - sums).gather(1, block)
     goal = (goal - before).clamp(min=0)  # rounding may put it before the block: take the first word with any weight
-    inner = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)  # (B, BLOCK)
+    inner = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).squeeze(1)  # (R, BLOCK)
     place = torch.searchsorted(inner.cumsum(-1), goal, right=True)
     # rounding may put the goal at or behind the block's end: take the last word of it that has any weight
     last = BLOCK - 1 - (inner > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)

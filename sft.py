@@ -54,7 +54,7 @@ class SFTConfig:
 
 @dataclass
 class Config(PostConfig, SFTConfig, HeldOut, OptimizerConfig, MachineConfig):
-    """Recipe: many of the flags below at once"""
+    """Recipe: many of the flags below at once"""  # the title of --preset in --help; what else is here are defaults
 
     steps: int | str = 400
     lr: float = 3e-4  # peak learning rate (the paper's 1B model: 4e-5)
@@ -139,7 +139,8 @@ class SFT:
                   f"{len(unsolved)} questions without a solution{of_unsolved}", file=sys.stderr)  # fmt: skip
         if not self.data:
             raise UserError(
-                f"no row to train on: {len(long)} of them too long for {context} tokens, {len(unsolved)} unsolved"
+                f"no row to train on: {len(long)} too long for {context} tokens (--sft_cut, or a model with a longer context), "
+                f"{len(unsolved)} questions without a solution"
             )
         self.order = Cursor(len(self.data), seed, shuffled=config.solutions != "first")
 
@@ -171,7 +172,7 @@ class SFT:
                 nll = -packed.log_probs(model, temperature=1.0).log_prob.sum()
             (scale / denominator * nll).backward()
             sums["sft_loss"] += nll.item() / n_tokens
-            sums["sft_tokens"] += packed.tokens.numel()
+            sums["sft_tokens"] += packed.tokens.numel()  # of the row: a prompt too, once for all its solutions
             sums["flops"] += 3 * answers_flops(model.config, packed.lengths)  # backward costs two forward passes
         return self.process.sum(sums)
 

@@ -153,6 +153,8 @@ CASES = [
     ("average", "--mode combined --sft_lr 0.1", "--sft_lr has no effect"),
     ("average", "--mode combined --weight norm", "--weight norm: a number"),
     *[("average", f"--mode interleaved --turns {turns}", "--turns") for turns in ("0:0", "1", "1:2:3", ":1", "4²:1")],
+    ("average", "--mode curriculum", "its first RL step comes after the 1 steps"),
+    ("average", "--mode interleaved --limit 8 --steps 3 --turns 3:1", "its first RL step comes after the 3 steps"),
     ("average", "--mode soup", "--other"),
     ("average", "--mode soup --other {P}/none.pt", "no such checkpoint"),
     ("average", "--mode soup --other {P}/other_context.pt", "differ in config"),

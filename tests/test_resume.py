@@ -273,6 +273,27 @@ def test_rollouts_in_wandb_and_tensorboard(base, world, tmp_path, monkeypatch):
     assert all(text.count("    reward: ") == len(written[step]) for _, text, step in texts)
 
 
+def test_interleaved_shows_answers(base, world, tmp_path, capsys):
+    """Its RL steps have odd numbers, at 1:1; the first and every 16th of them is shown."""
+    average.main(config("average", tmp_path / "run", base, world, kl=0.0, mode="interleaved", steps=3))
+    assert capsys.readouterr().out.count("(right: ") == 1
+
+
+def test_the_reference_of_the_kl_stays_the_model_that_a_run_began_with(base, world, tmp_path):
+    """It is read from --init again at --resume, where another model may lie by then."""
+    shutil.copy(base / "last.pt", tmp_path / "m.pt")
+    rl.main(config("rl", tmp_path / "run", base, world, init=str(tmp_path / "m.pt"), steps=1))
+    sft.main(config("sft", tmp_path / "other", base, world, steps=1))
+    for start, refused in ((tmp_path / "other/last.pt", True), (base / "last.pt", False)):
+        shutil.copy(start, tmp_path / "m.pt")
+        resumed = rl.Config(out=str(tmp_path / "run"), resume=True, steps=2)
+        if refused:
+            with pytest.raises(UserError, match="is another model by now"):
+                rl.main(resumed)
+        else:
+            rl.main(resumed)
+
+
 def test_a_logger_that_fails_is_one_line(tmp_path, monkeypatch):
     """A folder ./wandb is no package; no key, no network, or a broken installation: one line, whatever was raised."""
     (tmp_path / "wandb").mkdir()

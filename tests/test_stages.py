@@ -256,7 +256,7 @@ GSM8K = [
 
 
 def assert_no_signal(base, out, code, said):
-    assert code == 0 and "no group carries signal" in said and "they taught nothing" in said, said
+    assert code == 0 and "no group carries signal" in said and "these taught nothing" in said, said
     lines = metrics(out)
     assert [x["updates"] for x in lines] == [0] * len(lines) and all(x["signal"] == 0 for x in lines)
     assert same(weights(base), weights(out))

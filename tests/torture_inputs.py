@@ -356,7 +356,7 @@ COMMANDS = {  # every stage, in each of its modes: flags beside the one that is 
     "average": f"--init {{B}} --data {{W}} {SOME} --rows 2 {TINY} --out new",
     "average --mode combined": f"--init {{B}} --data {{W}} {SOME} --rows 2 {TINY} --out new",
     "average --mode interleaved": f"--init {{B}} --data {{W}} {SOME} --rows 2 {TINY} --out new",
-    "average --mode curriculum": f"--init {{B}} --data {{W}} {SOME} --rows 2 {TINY} --out new",
+    "average --mode curriculum": f"--init {{B}} --data {{W}} {SOME} --rows 2 {TINY} --turns 1:1 --out new",
     "average --mode soup": "--init {B} --other {O} --out new",
     "eval": "--checkpoint {B} --data {W} --limit 2 --samples 2 --k 1 --max_new_tokens 4 --val_tokens 300 --out new",
     "eval --ask How?": "--checkpoint {B} --max_new_tokens 4",
