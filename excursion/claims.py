@@ -124,7 +124,7 @@ class Claim:
 
     @property
     def n(self) -> str:
-        """How many values it is over: seeds × questions; of a mean its checkpoints; and where seeds share a pretraining run."""
+        """How many values it is over: seeds × questions; of a mean over checkpoints which; and where seeds share a pretraining run."""
         if self.x is None:
             return "–"
         clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""
@@ -150,7 +150,7 @@ def claim(c: Contrast | None, text: str, wanted: str, margin: float = 0.0, **mor
 
 def over(c: Contrast) -> str:
     """Of a mean its checkpoints; and where all seeds start from one pretraining run. Empty: neither."""
-    words = [f"mean of {listed([*map(million, c.places)])}"] if len(c.places) > 1 else []
+    words = [("mean of " if len(c.places) > 1 else "at ") + listed([*map(million, c.places)])] if c.places else []
     if c.one_run == c.places if c.places else c.from_one_run:
         words.append("one pretraining run")
     elif c.one_run:
@@ -208,7 +208,9 @@ class Finding:
         """The verdict, with what it holds for."""
         decisive = [c for c in self.primary if c.verdict == self.verdict]
         decided = self.verdict in ("shown", "contradicted")
-        return self.verdict + ONE_RUN * (decided and any(c.of_one_seed for c in decisive))
+        all_needed = (self.verdict == "shown") != self.any_of  # else one claim alone decides
+        one_run = (any if all_needed else all)(c.of_one_seed for c in decisive)
+        return self.verdict + ONE_RUN * (decided and one_run)
 
 
 def listed(names: list[str]) -> str:

@@ -203,7 +203,8 @@ PAPER_COOLING = round(PAPER["sft"]["lr"] / PAPER["average"]["sft_lr"])
 
 # Flags that only one plan or one verb reads
 ONLY = {"sweep": "sweep", "shares": "mixture", "scales": "scale", "rollout_counts": "rollouts", "bands": "rollouts",
-        "solved": "demonstrations", "rl_seeds": "seeds", "retry": "run", "format": "plan", "launch": "plan"}  # fmt: skip
+        "solved": "demonstrations", "rl_seeds": "seeds", "factors": "sharpening", "controls": "grid",
+        "control_recipes": "grid", "retry": "run", "format": "plan", "launch": "plan"}  # fmt: skip
 
 
 def resolve(config: Config) -> Config:

@@ -154,7 +154,7 @@ def figure_lines(g: Grid, recipes: list[str], measure: Questions, title: str, fl
             ax.plot(list(x.values()), right, color=RECIPES[recipe].look[0], ls=(0, (1, 1.5)), lw=1.1)
         for t in x:
             known = [f for f in (e.floor(measure.k) for e in g.models(recipe, t).values()) if f is not None]
-            floors[t] = max([floors.get(t, 0.0), *known]) if known else floors.get(t)
+            floors[t] = max([floors.get(t) or 0.0, *known]) if known else floors.get(t)
     if drawn:
         bottom, top = span_of(drawn, 0, 101)
         ax.set_ylim(0 if measure.k == 1 else bottom, top)
@@ -368,7 +368,10 @@ def figure_dynamics(g: Grid, tokens: int, key: str):
     figure, ax = panel(f"{CURVES[key]}, from {million(tokens)} tokens", "share of the run, %", (4.6, 3.0))
     ends, scale, share = [], 100 if key == "val_pass@1" else 1, np.linspace(0, 1, 101)
     for recipe in [r for r in g.recipes if r in ("rl", "sft", "sft_rl", "gold", "gold_rl", "parallel")]:
-        curves = [np.array(e.curve(key), dtype=float).T for e in g.models(recipe, tokens).values()]
+        curves = [
+            np.array(e.validation if key == "val_pass@1" else e.curve(key), dtype=float).T
+            for e in g.models(recipe, tokens).values()
+        ]
         curves = [curve for curve in curves if curve.shape[-1] > 1]
         if not curves:
             continue
@@ -409,6 +412,8 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
 def figure_variants(entries: list[Entry], key: str, k: int, asked: str, xlabel: str):
     """Pass@k, process-right where that is known, over one quantity of a plan (questions with solutions, the math share, the size), of which there are two values or more."""
     groups = at_the_end(entries, key)
+    if key == "size":  # at equal FLOPs the larger model has seen fewer tokens
+        groups = dict(sorted(groups.items(), key=lambda item: -item[1][0].tokens))
     if len(groups) < 2:
         return None, ""
     measure = best_measure([e for group in groups.values() for e in group], k)
@@ -427,20 +432,20 @@ def figure_variants(entries: list[Entry], key: str, k: int, asked: str, xlabel: 
 
 def figure_seeds(entries: list[Entry]):
     """Pass@1 of each seed of RL from the same checkpoints, process-right where that is known."""
-    ends = of_seeds(entries, end=False)
-    if not ends:
+    at = of_seeds(entries, end=False)
+    if not at:
         return None, ""
-    scale, unit = unit_of(list(ends))
-    measure = best_measure([e for seeds in ends.values() for e in seeds], 1)
+    scale, unit = unit_of(list(at))
+    measure = best_measure([e for seeds in at.values() for e in seeds], 1)
     figure, ax = panel(
         f"{measure.name[0].upper()}{measure.name[1:]}, %: a ring a seed, a bar their mean",
         f"pretraining tokens, {unit}",
         (4.6, 3.4),
     )
-    for t, seeds in ends.items():
+    for t, seeds in at.items():
         y = [100 * measure(e).values.mean() for e in seeds]
         ax.plot(np.full(len(y), t / scale), y, "o", color=COLOURS[0], mfc="none", ms=8)
         ax.plot([t / scale], [np.mean(y)], "_", color="black", ms=22, mew=2)
-    token_axis(ax, list(ends), scale)
+    token_axis(ax, list(at), scale)
     ax.set_ylim(0, 1.1 * ax.dataLim.ymax or 1)  # rings at the top stay whole
     return figure, "Pass@1 after RL of each seed"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from excursion.claims import Claim, Finding, claim, listed
+from excursion.claims import ONE_RUN, Claim, Finding, claim, listed
 from excursion.contrasts import Contrast, Terms, by_variant, contrast, judged_alike, measures, models
 from excursion.findings import MATCH, grid_findings
 from excursion.records import Entry, Key, Questions, million
@@ -59,7 +59,7 @@ def of_seeds(entries: list[Entry], end: bool) -> dict[int, list[Entry]]:
     for group in by_variant(entries, "rlseed").values():
         for t in {e.tokens for e in group}:
             found.setdefault(t, []).extend(models([e for e in group if e.tokens == t], end).values())
-    return dict(sorted(found.items()))
+    return {t: group for t, group in sorted(found.items()) if group}
 
 
 def seeds_finding(entries: list[Entry]) -> Finding:
@@ -186,8 +186,10 @@ def demonstrations_answer(f: Finding) -> str:
     """What the intervals say, in a sentence."""
     words = []
     for verdict, word in (("shown", "above"), ("contradicted", "below"), ("unclear", "not told apart from")):
-        counts = [c.text.split("SFT on ")[1].split(" ")[0] for c in f.primary if c.verdict == verdict]
-        words += [f"{word} SFT on {listed(counts)} solutions"] if counts else []
+        claims = [c for c in f.primary if c.verdict == verdict]
+        counts = [c.text.split("SFT on ")[1].split(" ")[0] for c in claims]
+        one_run = ONE_RUN * (verdict != "unclear" and any(c.of_one_seed for c in claims))
+        words += [f"{word} SFT on {listed(counts)} solutions{one_run}"] if counts else []
     return f"RL is {listed(words)}." if words else "Not run: plan demonstrations."
 
 

@@ -251,7 +251,7 @@ def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
         return False
     if len(c.judged) > 1:
         levels = [[g.level(r, t, m) for m, _ in c.judged] for r in recipes for t in g.tokens if g.models(r, t)]
-        gap = max(abs(a.values.mean() - b.values.mean()) for a, b in levels)
+        gap = max((abs(a.values.mean() - b.values.mean()) for a, b in levels), default=0.0)
         more = f" Process-right pass@{g.k} (every written equation true as well) is within {100 * gap:.1f} points of every point."
     if gap >= 0.02:
         more = " Dotted: process-right, every written equation true as well."

@@ -702,6 +702,7 @@ def test_bad_input_is_one_line(tmp_path):
         (dict(plan="scale", scales=("micro", "tiny")), "--scales micro tiny"),
         (dict(plan="demonstrations", solved=(0,)), "--solved 0: at least 1"),
         (dict(rollout_counts=(4, 8)), "--rollout_counts has no effect outside of `rollouts`"),
+        (dict(plan="rollouts", controls="all"), "--controls has no effect outside of `grid`"),
         (dict(points_t1=(7,)), "--points_t1 7: not all of them are among --points 16 40"),
         (dict(questions=("test_esay",)), "--questions test_esay: neither files nor among"),
         (dict(max_new_tokens=300), "less than the 256 tokens of micro's context"),

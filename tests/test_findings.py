@@ -147,6 +147,15 @@ def test_a_verdict_of_one_seed_says_so():
     assert f.verdict == "shown" and f.said == f.claims[0].said == "shown in one run"
     assert Finding("1", "", [Claim("a", x, "above", across_runs=True)]).said == "unclear"
     assert Finding("1", "", [Claim("a", replace(x, seeds=2), "above")]).said == "shown"
+    for sign, any_of, said in (  # one contrast of one seed and one of two: do both decide, or does one alone?
+        (1, False, "shown in one run"),
+        (1, True, "shown"),
+        (-1, False, "contradicted"),
+        (-1, True, "contradicted in one run"),
+    ):
+        y = replace(x, mean=sign * x.mean)
+        both = [Claim("a", y, "above"), Claim("b", replace(y, seeds=2), "above")]
+        assert Finding("1", "", both, any_of=any_of).said == said
     entries = as_in_the_paper(1)
     assert "expansion by RL (in one run)" in " ".join(
         report.summary(entries, all_findings(entries), questions(entries))
@@ -437,6 +446,8 @@ def test_demonstrations_are_answered_by_count():
     assert [c.verdict for c in f.primary] == ["shown", "shown", "contradicted"]
     assert demonstrations_answer(f) == "RL is above SFT on 64 and 256 solutions and below SFT on 1000 solutions."
     assert demonstrations_answer(demonstrations([])) == "Not run: plan demonstrations."
+    once = demonstrations_answer(demonstrations([e for e in entries if e.meta["seed"] == 0]))
+    assert once == "RL is above SFT on 64 and 256 solutions in one run and below SFT on 1000 solutions in one run."
 
 
 def sharpening_world(by: str) -> list:
@@ -553,12 +564,17 @@ def test_report_is_the_same_twice_and_reads_on_a_phone(tmp_path, small_pictures)
 def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
     """One recipe, one plan, one temperature: a report all the same."""
     everything = study(seeds=(1,), tokens=(3_500_000,), n=40)
+    begun = dict(step=16, points=[16, 320], best_step=320)  # not judged at its end yet
+    everything += [make_entry("rl", 1, s, [4, 9], [3, 9], variant={"rlseed": s}, **begun) for s in (1, 2)]
+    everything += [make_entry("rl", 2, 1, [4, 9], [3, 9], **begun)]
     parts = {
         "base": lambda e: e.recipe == "base",
         "base_0shot": lambda e: e.recipe == "base_0shot",
-        "ablation": lambda e: e.recipe in ("base_0shot", "rl") and not e.variant and e.temperature < 1,
-        "variants": lambda e: e.variant,
+        "ablation": lambda e: e.recipe in ("base_0shot", "rl") and not e.variant and e.temperature < 1 and e.tokens > 2,
+        "variants": lambda e: e.variant and e.tokens > 2,
         "hot": lambda e: e.temperature == 1.0,
+        "begun": lambda e: e.tokens == 2,
+        "begun_seeds": lambda e: "rlseed" in e.variant,
     }
     for name, part in parts.items():
         save([e for e in everything if part(e)], tmp_path / name)
@@ -569,6 +585,19 @@ def test_report_of_any_part_of_a_study(tmp_path, small_pictures):
         r"!\[.*base 0-shot .*RL from base .*\]\(figures/pass1.png\)", ablation
     )  # both are in the first figure
     assert "None of the paper's findings was run." in ablation
+
+
+def test_figures_of_older_records_and_of_sizes():
+    """A record without a guess floor beside one with; of two sizes at equal FLOPs the smaller, with more tokens, comes first."""
+    entries = [make_entry("base", 1, 1, [4, 9], floor=None), make_entry("base_0shot", 1, 1, [4, 9], floor=0.1)]
+    figure, _ = figures.figure_lines(Grid(entries), ["base", "base_0shot"], Questions(1), "")
+    assert 10 in [round(float(c.get_paths()[0].vertices[:, 1].max())) for c in figure.axes[0].collections]  # the grey
+    sizes = [
+        make_entry("rl", tokens, 1, [4, 9], variant={"size": size}) for size, tokens in (("micro", 1), ("smoke", 9))
+    ]
+    figure, _ = figures.figure_variants(sizes, "size", 1, "", "")
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["smoke", "micro"]
+    figures.plt.close("all")
 
 
 def test_an_interval_beyond_all_values_hides_no_other():
