@@ -47,13 +47,13 @@ POST = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=4, save_eve
 
 
 def test_33_interleaved_steps_resume_bitwise(base, world, tmp_path, monkeypatch):
-    """Property 33: a run that stopped after its first SFT step goes on with the RL step that is due. (Other modes: test_resume.py,
+    """Property 33: a run that stopped after an SFT step goes on with the RL step that is due. (Other modes: test_resume.py,
     test_ranks.py.)"""
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
     flags = POST | dict(init=str(base / "last.pt"), data=str(world), rows=4, mode="interleaved")
-    average.main(average.Config(out=str(tmp_path / "whole"), **flags | dict(steps=3)))
-    average.main(average.Config(out=str(tmp_path / "run"), **flags | dict(steps=1)))
-    average.main(average.Config(out=str(tmp_path / "run"), resume=True, steps=3))
+    average.main(average.Config(out=str(tmp_path / "whole"), **flags | dict(steps=4)))
+    average.main(average.Config(out=str(tmp_path / "run"), **flags | dict(steps=3)))
+    average.main(average.Config(out=str(tmp_path / "run"), resume=True, steps=4))
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
