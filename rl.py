@@ -467,9 +467,8 @@ class RolloutLog:
         if n and n & (n - 1) == 0:  # the 1st, 2nd, 4th, 8th ... time in a row
             tqdm.write(f"step {number}: no group carries signal (the rewards of each question are all equal): these taught "
                        f"nothing; {n} such steps in a row")  # fmt: skip
-        self.calls += (
-            1  # not the step's number, of which the RL steps of mode interleaved may never have a multiple of 16
-        )
+        # Not the step's number, of which the RL steps of mode interleaved may never have a multiple of 16
+        self.calls += 1
         if self.calls % SHOW_EVERY == 1:
             self.run.log.table(number, "rollouts", [answer_row(a) for group in written for a in group])
             a = groups[0][0]
@@ -510,9 +509,8 @@ def make_grpo(run: Run) -> GRPO:
     run.trains_on(questions_digest(questions))
     if config.kl > 0:
         start = load_checkpoint(config.init)
-        if (
-            config.resume and start["lineage"] != run.lineage
-        ):  # a resumed run has its own weights from last.pt, the reference from here
+        # A resumed run has its own weights from last.pt, the reference from here
+        if config.resume and start["lineage"] != run.lineage:
             raise UserError(f"--resume: {config.init} is another model by now than the one that this run began with; put that back, or "
                             "begin a new run")  # fmt: skip
         reference = kl_reference(load_model(start, process.device), process.dtype)
