@@ -1,7 +1,7 @@
 """The checkpoint that all stages write and read: one .pt file of torch.save, its digest in the last 16 bytes.
 
     format                          FORMAT
-    stage, step, args, metrics      of the run that made it: its stage, steps done, flags; steps that were skipped
+    stage, step, args, metrics      of the run that made it: its stage, steps done, flags; updates that were not finite
     tokens, flops                   tokens of pretraining; FLOPs of all stages so far (None: unknown)
     lineage                         stage, step, FLOPs, flags, digests of weights and of data of every stage so far, this one last
     config, model                   fields of GPTConfig; state_dict of GPT

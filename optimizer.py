@@ -4,9 +4,10 @@
     loss.backward()                                                # as often as a rank likes
     norm = optimizer_step(model, optimizer, process, lr, clip)     # the sum over ranks, clipping, the update
 
-Gradients of all ranks are summed by an all-reduce of each parameter after the last micro-batch of a step, not by DistributedDataParallel:
-a rank may then run any number of micro-batches (RL rollouts differ in length from rank to rank), losses may call the
-model as often as they like, and the sum over ranks of losses that are each divided by the *global* token count is exact.
+Gradients of all ranks are summed by an all-reduce of each parameter after the last micro-batch of a step, not by
+DistributedDataParallel: a rank may then run any number of micro-batches (RL rollouts differ in length from rank to rank),
+losses may call the model as often as they like, and the sum over ranks of losses that are each divided by the *global* token
+count is exact.
 What is given up is overlap with backward, under 1% of a step at the paper's batch sizes.
 """
 

@@ -124,7 +124,7 @@ class Claim:
 
     @property
     def n(self) -> str:
-        """How many values it is over: seeds × questions; of a mean over checkpoints which; and where seeds share a pretraining run."""
+        """How many values it is over: seeds × questions; of which checkpoints, if it is a mean; and where seeds share a pretraining run."""
         if self.x is None:
             return "–"
         clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""

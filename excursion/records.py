@@ -152,10 +152,10 @@ def mixed_bases(entries: list[Entry]) -> str:
     records of other plans stayed; empty without any."""
     models: dict[str, Counter] = {}  # base checkpoint → digest of its weights → records
     for e in entries:
-        for base in (e.record.get("lineage") or [{}])[:1]:
-            if "weights" in base:
-                name = f"{base.get('args', {}).get('out')}, step {base.get('step')}"
-                models.setdefault(name, Counter())[str(base["weights"])] += 1
+        base = (e.record.get("lineage") or [{}])[0]
+        if "weights" in base:
+            name = f"{base.get('args', {}).get('out')}, step {base.get('step')}"
+            models.setdefault(name, Counter())[str(base["weights"])] += 1
     mixed = [
         f"{name}: " + " and ".join(f"{n} of {weights}" for weights, n in count.most_common())
         for name, count in models.items()

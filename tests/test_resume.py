@@ -200,7 +200,7 @@ def test_flags_of_another_version_are_named(whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_data_that_have_changed_are_refused(name, whole, base, world, tmp_path):
+def test_data_that_have_changed_are_refused(name, base, world, tmp_path):
     """Shards or questions that were made anew would give a resumed run other batches; the lineage names what was trained on.
     A run of an older version, which does not know, goes on."""
     stage, data, out = STAGES[name][0], tmp_path / "world", tmp_path / "run"

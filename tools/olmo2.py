@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tyro.conf import Positional
 
-from checkpoint import DTYPES, FORMAT, check_config, check_weights, load_checkpoint, save_checkpoint
+from checkpoint import DTYPES, FORMAT, check_config, check_weights, load_checkpoint, save_checkpoint, weights_digest
 from cli import UserError, cli, refuse_idle
 from data.tokenizer import PUBLISHED, load_tokenizer, tokenizer_digest
 from files import MALFORMED, read_json, replacing, replacing_path, write_text
@@ -246,7 +246,7 @@ def import_model(flags: Config, source: str, out: Path) -> None:
     save_checkpoint(out, {
         "format": FORMAT, "stage": "pretrain", "config": asdict(config), "tokenizer": tokenizer,
         "tokenizer_digest": tokenizer_digest(tokenizer), "model": weights, "step": step, "tokens": tokens, "flops": None,
-        "lineage": [{"stage": "pretrain", "step": step, "flops": None, "args": args}], "args": args, "metrics": {},
+        "lineage": [{"stage": "pretrain", "step": step, "flops": None, "args": args, "weights": weights_digest(weights)}], "args": args, "metrics": {},
     })  # fmt: skip
     said = f"{tokens:,} pretraining tokens" if tokens else "pretraining tokens unknown (--tokens)"
     print(f"wrote {out}: {tokenizer}, {said}; next: python eval.py --checkpoint {out}")
