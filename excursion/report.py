@@ -147,8 +147,8 @@ def design(entries: list[Entry]) -> str:
     checkpoints = {e.tokens for e in entries if not e.variant} or {e.tokens for e in entries}
     own = sorted({flags for e in entries for flags in e.meta.get("stage_flags", ())})
     return (
-        f"{count(entries, 'model')} from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
-        f"{count({s for _, s in keys}, 'seed')}, were judged on {number} {which_questions(entries)} × {samples} samples at temperature "
+        f"{count(entries, 'evaluation')} of models from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
+        f"{count({s for _, s in keys}, 'seed')}, on {number} {which_questions(entries)} × {samples} samples at temperature "
         f"{temperatures}." + (f" With flags beside the plan's: {'; '.join(own)}." if own else "")
     )
 
@@ -427,8 +427,10 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
 
     order = sorted(entries, key=lambda e: (str(e.variant), e.tokens, place(e), e.meta["seed"], e.temperature, e.step))
     rows = [cells(e) for e in order]
-    doc.heading("All models")
-    doc.table(list(rows[0]), [list(row.values()) for row in rows], fold=f"{len(rows)} models, intervals over questions")
+    doc.heading("All evaluations")
+    doc.table(
+        list(rows[0]), [list(row.values()) for row in rows], fold=f"{len(rows)} evaluations, intervals over questions"
+    )
 
 
 def answers_of(e: Entry, id_: str) -> list[str]:
@@ -493,5 +495,5 @@ def write_report(records: Path, out: Path) -> Path:
     scales = ", ".join(sorted({f"{e.meta['scale']}, budget {e.meta['budget']}" for e in entries if "scale" in e.meta}))
     doc.text(f"Made by `python -m excursion report` from {len(entries)} records alone ({scales or 'no scale named'}).")
     doc.write(out)
-    print(f"wrote {out / 'report.md'} and {out / 'report.html'} ({len(entries)} models)")
+    print(f"wrote {out / 'report.md'} and {out / 'report.html'} ({len(entries)} records)")
     return out / "report.html"
