@@ -175,7 +175,7 @@ def evaluate_questions(
 
     judged = process.spread(len(prompts), judged_answers)
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "max_new_tokens")}
-    means = summary(judged, questions, [k for k in config.k if k <= n], config.seed)
+    means = summary(judged, [k for k in config.k if k <= n], config.seed)
     rows = [
         {"id": q["id"], "question": q["question"], "answer": q["answer"], "samples": j.samples}
         for q, j in zip(questions, judged, strict=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cli import UserError
-from verifier import GRADERS, canonical, judge, last_box
+from verifier import GRADERS, judge, last_box, normal_form
 from verifier.process import equations, sound
 
 BOOTSTRAP = 2000  # resamples of the questions
@@ -21,7 +21,8 @@ class Judged:
     """The n answers to one question."""
 
     counts: dict  # how many are right, have a box, ...: the question's row in the record
-    values: list[str | None]  # what each answer says, in normal form (verifier.canonical); None: nothing
+    values: list[str | None]  # what each answer says, in the grader's normal form (verifier.normal_form); None: nothing
+    gold: str  # the right answer, in that form
     samples: list[dict]  # text and verdict of each; cut: True where it has no stop token
 
 
@@ -35,12 +36,12 @@ def judge_answers(
     """
     grades = [judge(text, question["answer"], f, grader, truncated) for text, f in zip(texts, finished, strict=True)]
     said = [grade.answer for grade in grades]
-    values = [answer if answer is None else canonical(answer) for answer in said]  # 1/2 and 0.5 are one value
+    values = [answer if answer is None else normal_form(answer, grader) for answer in said]  # 1/2 and 0.5 are one value
     samples = [{"text": text, "right": grade.right} for text, grade in zip(texts, grades, strict=True)]
     for row, whole in zip(samples, finished, strict=True):
         if not whole:
             row["cut"] = True
-    vote = majority_vote(said)
+    vote = majority_vote(said, values)
     counts = {"id": question["id"], **{key: question[key] for key in ("facts",) if key in question}, "n": len(texts)}
     counts["c"] = sum(grade.right for grade in grades)
     counts["c_lenient"] = sum(GRADERS["lenient"](text, question["answer"]).right for text in texts)
@@ -56,10 +57,10 @@ def judge_answers(
     counts["majority"] = float(vote is not None and grades[said.index(vote)].right)
     counts["finished"] = sum(finished)
     counts["tokens"] = sum(lengths)
-    return Judged(counts, values, samples)
+    return Judged(counts, values, normal_form(question["answer"], grader), samples)
 
 
-def summary(judged: list[Judged], questions: list[dict], ks: list[int], seed: int = 0) -> dict:
+def summary(judged: list[Judged], ks: list[int], seed: int = 0) -> dict:
     """Means over questions of which each has n answers, n at least every k:
 
         {"strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...}, "floor": {"pass@1": mean, ...},
@@ -83,8 +84,8 @@ def summary(judged: list[Judged], questions: list[dict], ks: list[int], seed: in
         if (right := column(count)) is not None:
             record[kind] = {f"pass@{k}": mean_interval(pass_at_k(n, right, k), seed) for k in ks}
     if len(rows) > 1:
-        gold = [canonical(question["answer"]) for question in questions]
-        floors = {f"pass@{k}": guess_floor([j.values for j in judged], gold, k) for k in ks}
+        values, gold = [j.values for j in judged], [j.gold for j in judged]
+        floors = {f"pass@{k}": guess_floor(values, gold, k) for k in ks}
         record["floor"] = {k: float(floor.mean()) for k, floor in floors.items()}
         for i, row in enumerate(rows):
             row["floor"] = {k: float(floor[i]) for k, floor in floors.items()}
@@ -123,13 +124,16 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> dict:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 
 
-def majority_vote(answers: list[str | None]) -> str | None:
-    """The most frequent answer, equal values counted together; of equally frequent ones the first. No answer, no vote."""
-    votes = Counter(canonical(a) for a in answers if a is not None)  # Counter keeps the order of first appearance
+def majority_vote(answers: list[str | None], values: list[str | None]) -> str | None:
+    """The most frequent answer, in its most frequent spelling; of equally frequent ones the first. No answer, no vote.
+
+    values: the normal form of each answer. Those of one value are counted together."""
+    votes = Counter(value for value in values if value is not None)  # Counter keeps the order of first appearance
     if not votes:
         return None
     winner = max(votes, key=votes.get)
-    return next(a for a in answers if a is not None and canonical(a) == winner)
+    spellings = Counter(answer for answer, value in zip(answers, values, strict=True) if value == winner)
+    return max(spellings, key=spellings.get)
 
 
 def guess_floor(answers: list[list[str | None]], gold: list[str], k: int) -> np.ndarray:
@@ -139,7 +143,7 @@ def guess_floor(answers: list[list[str | None]], gold: list[str], k: int) -> np.
     can count only where another question has its value, so the distinct values suffice.
 
     Args:
-        answers: of each question, the normal forms (verifier.canonical) of its n samples, None without an answer.
+        answers: of each question, the normal forms (verifier.normal_form) of its n samples, None without an answer.
         gold: of each question, that of the right answer. ValueError for a single question.
     """
     if len(gold) < 2:

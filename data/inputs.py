@@ -54,7 +54,7 @@ def find_inputs(config) -> dict[str, Input]:
         raise UserError(f"--local {config.local}: goes with a hub name; local files are named in --input")
     if config.subset and (not hub or HUB_QUESTIONS.get(hub, ("", ()))[1] == ("default",)):
         raise UserError(f"--subset {config.subset}: {hub or 'local files'} have none to choose")
-    if config.split != "train" and (not hub or (config.local and hub not in HUB_QUESTIONS)):
+    if config.split != "train" and (not hub or (config.local and hub in HUB_TEXT)):
         raise UserError(f"--split {config.split}: goes with a data set of the hub; of local files, name those wanted")
     if config.text_field != "text" and hub in HUB_QUESTIONS:
         raise UserError(f"--text_field {config.text_field}: {hub} holds questions, whose fields are known")
@@ -95,7 +95,8 @@ def _hub_text(config, hub: str, part: str) -> Input:
     """Text comes in shuffled order, so that the first --max_tokens are of all the kinds that a part holds."""
     repository, parts = HUB_TEXT.get(hub, (hub[3:], ("default",)))
     if config.local:
-        files = hub_files(Path(config.local), part or parts[0])
+        # The data sets of HUB_TEXT have no split but train, and folders of many names
+        files = hub_files(Path(config.local), part or parts[0], "" if hub in HUB_TEXT else config.split)
         order = np.random.default_rng(config.seed).permutation(len(files))
         return _from_files([files[i] for i in order], config.text_field)
 

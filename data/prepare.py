@@ -226,9 +226,10 @@ def prepare_text(config: Config, source: Input, folder: Path, banned: list[str],
         elif document is None:
             meta["skipped"]["banned"] += 1
         else:
-            # Always hold out the first document, so that a small input has something held out too
-            first = config.val_fraction > 0 and not val["documents"] + train["documents"]
-            shards.add("val" if first or document.draw < config.val_fraction else "train", document)
+            # Always hold out the first document, and its copies, so that a small input has something held out too
+            first = meta.setdefault("first_draw", document.draw)
+            held_out = config.val_fraction > 0 and (document.draw < config.val_fraction or document.draw == first)
+            shards.add("val" if held_out else "train", document)
             bar.update(len(document.tokens))
             if source.size and not max_tokens:
                 bar.total = int(bar.n * source.size / max(1, record.position))

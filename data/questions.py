@@ -73,14 +73,13 @@ def parse_question(record: dict, source: str) -> dict:
         raise ValueError("'solutions' is not a list of strings")
     if "####" in answer:  # GSM8K: the reasoning and the answer in one field
         reasoning, _, answer = answer.rpartition("####")
-        solutions = [re.sub(r"<<[^<>]*>>", "", reasoning)]
+        solutions = [re.sub(r"<<[^<>]*>>", "", reasoning), *solutions]
         answer = re.sub(r"(?<=\d),(?=\d{3})", "", answer).strip()
     if not answer:
         answer = next((box for solution in solutions if (box := last_box(solution))), "")
     if not answer:
         raise ValueError("no answer: neither a field 'answer' or 'expected_answer', nor a \\boxed{} in the solution")
     solutions = [solution.strip() for solution in solutions if solution.strip()]
-    "".join([question, answer, *solutions]).encode("utf-8")  # a ValueError: JSON can spell half a surrogate pair
     closing = f"The answer is \\boxed{{{answer}}}."
     row = {
         "id": f"{source}-{digest(question)}" if record.get("id") in (None, "") else str(record["id"]),
@@ -90,7 +89,14 @@ def parse_question(record: dict, source: str) -> dict:
         "source": record.get("problem_source") or record.get("source") or source,
         "level": record.get("level", record.get("difficulty")),
     }
-    return row | {key: value for key, value in record.items() if key not in row and "solutions" in record}
+    row |= {key: value for key, value in record.items() if key not in row and "solutions" in record}
+    try:
+        json.dumps(row, ensure_ascii=False).encode(
+            "utf-8"
+        )  # else an error of Unicode, which is a ValueError: half a pair
+    except TypeError as error:
+        raise ValueError(f"a field that JSON cannot hold ({error})") from None
+    return row
 
 
 def digest(question: str) -> str:
@@ -101,7 +107,7 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
     """The first of the fields that the record has, stripped. A number counts as its text."""
     for name in names:
         value = record.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = type(value) is int or isinstance(value, float) and math.isfinite(value)
         if number or isinstance(value, str) and value.strip():
             return str(value).strip()
     if required:

@@ -73,7 +73,7 @@ def task_pairs(items: list[dict], tokenizer: Tokenizer) -> list[tuple[list[int],
     if "choices" in items[0]:
         texts = [question_and_choice(item["query"], choice) for item in items for choice in item["choices"]]
     else:
-        texts = [(item["context"], " " + item["continuation"].lstrip()) for item in items]
+        texts = [(item["context"].rstrip(" "), " " + item["continuation"].lstrip()) for item in items]
     return [(tokenizer.encode(context), tokenizer.encode(continuation)) for context, continuation in texts]
 
 

@@ -85,8 +85,14 @@ class Tokenizer:
         return -(-self.vocab_size // 128) * 128
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; "<|endoftext|>" in it is plain text and never the special id."""
-        return self.encoding.encode_ordinary(text)
+        """Token ids of `text`; "<|endoftext|>" in it is plain text and never the special id. ValueError for a text that
+        tiktoken cannot split: a run of a million letters or spaces."""
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: no Exception, has no module to import it from
+                raise
+        raise ValueError("tiktoken cannot split it: too long without a break")
 
     def decode(self, ids) -> str:
         """Text of token ids. Broken UTF-8 becomes U+FFFD, eos and pad their names, ids that stand for nothing vanish."""

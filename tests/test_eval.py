@@ -32,6 +32,7 @@ from model import GPT, config_of
 from process import Process
 from runtime import Progress
 from sampler import Continuation
+from verifier import normal_form
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 PROCESS = Process(0, 1, torch.device("cpu"), torch.float32)
@@ -75,18 +76,52 @@ def test_35_pass_at_k_refuses_too_few_samples(n, k):
         pass_at_k(n, np.array([1, 1]), k)
 
 
+def vote(*answers: str | None) -> str | None:
+    return majority_vote(list(answers), [a if a is None else normal_form(a, "strict") for a in answers])
+
+
 def test_35_majority_vote_groups_equal_answers():
     """Property 35: 0.5 and \\frac12 vote together and beat two votes for 3; the first spelling is returned."""
-    assert majority_vote(["3", "0.5", "3", "\\frac12", "\\dfrac{1}{2}"]) == "0.5"
-    assert majority_vote(["1,000", "7", "1000"]) == "1,000"
-    assert majority_vote(["2", None, None, None]) == "2"
-    assert majority_vote([None, None]) is None and majority_vote([]) is None
+    assert vote("3", "0.5", "3", "\\frac12", "\\dfrac{1}{2}") == "0.5"
+    assert vote("1,000", "7", "1000") == "1,000"
+    assert vote("2", None, None, None) == "2"
+    assert vote(None, None) is None and vote() is None
+
+
+def test_35_majority_vote_is_judged_by_its_commonest_spelling():
+    """Property 35: 10\\% is both 10 and 0.1, and stands with 10. Two votes for 10 and one for 10% say 10, in any order."""
+    for answers in itertools.permutations(["10", "10", "10%", "3"]):
+        assert vote(*answers) == "10"
 
 
 def test_35_majority_ties_are_broken_by_order():
     """Property 35: of answers with as many votes, the one that came first, whatever the answers are."""
     for answers in itertools.permutations(["8", "7", "x+1", "-3"]):
-        assert majority_vote([*answers, *reversed(answers)]) == answers[0]
+        assert vote(*answers, *reversed(answers)) == answers[0]
+
+
+@pytest.mark.parametrize(
+    ("grader", "said"),
+    [
+        ("strict", ["\\boxed{3}", "\\boxed{0.5}"]),
+        ("gsm8k", ["#### It is 3 miles an hour", "#### He has 5 pears in all"]),
+    ],
+)
+def test_votes_and_floor_are_by_the_grader(grader, said):
+    """What a grader takes for right is right for the floor and the vote, too: of two models that give each question the
+    other's answer, all is luck."""
+    gold = ["3", "1/2" if grader == "strict" else "5"]
+    questions = [{"id": str(i), "answer": answer} for i, answer in enumerate(gold)]
+    given = [
+        judge_answers(q, [text] * 2, [True] * 2, [3] * 2, grader, "wrong")
+        for q, text in zip(questions, said[::-1], strict=True)
+    ]
+    assert summary(given, [1])["floor"]["pass@1"] == 1 and summary(given, [1])["strict"]["pass@1"]["mean"] == 0
+    kept = [
+        judge_answers(q, [text] * 2, [True] * 2, [3] * 2, grader, "wrong")
+        for q, text in zip(questions, said, strict=True)
+    ]
+    assert summary(kept, [1])["floor"]["pass@1"] == 0 and summary(kept, [1])["majority"]["mean"] == 1
 
 
 def test_bootstrap_interval_covers_the_true_mean():
@@ -811,7 +846,7 @@ def test_what_the_columns_say():
     rows = [judge_answers({"id": "a", "answer": "72"}, ["72", "\\boxed{72}", "\\boxed{72}", "no"], [True, True, False, True],
                           [1] * 4, "gsm8k", "wrong")]  # fmt: skip
     assert rows[0].counts["box"] == 1 and rows[0].counts["c"] == 2
-    record = summary(rows, [{"answer": "72"}], [4, 2])
+    record = summary(rows, [4, 2])
     cells = evaluation.question_cells({**record, "shots": 0})
     assert cells["lenient@4"] == f"{100 * record['lenient']['pass@4']['mean']:.1f}" and "lenient@1" not in cells
 

@@ -417,6 +417,12 @@ def test_local_copy_of_any_text(tmp_path):
     flags = {"local": str(tmp_path / "copy"), "val_fraction": 0}
     out = run(tmp_path, "hf:bigcode/tiny-stack", text_field="content", **flags)
     assert segments(out / "tiny-stack", "train") == texts(9)
+    for split in ("test", "validation"):
+        parquet(tmp_path / f"copy/data/{split}-00000-of-00001.parquet", [{"content": f"of {split}"}])
+    out = run(tmp_path, "hf:bigcode/tiny-stack", text_field="content", source="again", **flags)
+    assert segments(out / "again", "train") == texts(9)
+    out = run(tmp_path, "hf:bigcode/tiny-stack", text_field="content", source="test", split="test", **flags)
+    assert segments(out / "test", "train") == ["of test"]
 
 
 def test_text_field(tmp_path, capsys):
@@ -466,12 +472,15 @@ def test_held_out_documents(tmp_path):
     out = run(tmp_path, path, val_fraction=0.1)
     train, val = segments(out / "t", "train"), segments(out / "t", "val")
     # a binomial of 2000 at .1 has a standard deviation of 13: 5 of them
-    assert abs(len(set(val)) - 200) < 67 and not set(train) & set(val) - {texts(1)[0]}
+    assert abs(len(set(val)) - 200) < 67 and not set(train) & set(val)
     assert sorted(train + val) == sorted(texts(2000) * 2)
     other = segments(run(tmp_path, path, val_fraction=0.1, seed=1, out=str(tmp_path / "o")) / "t", "val")
     assert len(set(other) & set(val)) < 67
     small = run(tmp_path, write(tmp_path / "s.jsonl", [{"text": text} for text in texts(3)]), val_fraction=0.001)
     assert segments(small / "s", "val") == texts(3)[:1] and segments(small / "s", "train") == texts(3)[1:]
+    rows = [{"question": q, "answer": "1", "solution": f"{s}: \\boxed{{1}}"} for q in ("One?", "Else?") for s in "ab"]
+    small = run(tmp_path, write(tmp_path / "q.jsonl", rows), val_fraction=0.001)
+    assert [len(segments(small / "q", split)) for split in ("train", "val")] == [2, 2]
     all_of_it = run(tmp_path, tmp_path / "s.jsonl", source="all", val_fraction=1.0)
     assert segments(all_of_it / "all", "val") == texts(3)
 
@@ -485,20 +494,23 @@ def test_max_tokens(tmp_path):
     assert segments(out / "t", "train") == texts(500)[: meta["train"]["documents"]]
 
 
-BAD = [b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"3", b'{"txt": "a"}', b'{"text": ""}', b'{"text": 5}', b'{"question": "Q?", "answer": "1"}']  # fmt: skip
+BAD = [b"{", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"3", b'{"txt": "a"}', b'{"text": ""}', b'{"text": 5}', b'{"question": "Q?", "answer": "1"}',
+       b'{"text": "' + b"a" * 3_000_000 + b'"}']  # fmt: skip
 
 
 def test_bad_documents(tmp_path, capsys):
     """A document that cannot be read is named as file:line, counted, and changes nothing else; --strict stops at the
     first, and what it leaves is gone on from without --strict."""
-    rows = [{"text": text} for text in texts(9)]
+    rows = [{"text": text} for text in texts(len(BAD) + 1)]
     mixed = [row for pair in zip(rows, [*BAD, None], strict=True) for row in pair if row is not None]
     path = write(tmp_path / "t.jsonl", mixed)
     out = run(tmp_path, path, val_fraction=0)
-    assert segments(out / "t", "train") == texts(9)
+    assert segments(out / "t", "train") == texts(len(BAD) + 1)
     skipped = json.loads((out / "t/meta.json").read_text())["skipped"]
     assert skipped["unreadable"] == len(BAD)
-    assert [line.split(": ")[0] for line in skipped["named"]] == [f"{path}:{line}" for line in range(2, 17, 2)]
+    assert [line.split(": ")[0] for line in skipped["named"]] == [
+        f"{path}:{line}" for line in range(2, 2 * len(BAD) + 1, 2)
+    ]
     printed = capsys.readouterr()
     assert f"{len(BAD)} unreadable" in printed.out and all(line in printed.err for line in skipped["named"])
     for bad in BAD:

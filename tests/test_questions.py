@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,10 @@ def test_forms():
     assert row["question"] == "Ann has 3 bags of 4 nuts. How many?" and row["answer"] == "1012"
     assert row["solutions"] == ["She has 3*4=12 nuts.\nThe answer is \\boxed{1012}."]
     assert row["source"] == "gsm8k" and row["level"] is None
+    assert parse_question(GSM8K | {"solutions": ["Twelve \\boxed{12}."]}, "t")["solutions"] == [
+        *row["solutions"],
+        "Twelve \\boxed{12}.",
+    ]
     row = parse_question(MATH, "math")
     assert row["answer"] == "\\frac{1}{2}" and row["solutions"] == [MATH["solution"]] and row["level"] == "Level 1"
     row = parse_question(OMI2, "omi2")
@@ -118,8 +123,9 @@ def test_bad_rows_are_named_counted_and_skipped(tmp_path, capsys):
         9: (b'{"id": "a", "question": "Q?", "answer": "1", "solutions": ["\\ud800"]}', "surrogates"),
         10: (OWN | {"answer": "2"}, "answer '2', but an earlier row of this question has '1'"),
         11: (b"[" * 10**6, "nested too deep"),
+        12: (b'{"question": "Q?", "answer": "1", "level": "\\ud83d"}', "surrogates"),
     }
-    rows = [OWN, *(bad[i][0] if i in bad else MATH if i == 12 else b"" for i in range(2, 13))]
+    rows = [OWN, *(bad[i][0] if i in bad else MATH if i == 13 else b"" for i in range(2, 14))]
     path = write(tmp_path / "q.jsonl", rows)
     assert [row["question"] for row in load_questions(path)] == ["One?", "Half?"]
     told = capsys.readouterr().err
@@ -496,6 +502,9 @@ def test_what_a_users_file_may_hold(tmp_path):
         with pytest.raises(ValueError, match="no answer"):
             parse_question({"question": "How many?", "answer": value}, "mine")
     assert parse_question({"question": "How many?", "answer": 7.0}, "mine")["answer"] == "7.0"
+    assert parse_question({"question": "How many?", "answer": 10**400}, "mine")["answer"] == str(10**400)
+    with pytest.raises(ValueError, match="a field that JSON cannot hold .*datetime"):
+        parse_question({"question": "Q?", "answer": "1", "solutions": ["a"], "when": datetime.now()}, "mine")
     with pytest.raises(UserError, match="--validation_questions 1: the other questions are these again"):
         split_validation([{"question": "How many?"}, {"question": "how  many?"}], 1)
     for name in ("a.json", "a.part.json"):

@@ -89,9 +89,13 @@ EQUAL = [
     (r"28\%", "28"), ("33.5 percent", "33.5%"), (r"\text{Even}", "even"), (r"\textbf{(C)}", "C"), (r"\text{no solution}", "no solution"),
     ("5 hr", "5"), ("12 mg", "12"), ("7 men", "7"), (r"12^\circ C", "12"), (r"x=10\%", "10"), (r"r = 5\%", "0.05"),
     (r"1\,\frac{1}{2}", "3/2"), ("1~1/2", "1.5"), ("3⅛", "25/8"), (r"0.\bar{3}", "1/3"), ("x⁵", "x^5"), ("3‑1", "2"),
+    ("12 years old", "12"), (r"\text{12 years old}", "12"), ("10 pages a day", "10"), ("6 miles an hour", "6"), ("3 cups of tea", "3"), ("12 of them", "12"),
+    ("3 million", "3000000"), (r"\$3 million", "3,000,000"), (r"3.5\text{ million dollars}", "3,500,000"), ("-2 thousand", "-2000"), ("3 hundred thousand", "300000"), ("5 dozen eggs", "60"),
+    ("20 June", "20 June"), ("25 cm squared", "25"), ("8 quarters", "8"),
     (r"\mathrm{Yes}", "yes"), (r"\mbox{Saturday}", r"\text{Saturday.}"), (r"\mathbf{no~solution}", "no solution"),
     # times of day
     (r"\text{4:30 p.m.}", r"4:30 \text{ PM}"), (r"9\text{ a.m.}", "9:00 AM"), (r"8\!:\!34 \text{ p.m.}", "8:34 pm"), ("9 a.m.", "9"), ("4:30 p.m.", "4:30"),
+    ("4:30", "04:30"), (r"05\!:\!00", "5:00"),
     # roots, powers, constants, functions
     (r"\sqrt{12}", r"2\sqrt3"), ("√12", "2sqrt(3)"), (r"\frac{1}{\sqrt2}", r"\frac{\sqrt2}{2}"), (r"\sqrt[3]{-8}", "-2"),
     (r"\sqrt{3+2\sqrt2}", r"1+\sqrt2"), ("2**(1/4)", r"\sqrt{\sqrt2}"), (r"2^{-3}", "1/8"), (r"\sqrt[3]2\sqrt[3]4", "2"),
@@ -121,6 +125,10 @@ UNEQUAL = [
     (r"\sqrt{10^{40}+1}", "10^{20}"), (r"2^{5000}", r"2^{5001}"), ("1e999", "1e998"), ("1e999999999", "1e999999998"), ("9^{9^{9^9}}", "9^{9^9}"),
     ("0.333...", "0.333"), ("1, 2, 3, ...", "1, 2, 3"), (r"1\,\frac12", "1/2"), ("12 3", "1 23"),
     ("9 a.m.", "9 p.m."), (r"4:30 \text{ p.m.}", r"2:15 \text{ p.m.}"), ("4:30 pm", "4:30 am"), ("9 a.m.", "9am"),
+    ("4:10", "12:30"), ("1:10", "2:20"), ("5:00", "6:00"),
+    # words that are no units
+    ("3 million", "3 billion"), (r"2\text{ thousand}", r"2\text{ million}"), ("3 million", "30"), ("2 fifths", "2"), ("3 halves", "3"), ("5 factorial", "5"), ("3 squared", "3"), ("20 June", "20 July"),
+    ("12 meters x", "12"), ("2 ab", "2"),
     # words, letters
     (r"\frac13\pi hr^2", r"\frac13\pi"), (r"2\pi hr", r"2\pi"), ("E", "e"), (r"\text{A}", r"\text{B}"), ("odd", "oddd"), (r"\text{CBAD}", r"\text{ABCD}"), ("2AB", "2"), ("", "0"), ("", ""),
     # expressions
@@ -158,6 +166,8 @@ def test_conventions_where_data_sets_disagree():
     fraction (others' gold is 0.335 for 33.5\%); a bare 28 is still not 0.28. A unit is dropped, not compared: the question
     fixes it, and its spellings are without end. A list of solutions has no order, as nothing says which comes first."""
     assert is_equal(r"28\%", "28") and is_equal(r"28\%", "0.28") and not is_equal("28", "0.28")
+    # 3 million may be asked for as 3; beside a ratio that is no time, 4:10 is a ratio
+    assert is_equal("3 million", "3") and is_equal("4:10", "2:5") and not is_equal("3 million", "3 thousand")
     assert is_equal(r"5\text{ cm}", r"5\text{ centimeters}") and is_equal(r"5\text{ cm}", r"5\text{ m}")
     assert is_equal("4, 12, 2", "12, 2, 4") and not is_equal("(4, 12, 2)", "(12, 2, 4)")
 

@@ -9,12 +9,14 @@ at fixed rational points, so that `(x+1)^2` equals `x^2+2x+1`. A value has a can
 the parser does not know, or that would grow past the limits, is compared as a string. Conventions, where a choice had to be
 made:
 
-- units, currency, degrees and words after a number are dropped: the question fixes the unit;
+- units, currency, degrees and words after a number are dropped: the question fixes the unit; but `3 million` equals
+  `3,000,000` (and `3`, as in "how many million?"), and `2 fifths`, `20 June` and `3 squared` are compared as strings;
 - `10\%` equals both `10` and `0.1` (data sets disagree), but `10` does not equal `0.1`;
 - `x=5` equals `5`, but not `y=5`; `x>5` equals `(5,\infty)`; a chain `a=b=c` is worth its last side;
 - `30^\circ` is 30, save inside a function of it: `\cos 60^\circ` equals `1/2`;
 - lists without brackets, sets and unions have no order; (tuples), [intervals] and matrices have one;
 - `1,234` is a number, `(1,234)` is a pair; `2\frac13` is 2+1/3; `3:1` is a ratio and equals `6:2` but not `3`;
+  two that look like times are compared as times: `4:10` is not `12:30`;
 - a word is one from four letters on, and the usual short units; other letters side by side are variables, and so are m, g and s.
 
 Any string is answered, in bounded time, and none is run as code. The bounds: regular expressions that backtrack at most
@@ -140,6 +142,7 @@ _PLAIN_FRACTION = re.compile(
     r"([+-]?)(?:\\[dt]?frac ?(?:\{ ?([+-]?[0-9]{1,99}) ?\} ?\{ ?([0-9]{1,99}) ?\}|([0-9])([0-9]))"
     r"|([0-9]{1,99}) ?/ ?([0-9]{1,99}))"
 )
+_PLAIN_TIME = re.compile(r"0?([0-9]|1[0-9]|2[0-3])(?:\\!)? ?: ?(?:\\!)?([0-5][0-9])")
 
 
 def _plain_key(text: str) -> str | None:
@@ -153,6 +156,8 @@ def _plain_key(text: str) -> str | None:
     elif (plain := _PLAIN_FRACTION.fullmatch(text)) and (bottom := int(plain[3] or plain[5] or plain[7])):
         top = int(plain[2] or plain[4] or plain[6])  # of \frac{1}{2}, \frac12 or 1/2
         return str(Fraction(-top if plain[1] == "-" else top, bottom))
+    elif plain := _PLAIN_TIME.fullmatch(text):
+        return f"time:{plain[1]}:{plain[2]}"
     else:
         return None
     keys = [str(Fraction(number) if "." in number else int(number)) for number in numbers]
@@ -226,24 +231,31 @@ def extract_gsm8k(response: str) -> str | None:
 def is_equal_gsm8k(candidate: str, gold: str) -> bool:
     """Equality of the authors' evaluation of GSM8K: the same text but for white space, case, \\text, $ and a last stop; or
     else the *first number* in each, to a relative 1e-4."""
-
-    def tidied(answer: str) -> str:
-        answer = _TEXT.sub(r"\1", " ".join(answer.split()))
-        for mark in ("\\%", "\\$", "\\,", "\\:", "\\;", "\\!", "$"):
-            answer = answer.replace(mark, "%" if mark == "\\%" else "")
-        return answer.lower().rstrip(".").strip()
-
-    def number(answer: str) -> float | None:
-        found = _FIRST_NUMBER.search(answer.translate({ord(mark): None for mark in ",$%"}))
-        return float(found[0]) if found else None
-
     if max(len(candidate), len(gold)) > MAX_CHARS:
         return False
-    candidate, gold = tidied(candidate), tidied(gold)
+    (candidate, a), (gold, b) = _read_gsm8k(candidate), _read_gsm8k(gold)
     if candidate == gold:
         return candidate != ""
-    a, b = number(candidate), number(gold)
     return a is not None and b is not None and isfinite(b) and abs(a - b) <= 1e-8 + 1e-4 * abs(b)
+
+
+def _read_gsm8k(answer: str) -> tuple[str, float | None]:
+    """(text, first number) of an answer, as the authors compare them."""
+    answer = _TEXT.sub(r"\1", " ".join(answer.split()))
+    for mark in ("\\%", "\\$", "\\,", "\\:", "\\;", "\\!", "$"):
+        answer = answer.replace(mark, "%" if mark == "\\%" else "")
+    text = answer.lower().rstrip(".").strip()
+    found = _FIRST_NUMBER.search(text.translate({ord(mark): None for mark in ",$%"}))
+    return text, float(found[0]) if found else None
+
+
+def normal_form(answer: str, grader: str) -> str:
+    """By which answers are grouped in majority votes, entropies and the guess floor: what `grader` finds equal has one form,
+    but for what no string can express (`canonical`; gsm8k: numbers within 1e-4 of each other)."""
+    if grader != "gsm8k" or len(answer) > MAX_CHARS:
+        return canonical(answer)
+    text, number = _read_gsm8k(answer)
+    return text if number is None else repr(number)
 
 
 class Grade(NamedTuple):

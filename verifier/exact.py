@@ -26,7 +26,9 @@ class Value(NamedTuple):
     kind: str = ""  # "list" without order, a pair of brackets or "matrix" with one, "" for everything else
     items: tuple[Value, ...] = ()
     relation: str | None = None  # of an equation or inequality: the key of the whole of it
-    also: str | None = None  # another key that it may be equal by: of 10% that of 0.1, of 9 a.m. that of 9
+    also: str | None = (
+        None  # another key that it may be equal by: of 10% that of 0.1, of 3 million that of 3, of 9 a.m. that of 9
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,6 +268,8 @@ class Evaluator:
             return Value(":".join(self.key(("mul", part, ("inverse", parts[-1]))) for part in parts[1:]))
         if kind == "neg" and parts[0][0] == "percent":  # -5% is (-5)%
             kind, parts = "percent", [("neg", parts[0][1])]
+        if kind == "scaled":
+            return Value(self.key(node), also=self.key(parts[0]))
         if kind == "percent":
             return Value(self.key(parts[0]), also=self.key(("mul", parts[0], ("num", Fraction(1, 100)))))
         if not _contains(node, ("pm", "mp")):
@@ -302,11 +306,11 @@ class Evaluator:
             return _function(node[1], self.number(node[2]))
         if kind == "percent":
             return self.number(node[1])
-        if kind not in ("add", "mul", "inverse", "pow", "neg", "pm", "mp", "factorial", "binom"):
+        if kind not in ("add", "mul", "scaled", "inverse", "pow", "neg", "pm", "mp", "factorial", "binom"):
             raise Unsupported
         operands = [self.number(operand) for operand in node[1:]]
         a, *others = operands
-        if kind in ("add", "mul"):
+        if kind in ("add", "mul", "scaled"):
             for b in others:
                 a = self.bounded(_add(a, b) if kind == "add" else _multiply(a, b))
             return a

@@ -70,6 +70,12 @@ _UNITS = frozenset(
     "cm mm km ft in kg mg lb lbs mi yd hr hrs min mins sec secs mph oz mL ml sq cu per day usd USD "
     "cup men gal yrs pts ton yen kWh Hz".split()
 )
+# Words after a number that are no units. The first multiply; with the second an answer is compared as a string
+_MAGNITUDES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_VALUES = frozenset(
+    "halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths factorial squared cubed "
+    "january february march april june july august september october november december".split()
+)
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arctan ln log exp abs".split())
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi "
@@ -135,7 +141,7 @@ def tokenize(text: str) -> list[_Token]:
             tokens.append(_Token("index", re.sub(r"\s", "", match[kind])))
         elif kind == "letters":
             apart = match.start() == 0 or not text[match.start() - 1].isalnum()
-            tokens.extend(_letter_tokens(piece, apart, counted=bool(tokens) and tokens[-1].kind in ("number", "mixed")))
+            tokens.extend(_letter_tokens(piece, apart, tokens))
         elif kind == "other":
             piece = _SAME_OPERATOR.get(piece, piece)
             depth += (piece in ("(", "[", "\\{")) - (piece in (")", "]", "\\}"))
@@ -162,19 +168,28 @@ def _text_tokens(content: str, follows: bool) -> list[_Token]:
     if spelled in _SPELLED:
         return [_Token("op", _SPELLED[spelled])]
     if follows and any(c.isalpha() for c in content) and not _DIGITS.search(content):
+        first, _, rest = content.casefold().partition(" ")  # million dollars
+        if first in _MAGNITUDES and rest.strip():
+            return [_Token("word", first), _Token("word", rest.strip())]
         return [_Token("word", content.casefold() if len(content) > 1 else content)]
     return tokenize(content)
 
 
-def _letter_tokens(run: str, apart: bool, counted: bool) -> list[_Token]:
+def _letter_tokens(run: str, apart: bool, before: list[_Token]) -> list[_Token]:
     r"""Letters outside \text: a function, a spelled-out operator, a unit or word, or a product of variables."""
+    words = next(
+        (i for i, token in enumerate(reversed(before)) if token.kind != "word"), len(before)
+    )  # that end `before`
+    counted = len(before) > words and before[-1 - words].kind in ("number", "mixed")
     if run in _FUNCTIONS:
         return [_Token("function", run)]
     if run.casefold() in _SPELLED:
         return [_Token("op", _SPELLED[run.casefold()])]
     if run in _GREEK:
         return [_Token("var", run)]
-    if (run in _UNITS and (counted or run not in ("hr", "mg"))) or (apart and len(run) > 3):
+    unit = run in _UNITS and (counted or run not in ("hr", "mg"))
+    phrase = counted and apart and (run == "a" or run.islower() and len(run) > 1) and (words or run in ("of", "an"))
+    if unit or phrase or (apart and len(run) > 3):  # phrase: 12 years old, 10 pages a day
         return [_Token("word", run.casefold())]
     return [_Token("var", letter) for letter in run]
 
@@ -191,7 +206,7 @@ class Unsupported(Exception):
 # A tree is a tuple (kind, operand, ...). Expressions:
 #     ("num", Fraction)  ("var", name)  ("const", "pi", "e" or "i")
 #     ("add", x, ...)  ("mul", x, ...)  ("neg", x)  ("inverse", x)  ("pow", x, y)  ("pm", x)  ("mp", x): ± and ∓
-#     ("percent", x)  ("factorial", x)  ("binom", n, k)  ("function", name, x)
+#     ("percent", x)  ("scaled", x, million)  ("factorial", x)  ("binom", n, k)  ("function", name, x)
 # Structures:
 #     ("list", x, ...)  ("seq", "(]", x, ...)  ("matrix", ("row", x, ...), ...)  ("determinant", ...)
 #     ("relation", operators, x, ...)  ("union", operators, x, ...)  ("ratio", operators, x, ...)
@@ -286,6 +301,9 @@ class Parser:
                 factors.append(self.signed())
             elif self.take("/"):
                 factors.append(("inverse", self.signed()))
+            elif kind == "word" and text in _MAGNITUDES:  # 3 million
+                self.at += 1
+                factors = [("scaled", ("mul", *factors), ("num", Fraction(_MAGNITUDES[text])))]
             elif kind == "word":
                 self.skip_unit()
             elif self.continues(kind, text):
@@ -300,7 +318,9 @@ class Parser:
         return kind in ("var", "function") or (kind == "op" and text in _ATOMS and not (text == "|" and self.in_bars))
 
     def skip_unit(self) -> None:
-        """Words after a value: 5 cm^2, 10 miles per hour, 60 km/h."""
+        """Words after a value: 5 cm^2, 10 miles per hour, 60 km/h. Unsupported if they are part of it: 2 fifths, 20 June."""
+        if self.peek().text in _VALUES and self.at and self.tokens[self.at - 1].kind in ("number", "mixed"):
+            raise Unsupported
         while self.peek().kind == "word":
             self.at += 1
             if self.take("^"):
