@@ -345,7 +345,8 @@ class GRPO:
         """
         flops, epochs = 0.0, self.config.inner_epochs
         # Every group once. With one epoch the first minibatch, whose p_old is p, never comes again
-        for minibatch in minibatches[epochs == 1 : len(minibatches) // epochs]:
+        first = 1 if epochs == 1 else 0
+        for minibatch in minibatches[first : len(minibatches) // epochs]:
             for packed, answers in self.batches(minibatch):
                 with self.process.autocast():
                     log_prob = packed.log_probs(model, self.config.temperature).log_prob.cpu().numpy()  # (ΣA,)

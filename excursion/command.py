@@ -61,6 +61,9 @@ def main(config: Config) -> None:
         report.write_report(Path(config.records), Path(config.out))
         return
     cells = make_plan(config)
+    if config.bases:
+        known.refuse_others(cells)
+        refuse_other_weights(read_bases(config.bases), Path(config.out), note=config.command != "plan")
     if config.command == "plan":
         return print_plan(config, cells)
     execute = {"sweep": sweep, "checkpoints": checkpoints}.get(config.plan, study)
@@ -101,8 +104,6 @@ def checkpoints(config: Config, cells: list[Cell]) -> bool:
 def study(config: Config, cells: list[Cell]) -> bool:
     """The cells without a record in --records; then the report of all records, whatever is missing."""
     standing = []
-    if config.bases:
-        refuse_other_weights(read_bases(config.bases), Path(config.out))
     if config.records:
         asked = len([cell for cell in cells if cell.meta])
         cells, standing = known.left(cells, Path(config.records), lambda some: complete(config, some))

@@ -13,7 +13,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import tyro
@@ -30,17 +30,20 @@ from excursion.runner import Cell
 from files import read_json, write_text
 from model import SCALES, GPTConfig, config_of, forward_flops
 
-# Flag of a stage → the flag of the excursion that sets it; "": the plan itself does
+# Flag of stages, or of one stage, → the flag of the excursion that sets it; "": the plan itself does; None: nothing does
 SET_BY = {
     "init": "--bases", "checkpoint": "", "other": "", "out": "--out", "resume": "", "data": "--data", "seed": "--seeds",
     "scale": "--scale", "tokens": "--tokens", "mix": "--mix", "save_at": "--points", "steps": "--points", "eval_every": "",
     "limit": "--pool or --limit", "prompts": "--prompts", "rollouts": "--rollouts", "rows": "--rows or --average_rows",
-    "max_new_tokens": "--max_new_tokens", "eval_limit": "--val_limit", "questions": "--questions", "samples": "--samples",
-    "k": "--samples", "val_tokens": "--val_tokens", "shots": "--recipes", "temperature": "--points_t1", "difficulty": "--plan",
-    "mode": "--recipes", "tasks": "", "batch": "", "seq_len": "",
+    "max_new_tokens": "--max_new_tokens", "eval_limit": "--val_limit", "samples": "--samples",
+    "k": "--samples", "shots": "--recipes", "difficulty": "--plan", "mode": "--recipes", "tasks": "", "batch": "", "seq_len": "",
+    "pretrain steps": "--tokens", "eval questions": "--questions", "eval val_tokens": "--val_tokens", "eval temperature": "--points_t1",
+    "eval seed": None,
 }  # fmt: skip
 # Flags whose value is another in each cell, and of which a stage takes any value that the plan has
-FREE = {f"--{name}" for name in "init checkpoint other out seed steps save_at save_every lr sft_lr difficulty".split()}
+PER_CELL = {
+    f"--{name}" for name in "init checkpoint other out seed steps save_at save_every lr sft_lr difficulty".split()
+}
 STAGES = {"pretrain": pretrain, "sft": sft, "rl": rl, "average": average, "eval": evaluation}
 
 
@@ -83,20 +86,26 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
         Given(path, label if labels.count(label) == 1 else name, tokens, nearest_scale(config), config.context, *known)
         for (path, tokens, config, _, known), label, name in zip(found, labels, names, strict=True)
     ]
+    for a, b in combinations(given, 2):
+        if a.label == b.label:
+            raise UserError(
+                f"--bases {a.path} {b.path}: their names differ in signs alone that a folder may not have; rename one"
+            )
     return sorted(given, key=lambda g: (g.tokens, g.label))
 
 
-def refuse_other_weights(bases: list[Given], out: Path) -> None:
+def refuse_other_weights(bases: list[Given], out: Path, note: bool = True) -> None:
     """UserError if OUT was begun from other weights under the same names: what is there would be taken for what these make.
-    OUT/bases.json notes the digests."""
-    note = out / "bases.json"
-    before = read_json(note) if note.exists() else {}
+    OUT/bases.json has the digests; with `note` they are written there."""
+    file = out / "bases.json"
+    before = read_json(file) if file.exists() else {}
     for g in bases:
         if before.get(str(g.path), g.weights) != g.weights:
             raise UserError(
                 f"--bases {g.path}: is another model than the one that {out} was begun from; choose another --out"
             )
-    write_text(note, json.dumps(before | {str(g.path): g.weights for g in bases}, indent=1) + "\n")
+    if note:
+        write_text(file, json.dumps(before | {str(g.path): g.weights for g in bases}, indent=1) + "\n")
 
 
 def count_name(tokens: float) -> str:
@@ -144,13 +153,18 @@ def parse_stage_flags(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]
                 name = name if name in fields_of(stage) else name.removeprefix("no_")
                 if name not in fields_of(stage):
                     raise UserError(f"--stage_flags {stage} {word}: {stage}.py has no such flag")
-                if name in SET_BY:
-                    instead = f"pass {SET_BY[name]} instead" if SET_BY[name] else "leave it out"
+                setter = SET_BY.get(f"{stage} {name}", SET_BY.get(name))
+                if setter is not None:
+                    instead = f"pass {setter} instead" if setter else "leave it out"
                     raise UserError(f"--stage_flags {stage} --{name}: the plan sets it; {instead}")
                 if name in own:
                     raise UserError(f"--stage_flags {stage} --{name}: given twice")
                 own[name] = []
             own[name].append(word)
+        if (asked := own.get("eval_questions")) and asked[-1].split("=")[-1] in ("none", ""):
+            raise UserError(
+                f"--stage_flags {stage} --eval_questions none: by them the step of each run is chosen that counts"
+            )
     return flags
 
 
@@ -159,9 +173,10 @@ def fields_of(stage: str) -> dict:
 
 
 def kind_of(words: list[str]) -> list[str]:
-    """The flags of a command and their values, without the values of FREE: commands with the same are refused for the same."""
+    """A command without the values that differ from cell to cell (PER_CELL). Of two commands that are equal so, a stage refuses both
+    or neither."""
     flags = [i for i, word in enumerate(words) if word.startswith("--")]
-    return [word for i, j in pairwise([*flags, len(words)]) for word in words[i : i + 1 if words[i] in FREE else j]]
+    return [word for i, j in pairwise([*flags, len(words)]) for word in words[i : i + 1 if words[i] in PER_CELL else j]]
 
 
 def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]], launch: str) -> None:

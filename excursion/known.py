@@ -8,7 +8,8 @@ is what only it needs. Recipes are compared within a *unit*: one base checkpoint
     has some               its base model is pretrained again. Records of that very model (its digest is in their lineage)
                            stand; the cells of other records are run again
 
-So a half-done unit goes on where the arithmetic of the machine is the same, and else begins anew.
+So a half-done unit goes on where the arithmetic of the machine is the same, and else begins anew. A base that was given (--bases)
+is there, and always compared: its commands name a path alone.
 """
 
 import json
@@ -37,18 +38,18 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
             units.setdefault(base_of(cell, maker), []).append(cell)
     found = {cell.name for cell in cells if cell.meta and has_record(cell, cells, records)}
     standing: set[str] = set()
-    half: dict[Path, list[Cell]] = {}  # base checkpoint → the evaluations of a half-done unit that have records
+    unsure: dict[Path, list[Cell]] = {}  # base checkpoint → evaluations that have records, perhaps of another model
     for base, unit in units.items():
         known = [cell for cell in unit if cell.name in found]
-        if len(known) == len(unit):
+        if len(known) == len(unit) and (base is None or base in maker):
             standing |= {cell.name for cell in known}
         elif known and base is not None:
-            half[base] = known
-    if half:
-        run(needed(cells, [maker[base] for base in half if base in maker]))
-        for base, known in half.items():
+            unsure[base] = known
+    if unsure:
+        run(needed(cells, [maker[base] for base in unsure if base in maker]))
+        for base, known in unsure.items():
             try:
-                weights = load_checkpoint(base)["lineage"][-1].get("weights")
+                weights = weights_of(base)
             except UserError:  # it could not be made
                 continue
             same = {
@@ -56,8 +57,14 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
             }
             standing |= same
             if len(same) < len(known):
-                other = f"{len(known) - len(same)} records in {records} are of another pretraining run of this seed"
-                print(f"{base}: {other} (another machine's arithmetic): made again", file=sys.stderr)
+                other = (
+                    "another pretraining run of this seed (another machine's arithmetic)"
+                    if base in maker
+                    else "other weights"
+                )
+                print(
+                    f"{base}: {len(known) - len(same)} records in {records} are of {other}: made again", file=sys.stderr
+                )
     wanted = [cell for cell in cells if cell.meta and cell.name not in standing]
     return needed(cells, wanted), [cell for cell in cells if cell.name in standing]
 
@@ -70,6 +77,21 @@ def base_of(cell: Cell, maker: dict[Path, Cell]) -> Path | None:
             return path
         return base_of(made, maker)
     return None
+
+
+def refuse_others(cells: list[Cell]) -> None:
+    """UserError if an evaluation that is there is of other weights than its base (--bases) has now: a makefile's jobs do not look."""
+    maker = {path: cell for cell in cells for path in cell.results}
+    there = [(cell.result, base_of(cell, maker)) for cell in cells if cell.meta and cell.result.exists()]
+    weights = {base: weights_of(base) for base in {base for _, base in there} if base and base not in maker}
+    for result, base in there:
+        if weights.get(base) and weights[base] not in (behind(result) or weights.values()):
+            raise UserError(f"{result}: is of another model than --bases {base} is now; choose another --out")
+
+
+def weights_of(checkpoint: Path) -> str | None:
+    """The digest of its weights; None of an older one. UserError if it cannot be read."""
+    return (load_checkpoint(checkpoint)["lineage"] or [{}])[-1].get("weights")
 
 
 def behind(record: Path) -> set[str]:

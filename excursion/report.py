@@ -144,7 +144,7 @@ def design(entries: list[Entry]) -> str:
     def count(things: Collection, word: str) -> str:
         return f"{len(things)} {word}{'s' * (len(things) > 1)}"
 
-    checkpoints = {e.tokens for e in entries if not e.variant} or {e.tokens for e in entries}
+    checkpoints = {e.tokens for e in entries if not e.variant} or {(e.tokens, e.variant.get("base")) for e in entries}
     own = sorted({flags for e in entries for flags in e.meta.get("stage_flags", ())})
     return (
         f"{count(entries, 'evaluation')} of models from {count(checkpoints, 'checkpoint')} of {count({p for p, _ in keys}, 'pretraining run')}, "
@@ -402,7 +402,8 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
     kinds = {"strict": "", "process": " process", "floor": " floor"}
     kinds = {kind: word for kind, word in kinds.items() if any(kind in s for s in asked)}
     tasks = list(dict.fromkeys(name for e in entries for name in e.record["tasks"]))
-    base = {(e.tokens, e.meta.get("scale")): e.record["flops"] for e in entries if e.recipe in ("base", "base_0shot")}
+    start = lambda e: (e.tokens, e.meta.get("scale"), e.variant.get("base"))  # noqa: E731
+    base = {start(e): e.record["flops"] for e in entries if e.recipe in ("base", "base_0shot")}
 
     def cells(e: Entry) -> dict[str, str]:
         """column → what stands in it."""
@@ -419,7 +420,7 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
             task = e.record["tasks"].get(name)
             row[f"{name} %"] = percent(main_accuracy(task) if task else None)
         flops, seconds = e.record["flops"], [e.meta["seconds"].get(what) for what in ("training", "evaluation")]
-        after = flops - base.get((e.tokens, e.meta.get("scale")), np.nan)
+        after = flops - base.get(start(e), np.nan)
         for column, x in {"FLOPs": flops, "of them after pretraining": after}.items():
             row[column] = "unknown" if np.isnan(x) else f"{x:.2e}"
         row["seconds: training + evaluation"] = " + ".join("–" if s is None else f"{s:.0f}" for s in seconds)
@@ -428,9 +429,8 @@ def table_entries(doc: Document, entries: list[Entry]) -> None:
     order = sorted(entries, key=lambda e: (str(e.variant), e.tokens, place(e), e.meta["seed"], e.temperature, e.step))
     rows = [cells(e) for e in order]
     doc.heading("All evaluations")
-    doc.table(
-        list(rows[0]), [list(row.values()) for row in rows], fold=f"{len(rows)} evaluations, intervals over questions"
-    )
+    fold = f"{len(rows)} evaluations, intervals over questions"
+    doc.table(list(rows[0]), [list(row.values()) for row in rows], fold)
 
 
 def answers_of(e: Entry, id_: str) -> list[str]:

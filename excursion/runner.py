@@ -3,8 +3,8 @@
     missing = Runner(cells, out="out/excursion", jobs=2)()
 
 A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command, exit
-code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again if it
-had no checkpoint yet: it then drops its first metrics itself. It is noted from its start, without an exit code, so that no other
+code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again, with an
+empty metrics.jsonl, if it had no checkpoint yet. It is noted from its start, without an exit code, so that no other
 command goes on with it: --resume would take from the checkpoint the flags that the other does not give. A cell that fails is left
 alone until `retry`. The estimate of the time left is by the seconds of finished cells of the same kind.
 """
@@ -54,23 +54,16 @@ class Runner:
     """
 
     def __init__(self, cells: list[Cell], out: str | Path, jobs: int = 1, threads: int = 1, retry: bool = False):
-        self.cells, self.out, self.jobs, self.threads = cells, Path(out), jobs, threads
+        self.cells, self.out, self.jobs, self.threads, self.retry = cells, Path(out), jobs, threads, retry
         self.maker = {path: cell for cell in cells for path in cell.results}  # file → the cell that makes it
         self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}  # name → cell, process, when it began
         self.stop_signal = 0  # the signal that was received; 0: none
         self.state: dict[str, dict] = {}  # name → what is noted of a cell (read_state); {}: nothing
         for cell in cells:
-            path = self.out / f"{cell.name}.json"
-            state = read_state(path) or {}
-            again, begun = retry and state.get("rc"), has_begun(cell)
-            self.state[cell.name] = state
-            if begun or not again:  # else by another command, too: what failed has made nothing
-                refuse_other(cell, state, self.out)
-            if again and begun:
-                self.note(cell, None, 0.0)
-            elif again:
-                path.unlink()
-                self.state[cell.name] = {}
+            self.state[cell.name] = read_state(self.out / f"{cell.name}.json") or {}
+            # A failed cell that made nothing may get another command with --retry
+            if not (retry and self.failed(cell)) or has_begun(cell):
+                refuse_other(cell, self.state[cell.name], self.out)
 
     def done(self, cell: Cell) -> bool:
         """A training run writes its last checkpoint before its last evaluation: there the exit code counts too."""
@@ -150,6 +143,12 @@ class Runner:
         # the cells inherit it: while one lives, nobody else may run this plan. Those of a runner that was just killed
         # take a moment to die
         self.lock = take_lock(self.out, wait_s=10)
+        for cell in self.cells:
+            if self.retry and self.failed(cell) and has_begun(cell):
+                self.note(cell, None, 0.0)
+            elif self.retry and self.failed(cell):
+                (self.out / f"{cell.name}.json").unlink()
+                self.state[cell.name] = {}
         before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
         form = "{desc}|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
         every = 1 if sys.stderr.isatty() else 60  # seconds between lines

@@ -57,12 +57,14 @@ def test_what_fails_or_hangs_costs_one_line(tmp_path, monkeypatch, capsys):
     assert "| a | ✓ two / 2 | an expectation |" in table and "not run: needs a GPU" in table
 
     # mended: only what had failed runs again
-    mended = broken | {name: part(f"print('{name} now')") for name in "abc"}
+    mended = broken | {name: part(f"print('{name} now')") for name in "bc"}
     monkeypatch.setattr(first_hour, "parts_of", lambda config: mended)
     first_hour.main(Config(scale="smoke", out=str(tmp_path)))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [results[name]["result"] for name in "abce"] == ["two | 2", "b now", "c now", "last"]
-    first_hour.main(Config(scale="smoke", out=str(tmp_path), parts=("a",)))
+    # another command under the same name, as at another scale: its result is not that of the first
+    monkeypatch.setattr(first_hour, "parts_of", lambda config: mended | {"a": part("print('a now')")})
+    first_hour.main(Config(scale="smoke", out=str(tmp_path)))
     assert json.loads((tmp_path / "results.json").read_text())["a"]["result"] == "a now"
 
 

@@ -173,6 +173,31 @@ def test_records_of_given_checkpoints_stand(bases, tmp_path, weights, capsys):
     assert {c.name for c in left} == {c.name for c in cells} - {c.name for c in standing}
 
 
+def test_whole_units_of_given_checkpoints_are_compared(bases, tmp_path):
+    """--records: where all is there, of another model of that path, nothing stands, for a command says a path alone; and an --out
+    whose evaluations are of another model than the path has now is refused, whoever made them."""
+    content = load_checkpoint(bases / "a.pt")
+    content["lineage"][0]["weights"] = "new"
+    save_checkpoint(tmp_path / "m.pt", content)
+    cells = list(plan(tmp_path, tmp_path / "m.pt", recipes=("base", "rl")).values())
+    judged, folder = [c for c in cells if c.meta], tmp_path / "records"
+    folder.mkdir()
+    for weights, stand in (("old", []), ("new", [c.name for c in judged])):
+        for cell in judged:
+            (folder / f"{record_name(cell)}.cell.json").write_text(json.dumps(known.commands_of(cell, cells)))
+            write_jsonl(folder / f"{record_name(cell)}.json.gz", [{"lineage": [{"weights": weights}]}])
+        assert [c.name for c in known.left(cells, folder, lambda some: True)[1]] == stand
+    known.refuse_others(cells)
+    judged[0].result.parent.mkdir(parents=True)
+    for lineage in ([{}], [{"weights": "new"}], [{"weights": "old"}]):
+        judged[0].result.write_text(json.dumps({"lineage": lineage}))
+        if lineage == [{"weights": "old"}]:
+            with pytest.raises(UserError, match="is of another model than --bases .*m.pt is now"):
+                known.refuse_others(cells)
+        else:
+            known.refuse_others(cells)
+
+
 def test_a_checkpoint_that_was_made_anew_needs_another_out(bases, tmp_path):
     """Cells know commands, not weights: a run from a retrained a.pt would report what the old one had made."""
     given, out = tmp_path / "m.pt", tmp_path / "out"
@@ -191,6 +216,8 @@ def test_a_checkpoint_that_was_made_anew_needs_another_out(bases, tmp_path):
 
 def test_what_cannot_be_given_is_one_line(bases, tmp_path):
     base = bases / "a.pt"
+    for name in ("x-1", "x_1"):
+        shutil.copytree(bases / "x", tmp_path / name)
     for flags, match in [
         (dict(scale="mini"), "--scale has no effect beside --bases"),
         (dict(checkpoints="2M"), "--checkpoints has no effect beside --bases"),
@@ -212,6 +239,11 @@ def test_what_cannot_be_given_is_one_line(bases, tmp_path):
         (dict(stage_flags=("eval --examples gsm8k",)), "--examples gsm8k: --examples has no effect with --shots 0"),
         (dict(stage_flags=("rl --kl 1", "rl --kl 2")), "--stage_flags rl --kl: given twice"),
         (dict(stage_flags=("rl --steps 3",)), "--stage_flags rl --steps: the plan sets it; pass --points instead"),
+        (dict(stage_flags=("rl --eval_questions none",)), "by them the step of each run is chosen"),
+        (dict(stage_flags=("rl --eval_questions=none --kl 1",)), "by them the step of each run is chosen"),
+        (dict(stage_flags=("pretrain --steps 3",)), "pass --tokens instead"),
+        (dict(stage_flags=("eval --temperature 1",)), "pass --points_t1 instead"),
+        (dict(bases=(str(tmp_path / "x-1/last.pt"), str(tmp_path / "x_1/last.pt"))), "differ in signs alone"),
         (dict(stage_flags=("rl --eval_every 3",)), "--stage_flags rl --eval_every: the plan sets it; leave it out"),
         (dict(stage_flags=("sft --solutions all",)), "--stage_flags sft --solutions: the recipe sft sets it"),
         (dict(plan="sharpening", stage_flags=("rl --lr 1",)), "--stage_flags rl --lr: the plan sharpening varies it"),
@@ -233,6 +265,19 @@ def test_a_flag_that_some_values_of_the_plan_refuse(bases, tmp_path):
         plan(tmp_path, bases / "a.pt", **shard)
     words = ["--init", "a.pt", "--k", "1", "8", "--shots", "0", "--out", "x"]
     assert kind_of(words) == ["--init", "--k", "1", "8", "--shots", "0", "--out"]
+
+
+def test_flags_of_one_stage_that_another_has_from_the_plan(bases, tmp_path):
+    """No plan sets RL's temperature or training questions, nor an evaluation's seed."""
+    own = ("rl --temperature 0.9 --questions mine", "eval --seed 3", "sft --eval_questions mine")
+    cells = plan(tmp_path, bases / "a.pt", recipes=("base", "sft", "rl"), stage_flags=own)
+    for kind, name, value in (
+        ("rl", "temperature", "0.9"),
+        ("rl", "questions", "mine"),
+        ("eval", "seed", "3"),
+        ("sft", "eval_questions", "mine"),
+    ):
+        assert {flag(c, name) for c in cells.values() if c.kind == kind} == {value}, (kind, name)
 
 
 def test_flags_of_pretraining(tmp_path):

@@ -233,7 +233,7 @@ def parts_of(config: Config) -> dict[str, Part]:
 
 
 def run_part(name: str, part: Part, out: Path) -> dict:
-    """Run it; {"ok", "result", "seconds"}: the last line that it printed, or how it failed."""
+    """Run it; {"ok", "result", "seconds", "command"}: the last line that it printed, or how it failed."""
     start, log = time.monotonic(), out / f"{name}.log"
     with open(log, "w") as file:
         env = os.environ | {"PYTHONUNBUFFERED": "1", "TESTS_ON_GPU": "1"}  # else tests/conftest.py hides the GPU
@@ -247,7 +247,7 @@ def run_part(name: str, part: Part, out: Path) -> dict:
     if code:
         said = f"stopped after {part.seconds} s" if code == 124 else f"exit code {code}: {said}"
         said += f" ({log})"
-    return {"ok": code == 0, "result": said, "seconds": round(time.monotonic() - start)}
+    return {"ok": code == 0, "result": said, "seconds": round(time.monotonic() - start), "command": part.command}
 
 
 def table(parts: dict[str, Part], results: dict) -> Iterator[str]:
@@ -271,7 +271,11 @@ def main(config: Config) -> None:
         raise UserError("--scale olmo2-1b needs a GPU, and this PyTorch sees none; --scale smoke runs without")
     out.mkdir(parents=True, exist_ok=True)
     file = out / "results.json"
-    results = read_json(file) if file.exists() else {}
+    known = read_json(file) if file.exists() else {}
+    # Those of these very commands: not of another scale
+    results = {
+        name: done for name, done in known.items() if name in parts and done.get("command") == parts[name].command
+    }
 
     # Parts without a good result; a result is written as soon as it is there
     left = [name for name in config.parts or parts if not parts[name].needs]
