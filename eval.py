@@ -247,12 +247,14 @@ def prepare(
     tokenizer: Tokenizer,
     context: int,
     process: Process,
+    texts: dict | None = None,
 ) -> Evaluation:
     """The evaluation of a model with this tokenizer and context. UserError for what it cannot be evaluated on.
 
     Args:
         questions, tasks: name in the record → questions, items. examples: worked examples, at most so many are shown.
         of: the model's name in messages. context: of the model, in tokens.
+        texts: held-out text that was opened for other models, which then is not opened again.
     """
     new, notes = config.max_new_tokens or default_new_tokens(tokenizer), []
     for name, of_set in questions.items():
@@ -263,7 +265,10 @@ def prepare(
         check_pairs(task_pairs(items, tokenizer), context, name)
     text, short = None, []
     if config.text:
-        text, short = held_out_text(config.data, config.val_tokens, of, tokenizer, context, process)
+        texts, kind = {} if texts is None else texts, (tokenizer.name, context)
+        if kind not in texts:
+            texts[kind] = held_out_text(config.data, config.val_tokens, of, tokenizer, context, process)
+        text, short = texts[kind]
     if short:
         notes.append(f"held-out text of {', '.join(short)} fills no window of {context + 1}: left out")
     return Evaluation(replace(config, max_new_tokens=new), questions, tasks, examples, text, notes)
@@ -496,8 +501,9 @@ def prepare_all(config: Config, process: Process) -> list[Evaluation]:
     # The files are read once, for all checkpoints
     examples = find_examples(config, max(shots for *_, shots in known)) if config.questions else []
     questions, tasks = find_sets(config), find_tasks(config.data, config.tasks, config.limit)
+    texts = {}
     evaluations = [
-        prepare(config, questions, tasks, examples[:shots], path, tokenizer, context, process)
+        prepare(config, questions, tasks, examples[:shots], path, tokenizer, context, process, texts)
         for path, tokenizer, context, shots in known
     ]
     expected = [line for of_set in questions.values() for line in what_to_expect(of_set, max(tokens))]

@@ -144,7 +144,8 @@ def take_lock(folder: Path, wait_s: float = 0.0) -> int | None:
             if time.monotonic() >= end:
                 os.close(lock)
                 raise UserError(
-                    f"{folder}: another process is at work there; wait, stop it, or pass another --out"
+                    f"{folder}: another process is at work there; wait, stop it, or pass another --out (if its machine is "
+                    f"gone, delete {folder / 'lock'})"
                 ) from None
             time.sleep(0.1)
         except OSError:  # this file system has no locks

@@ -121,10 +121,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
                 if not isinstance(value, torch.Tensor):
                     continue
                 shape = p.shape if value.dim() else value.shape
-                if values[name].shape != shape or not values[name].isfinite().all():
+                own = values[name].to_local() if hasattr(values[name], "to_local") else values[name]
+                if values[name].shape != shape or not own.isfinite().all():
                     raise ValueError(f"{name} has another shape, or is not finite")
             if not values.get("step", 1) > 0:
                 raise ValueError("its step is not positive")
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which are RuntimeErrors, and no fault of the file
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0][:120]
         raise UserError(f"last.pt: its optimizer's state does not fit the model ({reason}); start a new run") from None

@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ import torch.distributed.nn.functional
 import kernels
 from cli import UserError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 # Seconds that ranks wait for each other: sampling and saving take less. The environment's RANK_TIMEOUT wins
 RANK_TIMEOUT = 4 * 3600
 
@@ -37,10 +43,11 @@ class LostRank(UserError):
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around collectives: LostRank, one line, for what gloo and NCCL raise."""
+    """Around collectives: LostRank, one line, for what gloo and NCCL raise. Errors of this rank's own GPU, which may be noticed
+    here first, stay what they are."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:
         what = (str(error).splitlines() or [""])[0][-120:]
@@ -155,6 +162,7 @@ def start_process(
 ) -> Process:
     """Make the process group if torchrun started this process, choose device, precision and kernels, seed everything."""
     _keep_pages()
+    _open_more_files()
     world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if device == "auto":
         mps = torch.backends.mps.is_available() and world == 1
@@ -190,6 +198,21 @@ def numbers(kind: str, dtype: str, micro_tokens: int) -> tuple[torch.dtype, int]
 def end_process() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those at which a run saves itself and ends: also that of a terminal which is closed, unless nohup has it ignored."""
+    hangup = getattr(signal, "SIGHUP", None)
+    closed = [] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [hangup]
+    return [signal.SIGTERM, signal.SIGINT, *closed]
+
+
+def _open_more_files() -> None:
+    """As many open files as the system lets us have: a mapped shard is one, 50 B tokens are a thousand, and the usual limit is that."""
+    if resource is not None:
+        with contextlib.suppress(OSError, ValueError):
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _keep_pages() -> None:

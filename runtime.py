@@ -25,7 +25,7 @@ from logs import Log
 from model import GPT, CompiledGPT
 from optimizer import learning_rate, load_optimizer
 from packing import Packed
-from process import Process, end_process, start_process
+from process import Process, end_process, start_process, stop_signals
 from sharding import collect, gather_weights, shard
 
 # A run stops after so many updates with a non-finite loss or gradient. Where the gradient is not finite, nothing is updated
@@ -216,7 +216,7 @@ class Run:
         self.evaluated = False  # is there a line of an evaluation at the step that this run resumes from?
         self._saved_things: dict[str, torch.optim.Optimizer | Cursor] = {}  # whose states last.pt holds
         self._whole_step: dict = {}  # these states after the last whole step, which a save writes
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), -1
         self._check_folder()
         self.save_steps, self.save_seconds = config.saves()
         self.log = Log(self.out, config.logger)
@@ -296,7 +296,7 @@ class Run:
     def open(self) -> None:
         """Create the folder, obey signals from here on, open the logs."""
         self.claim()
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in stop_signals():
             signal.signal(signum, self._on_signal)
         if not self.process.main:
             return
@@ -307,7 +307,7 @@ class Run:
         """Write last.pt, and the kept step_N.pt (without optimizer states) if `keep`. Returns the path of the last."""
         model, progress = self.model, self.progress
         path = self.out / (f"step_{progress.step:07d}.pt" if keep else "last.pt")
-        self.last_good, self._saved_at = path, time.monotonic()
+        self.last_good, self._saved_at, self._saved_step = path, time.monotonic(), progress.step
         if self.process.sharded:
             weights, states = collect(model, self._whole_step)
         else:
@@ -450,7 +450,8 @@ class Run:
     def _stop(self) -> NoReturn:
         """On every rank: save the last whole step, to which nothing of the model or the optimizer has been added, and
         exit with the code that a signal gives."""
-        self.save(keep=False)
+        if self._saved_step != self.progress.step:  # else last.pt is this very step
+            self.save(keep=False)
         self.process.barrier()  # where one rank has exited, torchrun kills the others half a minute later
         self.close()
         if self.process.main:

@@ -57,7 +57,8 @@ def _mesh(process: Process):
     from torch.distributed.device_mesh import init_device_mesh
 
     kind, on_node = process.device.type, int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
-    if 1 < on_node < process.world and process.world % on_node == 0:
+    alike = len(set(process.gather(on_node))) == 1  # nodes of 8 and 4 GPUs are no grid
+    if alike and 1 < on_node < process.world:
         return init_device_mesh(kind, (process.world // on_node, on_node), mesh_dim_names=("node", "rank"))
     return init_device_mesh(kind, (process.world,))
 
@@ -85,11 +86,11 @@ def gather_weights(model: nn.Module) -> None:
 def sum_gradients(model: GPT, process: Process) -> None:
     """Sum the gradients of all ranks, in fp32, into the .grad of the masters, which are the model's parameters from here on."""
     _communicate(model, True)
+    # Every parameter takes part, so that all ranks send the same: a rank that saw no data sends zeros
+    with process.autocast():
+        hidden = model(torch.zeros(1, 1, dtype=torch.long, device=process.device))  # (1, 1, C)
+        nothing = 0 * F.linear(hidden, model.head.weight).sum()
     with together():
-        # Every parameter takes part, so that all ranks send the same: a rank that saw no data sends zeros
-        with process.autocast():
-            hidden = model(torch.zeros(1, 1, dtype=torch.long, device=process.device))  # (1, 1, C)
-            nothing = 0 * F.linear(hidden, model.head.weight).sum()
         nothing.backward()
     _communicate(model, False)
 

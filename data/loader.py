@@ -105,7 +105,8 @@ class Loader:
                 f"{folder}: no such data folder; make one: python -m data.prepare --input ... --out {folder}"
             )
         self.folder, self.batch_size, self.seq_len, self.seed = folder, batch_size, seq_len, seed
-        self.sources = {path.parent.name: Source(path.parent) for path in sorted(folder.glob("*/meta.json"))}
+        splits = ("val",) if mix == {} else ("train", "val")
+        self.sources = {path.parent.name: Source(path.parent, splits) for path in sorted(folder.glob("*/meta.json"))}
         if not self.sources:
             raise UserError(f"{folder}: holds no prepared source (no */meta.json); see python -m data.prepare --help")
         self.tokenizer, self.vocab_size = self._one_tokenizer()

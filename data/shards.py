@@ -7,6 +7,7 @@
 A run that was killed goes on from progress.json: what was written after it is written again, to the same bytes.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -165,9 +166,9 @@ def _write_json(path: Path, content: dict) -> None:
 
 class Source:
     """A source as its meta.json describes it: `name`, `tokenizer`, `vocab_size`, and the tokens `train` and `val`.
-    UserError for anything that does not fit."""
+    UserError for anything that does not fit. splits: ("val",) leaves `train` closed (None)."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, splits: tuple[str, ...] = ("train", "val")):
         path = folder / "meta.json"
         try:
             meta = json.loads(path.read_text(encoding="utf-8"))
@@ -179,10 +180,8 @@ class Source:
             if "tokenizer_digest" in meta:
                 check_tokenizer(str(path), self.tokenizer, meta["tokenizer_digest"])
             dtype, digests = DTYPES[meta["dtype"]], dict(meta.get("digests", {}))
-            self.train, self.val = (
-                Tokens(folder, meta[split]["shards"], dtype, meta[split]["tokens"], digests)
-                for split in ("train", "val")
-            )
+            opened = {s: Tokens(folder, meta[s]["shards"], dtype, meta[s]["tokens"], digests) for s in splits}
+            self.train, self.val = opened.get("train"), opened["val"]
         except MALFORMED as error:
             raise UserError(f"{path}: cannot be used ({type(error).__name__}: {error}); prepare it again") from None
 
@@ -226,6 +225,8 @@ def _open_shard(path: Path, dtype: np.dtype) -> np.ndarray:
         raise UserError(f"{path}: named in meta.json but missing; prepare it again") from None
     except Exception as error:  # numpy lets the errors of Python's tokenizer and parser through
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(f"{path}: {reason}: each shard is one; allow more, as `ulimit -n 8192` does") from None
         raise UserError(f"{path}: not a whole .npy file ({reason}); prepare it again") from None
     if array.ndim != 1 or array.dtype != dtype:
         raise UserError(

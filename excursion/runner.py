@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from cli import UserError
 from files import take_lock, write_text
+from process import stop_signals
 
 
 @dataclass
@@ -149,7 +150,7 @@ class Runner:
             elif self.retry and self.failed(cell):
                 (self.out / f"{cell.name}.json").unlink()
                 self.state[cell.name] = {}
-        before = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
+        before = {signum: signal.signal(signum, self._on_signal) for signum in stop_signals()}
         form = "{desc}|{bar}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}"
         every = 1 if sys.stderr.isatty() else 60  # seconds between lines
         bar = tqdm(total=len(self.cells), dynamic_ncols=True, bar_format=form, mininterval=every, miniters=0)

@@ -46,7 +46,7 @@ def repository_files() -> list[str]:
 @pytest.fixture(autouse=True)
 def keep_signal_handlers():
     """A training run that is called in this process must not leave its handlers behind."""
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for signum, handler in handlers.items():
         signal.signal(signum, handler)

@@ -271,6 +271,18 @@ def test_a_loaded_state_is_saved_with_the_same_bits(good):
     assert same(optimizer.state_dict(), good["train"]["optimizer"])
 
 
+def test_no_memory_for_an_optimizer_is_no_fault_of_its_state(good, monkeypatch):
+    """A sharded run that goes on with fewer GPUs may meet its end here: "start a new run" would be the wrong advice."""
+    optimizer = make_optimizer(load_model(good), 1.0, 0.1, (0.9, 0.95), decay_gains=True)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimizer, "load_state_dict", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_optimizer(optimizer, good["train"]["optimizer"])
+
+
 def test_optimizer_states_that_do_not_fit(good):
     """Of other shapes, with a part missing, or no state at all: one line."""
     optimizer = make_optimizer(load_model(good), 1e-3, 0.1, (0.9, 0.95), decay_gains=True)

@@ -399,6 +399,15 @@ def test_questions_are_answered_by_the_model_itself(monkeypatch, model, tokenize
     assert a == b and a[0]["shots"] == 2 and [q["id"] for q in a[0]["questions"]] == ["0", "1", "2"]
 
 
+def test_checkpoints_share_the_text_they_are_measured_on(base, world, monkeypatch):
+    """It is opened and checked once for all models of one tokenizer and context."""
+    opened, open_text = [], evaluation.held_out_text
+    monkeypatch.setattr(evaluation, "held_out_text", lambda *a: opened.append(1) or open_text(*a))
+    config = Config(checkpoint=(str(base / "last.pt"),) * 3, data=str(world), questions=(), tasks=("text",))
+    prepared = evaluation.prepare_all(config, PROCESS)
+    assert len(prepared) == 3 and len(opened) == 1 and {id(e.text) for e in prepared} == {id(prepared[0].text)}
+
+
 def floor_by_permutations(answers, gold, k: int) -> float:
     """Mean pass@k over all permutations of the questions that leave none in its place."""
     everyone = range(len(gold))

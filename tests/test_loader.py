@@ -1,5 +1,6 @@
 """data/loader.py: which tokens a step sees, and what a user is told about folders that do not fit."""
 
+import errno
 import json
 import threading
 import time
@@ -238,3 +239,17 @@ def test_bad_arguments(folder):
     assert Loader(folder, {"math": 1}, 4, 499, 0).batch(0).shape == (4, 500)
     with pytest.raises(UserError, match="batch size 0"):
         Loader(folder, None, 0, 16, 0)
+
+
+def test_held_out_text_opens_no_training_shard(folder, monkeypatch):
+    """Of 50 B tokens a thousand files would be open for each checkpoint that is evaluated. Too many are said to be so."""
+    for source in Loader(folder, {}, 1, 8, 0).sources.values():
+        assert source.train is None and source.val.arrays
+
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", full)
+    with pytest.raises(UserError, match="Too many open files.*ulimit -n") as error:
+        Loader(folder, {}, 1, 8, 0)
+    assert "prepare it again" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from config import RunConfig
 from data.loader import Loader
 from data.tokenizer import load_tokenizer
 from model import GPT, config_of
-from process import Process
+from process import LostRank, Process, start_process, stop_signals, together
 
 THREADS = """
 import os, sys, torch
@@ -274,9 +275,45 @@ def test_no_rank_exits_before_the_run_is_saved(monkeypatch):
     monkeypatch.setattr(Process, "barrier", lambda process: order.append("barrier"))
     for step in ("save", "close"):
         monkeypatch.setattr(runtime.Run, step, lambda *args, step=step, **kwargs: order.append(step))
+    run.progress, run._saved_step = runtime.Progress(step=3), 2
     with pytest.raises(SystemExit) as end:
         run._stop()
     assert order == ["save", "barrier", "close"] and end.value.code == 143
+    run._saved_step = 3  # last.pt is this step already: at 1B, writing it takes a minute
+    with pytest.raises(SystemExit):
+        run._stop()
+    assert order[3:] == ["barrier", "close"]
+
+
+def test_a_closed_terminal_saves_too(base, world, tmp_path, monkeypatch):
+    """SIGHUP, which torchrun passes on, is obeyed like SIGTERM; under nohup, where it is ignored, it stays so."""
+    forward = rl.GRPO.backward
+    monkeypatch.setattr(rl.GRPO, "backward", lambda *a, **k: os.kill(os.getpid(), signal.SIGHUP) or forward(*a, **k))
+    with pytest.raises(SystemExit) as end:
+        start("rl", tmp_path / "run", base, world)
+    assert end.value.code == 128 + signal.SIGHUP and (tmp_path / "run/last.pt").exists()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert stop_signals() == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_an_error_of_this_gpu_is_not_another_ranks():
+    """Waiting for a collective is where errors of a rank's own GPU are noticed: they keep their traceback."""
+    for kind in (torch.OutOfMemoryError, torch.AcceleratorError):
+        with pytest.raises(kind), together():
+            raise kind("CUDA error: device-side assert triggered")
+    with pytest.raises(LostRank, match="another rank died or hangs"), together():
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_as_many_files_as_the_system_allows():
+    """50 B tokens are a thousand shards, and each that is mapped is an open file: the usual soft limit."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        start_process("cpu", "fp32")
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_signal_to_one_rank_stops_all(pairs):

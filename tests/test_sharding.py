@@ -13,8 +13,10 @@ from conftest import ROOT, assert_same_run
 
 import config
 import pretrain
+import sharding
 from checkpoint import load_checkpoint
 from cli import UserError
+from process import Process
 
 ROLLOUTS = dict(prompts=3, rollouts=4, max_new_tokens=8)
 PRETRAIN = ("pretrain", dict(scale="smoke", batch=3, seq_len=64, micro_tokens=64, lr=1e-3, schedule="constant"))
@@ -182,3 +184,14 @@ def test_the_flag_needs_several_ranks(monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     pretrain.Config(**flags).check()
     assert not config.MachineConfig().shard
+
+
+def test_nodes_of_unequal_size_are_one_group(monkeypatch):
+    """Two nodes of 8 ranks are a grid; of 8 and 4 ranks, no rank may take its own node's size for that of all."""
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda kind, shape, **names: shape)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for sizes, shape in (([4] * 12, (3, 4)), ([8] * 8 + [4] * 4, (12,)), ([12] * 12, (12,))):
+        monkeypatch.setattr(Process, "gather", lambda process, own, sizes=sizes: sizes)
+        if len(set(sizes)) == 1:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sizes[0]))
+        assert sharding._mesh(Process(0, 12, torch.device("cpu"), torch.float32)) == shape
