@@ -366,4 +366,4 @@ def test_checkpoints_without_tokens_have_a_report(bases, tmp_path, world):
     code, _, err = excursion_run("run", *flags, "--out", tmp_path / "x")
     assert code == 0, err
     table = (tmp_path / "x/report.md").read_text()
-    assert "base x_last" in table and "base y_last" in table
+    assert "base x_last" in table and "base y_last" in table and "from 2 checkpoints" in table

@@ -53,7 +53,7 @@ def start(folder: Path, *groups: dict, timeout: float = 300) -> list[list[int]]:
     ended = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=timeout)
     assert ended.returncode == 0, ended.stderr
     codes = json.loads(ended.stdout.splitlines()[-1])
-    assert all(code in (0, 143) for group in codes for code in group), ended.stderr
+    assert all(code in (0, 143) for group in codes for code in group), f"{codes}\n{ended.stderr}"
     return codes
 
 
