@@ -14,7 +14,9 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
 Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps in
 turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
 Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
-ratio is 1 and is not clipped.
+ratio is 1 and is not clipped. Both sides of a step of `parallel` and `combined` go through the questions in one order: with equal
+--prompts and --rows they learn from the same questions. Those that take turns have an order each, for RL would be asked what SFT
+has just been shown.
 
 Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:
 w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's update its
@@ -246,12 +248,14 @@ def parallel_step(sides: Sides, number: int, lr: float) -> tuple[list[Group], di
         rl_delta = delta if finite else None
 
     # The SFT side: its own AdamW step from θ̄
-    sft = sides.sft.backward(run.fast, sides.sft.draw())
+    rows = sides.sft.draw()
+    sft = sides.sft.backward(run.fast, rows)
     sft_norm = optimizer_step(model, sides.sft_optimizer, process, sft_rate(config, lr), config.clip)
     finite = finite and math.isfinite(sft_norm + sft["sft_loss"])
 
-    # The mean of both updates. A side that made none counts as a gradient of norm 0
-    norms = (rl_norm if rl_delta is not None else 0.0, sft_norm if math.isfinite(sft_norm) else 0.0)
+    # The mean of both updates. A side that made none counts as a gradient of norm 0. Norms are of means over tokens
+    unit = sum(len(solution) for _, solution in rows) if config.loss == "token_sum" else 1
+    norms = (rl_norm if rl_delta is not None else 0.0, sft_norm / unit if math.isfinite(sft_norm) else 0.0)
     weight = weight_at(config, number, sides.steps, *norms, values["signal"])
     average_updates(model, snapshot, rl_delta, weight)
     if not finite:
@@ -289,9 +293,11 @@ def main(config: Config) -> None:
     model, process = run.model, run.process
     grpo, sft = make_grpo(run), make_sft(run)
     steps = config.total_steps(len(grpo.questions), config.prompts)
-    if config.mode in ("interleaved", "curriculum") and not any(is_rl_step(config, step) for step in range(steps)):
+    in_turns = config.mode in ("interleaved", "curriculum")
+    if in_turns and not any(is_rl_step(config, step) for step in range(steps)):
         raise UserError(f"--mode {config.mode}: its first RL step comes after the {steps} steps of this run; raise --steps, or pass "
                         "--turns with fewer SFT steps, such as 4:1")  # fmt: skip
+    sft.order.stream = int(in_turns)
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)

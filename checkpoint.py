@@ -28,6 +28,7 @@ from files import check_trailer, replacing_with_trailer
 from model import GPT, GPTConfig, empty_gpt
 
 FORMAT = 1
+MAX_FLAGS = 100_000  # values in the flags of a checkpoint
 LARGEST = {  # whole numbers of a configuration, far beyond any model of this code
     "vocab_size": 2**22,
     "d_model": 2**16,
@@ -75,7 +76,7 @@ def load_checkpoint(path: str | Path) -> dict:
         if key not in checkpoint or not holds(checkpoint[key]):
             raise UserError(f"{path}: {key} is missing or not {wanted}; use another checkpoint")
     try:
-        check_weights(checkpoint["model"], check_config(checkpoint["config"]))
+        check_weights(checkpoint["model"], check_config(checkpoint["config"]), path.stat().st_size)
     except (ValueError, TypeError) as error:  # TypeError: config lacks a field, or has one too many
         raise UserError(
             f"{path}: {str(error).replace('GPTConfig.__init__()', 'config')}; use another checkpoint"
@@ -105,8 +106,10 @@ def check_config(values: dict[str, Any]) -> GPTConfig:
     return c
 
 
-def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
-    """ValueError unless these are the finite weights of a GPT of this config. Allocates nothing of its size."""
+def check_weights(weights: dict[str, Tensor], config: GPTConfig, size: float = math.inf) -> None:
+    """ValueError unless these are the finite weights of a GPT of this config. Allocates nothing of its size.
+
+    size: bytes of the file, which must hold them all: tensors may share their memory there, but not in a model."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     if weights.keys() != shapes.keys():
@@ -125,6 +128,8 @@ def check_weights(weights: dict[str, Tensor], config: GPTConfig) -> None:
             )
         if not all(map(math.isfinite, torch.stack(tensor.aminmax()).tolist())):
             raise ValueError(f"{name} holds infinite numbers or NaN")
+    if sum(tensor.nbytes for tensor in weights.values()) > size:
+        raise ValueError("the weights are larger than the file")
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:
@@ -156,6 +161,16 @@ def _flops(x: Any) -> bool:
 
 
 def _flags(x: Any) -> bool:
+    waiting, seen = [x], 0
+    while (
+        waiting and seen < MAX_FLAGS
+    ):  # a list may hold another many times, and that one a third: written out, without end
+        thing, seen = waiting.pop(), seen + 1
+        waiting += (
+            [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else []
+        )
+    if waiting:
+        return False
     try:
         json.dumps(x)  # records hold them
     except (TypeError, ValueError, RecursionError):

@@ -6,9 +6,11 @@ Bad input ends in one line and exit code 2, not in a traceback.
 import dataclasses
 import glob
 import inspect
+import os
 import re
 import sys
 import types
+import unicodedata
 from collections.abc import Callable
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -78,9 +80,10 @@ def joined(arguments: list[str], config_class: type) -> list[str]:
     dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())} | paired, []
     for word in arguments:
         last = words[-1].partition("=") if words else ("", "", "")
-        if words and words[-1] in dashed:
+        flag = "--" + last[0][2:].replace("-", "_")  # --stage-flags is the same
+        if flag in dashed and not last[1]:
             words[-1] += f"={word}"
-        elif last[0] in paired and " " not in last[2]:
+        elif flag in paired and " " not in last[2]:
             words[-1] += f" {word}"
         else:
             words.append(word)
@@ -157,6 +160,11 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(text.splitlines())  # a library's text, or a flag with a line end in it
+
+
+def printable(text: str) -> str:
+    """A text that others wrote, such as a model, for a terminal: control characters, which it would obey, as \\x1b and the like."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
 
 
 def given_on(arguments: list[str], config) -> frozenset[str]:
@@ -236,11 +244,13 @@ def in_range(number: float, text: str) -> bool:
 
 
 def expand(flag: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Files named or matched: a pattern that no shell has expanded (quoted, or on Windows) is expanded here, sorted."""
+    """Files named or matched: a pattern that no shell has expanded (quoted, or on Windows) is expanded here, sorted. A file of
+    that very name is meant itself: run[1].pt."""
     paths = []
     for pattern in patterns:
-        matched = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else []
-        if glob.has_magic(pattern) and not matched and not glob.glob(glob.escape(pattern)):
+        named = not glob.has_magic(pattern) or os.path.lexists(pattern)
+        matched = [pattern] if named else sorted(glob.glob(pattern))
+        if not matched:
             raise UserError(f"{flag} {pattern}: matches no file")
-        paths += matched or [pattern]
+        paths += matched
     return tuple(paths)

@@ -28,7 +28,8 @@ class MachineConfig:
     """Machine: where it computes, and with how much memory"""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: cuda or mps where there is one, else cpu
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of matrix products; weights are fp32. auto: bf16 on CUDA
+    # of matrix products (on CUDA fp32 is TF32); weights are fp32. auto: bf16 on CUDA
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
     micro_tokens: int = 0  # tokens in one forward pass, which bounds memory; 0: 2048 on a CPU, 16384 on a GPU
     # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a tenth
     # longer), or those of the whole block (a third longer); changes memory and time, not the gradient
@@ -65,7 +66,7 @@ class RunConfig:
     def saves(self) -> tuple[int, float]:
         """--save_every as (steps, seconds), of which one is 0, and both are if only kept checkpoints are written."""
         number = self.save_every.removesuffix("m")
-        if not number.isdecimal():
+        if not number.isdecimal() or len(number) > 9:
             raise UserError(f"--save_every {self.save_every}: a number of steps such as 100, or of minutes such as 30m")
         return (int(number), 0.0) if number == self.save_every else (0, 60.0 * int(number))
 
@@ -131,8 +132,8 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
     "100,200": steps. "0.5M,1M": tokens, rounded to the next step (`tokens_per_step` 0: refused). "log:8": 8
     checkpoints, log-spaced over the last factor 8 of the run, as the paper spaces them; "log:1": the end alone.
     """
-    if text.startswith("log:") and text[4:].isdecimal() and int(text[4:]) > 0:
-        n = int(text[4:])
+    if text.startswith("log:") and text[4:].isdecimal() and len(text) < 14 and int(text[4:]) > 0:
+        n = min(int(text[4:]), 8 * steps)  # more would name the same steps
         at = [steps * 8 ** (i / (n - 1) - 1) for i in range(n)] if n > 1 else [steps]
     else:
         parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -147,6 +148,6 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
 def parse_schedule(text: str) -> tuple[str, int]:
     """--schedule as (shape, steps of warm-up): "cosine:100" → ("cosine", 100)."""
     shape, colon, warmup = text.partition(":")
-    if shape not in ("constant", "linear", "cosine") or (colon and not warmup.isdecimal()):
+    if shape not in ("constant", "linear", "cosine") or (colon and not (warmup.isdecimal() and len(warmup) < 10)):
         raise UserError(f"--schedule {text}: constant, linear or cosine, or with steps of warm-up such as cosine:100")
     return shape, int(warmup or 0)

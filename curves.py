@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cli import UserError
-from files import write_bytes
+from files import MALFORMED, write_bytes
 
 FEWEST = 16  # a run of fewer steps leaves no picture: it would show next to nothing, and take as long as the run
 # Panels in their order: title, the metrics that may stand there (the first that a run has), factor
@@ -47,7 +47,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         raise UserError(f"{path}: {error.strerror}: name the folder of a run") from None
     points: dict[str, list] = {}
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a kill, or no line of ours
+        with contextlib.suppress(*MALFORMED):  # cut by a kill, or no line of ours
             values = json.loads(line)
             step = float(values.pop("step"))
             for key, value in values.items():
@@ -125,7 +125,7 @@ def figure_of(found: list[tuple[str, list[Curve | None]]], names: list[str]):
     for i, (name, look) in enumerate(zip(names, looks, strict=True)):
         x, y = 0.085 + 0.5 * (i % 2), 1 - (0.2 + ROW * (i // 2)) / height
         figure.add_artist(Line2D([x, x + 0.05], [y, y], lw=2, transform=figure.transFigure, **look))
-        figure.text(x + 0.06, y, name, va="center", fontsize=10.5)
+        figure.text(x + 0.06, y, name, va="center", fontsize=10.5, parse_math=False)
 
     # The panels, all with the same steps
     for i, (title, curves) in enumerate(found):

@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_model
-from cli import UserError, cli, expand, given, refuse_idle
+from cli import UserError, cli, expand, given, printable, refuse_idle
 from data.loader import Loader
 from data.prompt import few_shot_prompt, fitting, left_out
 from data.questions import find_questions, load_examples, what_to_expect
@@ -222,9 +222,9 @@ class Evaluation:
     text: Loader | None  # held-out text in windows of this model
     notes: list[str]  # lines that say what will be left out
 
-    def run(self, model: GPT, tokenizer: Tokenizer, process: Process) -> tuple[dict, list[dict]]:
+    def run(self, model: GPT, tokenizer: Tokenizer, process: Process, lineage: list[dict]) -> tuple[dict, list[dict]]:
         """The measured part of a record, {"questions": {name: ...}, "tasks": {name: ...}, "text": {source: ...}}, and all
-        samples."""
+        samples. lineage: of the model."""
         config, record, samples = self.config, {"questions": {}, "tasks": {}, "text": {}}, []
         for name, questions in self.questions.items():
             record["questions"][name], rows = evaluate_questions(
@@ -233,8 +233,11 @@ class Evaluation:
             samples += [{"set": name, **row} for row in rows]
         for name, items in self.tasks.items():
             record["tasks"][name] = evaluate_task(model, tokenizer, items, process, name, config.seed)
+        apart = any(entry.get("args", {}).get("doc_mask") for entry in lineage)
         for source in self.text.sources if self.text else ():
-            record["text"][source] = bits_per_byte(model, tokenizer, self.text, source, config.val_tokens, process)
+            record["text"][source] = bits_per_byte(
+                model, tokenizer, self.text, source, config.val_tokens, process, apart
+            )
         return record, samples
 
 
@@ -338,7 +341,7 @@ def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
     say(evaluation.notes, process)
 
     def evaluate_now() -> dict[str, float]:
-        values = metrics(evaluation.run(model, tokenizer, process)[0])
+        values = metrics(evaluation.run(model, tokenizer, process, run.lineage)[0])
         if process.main:
             shown = (
                 f"{key} {value:.3f}" for key, value in values.items() if key.startswith(("val_pass", "task", "bpb"))
@@ -441,10 +444,11 @@ def main(config: Config) -> None:
     for path, evaluation, (folder, name) in zip(config.checkpoint, evaluations, places, strict=True):
         checkpoint = load_checkpoint(path)
         model, tokenizer = load_model(checkpoint, process.device).eval(), load_tokenizer(checkpoint["tokenizer"])
-        measured, samples = evaluation.run(model, tokenizer, process)
+        measured, samples = evaluation.run(model, tokenizer, process, checkpoint["lineage"])
         about = {key: checkpoint[key] for key in ("stage", "step", "tokens", "flops", "lineage", "tokenizer")}
         records.append({"checkpoint": path, **about, "settings": asdict(config), **measured})
         if process.main:
+            refuse_overwriting(config, folder, name)  # again: another evaluation may have come in between
             write_jsonl(folder / f"{name}.jsonl.gz", samples)
             write_text(folder / f"{name}.json", json.dumps(records[-1]) + "\n")
             print(f"wrote {folder / name}.json")
@@ -481,11 +485,15 @@ def record_places(config: Config) -> list[tuple[Path, str]]:
         folder = Path(config.out) if config.out else path.parent / "eval"
         places.append((folder, path.stem + (".difficulty" if config.preset == "difficulty" else "")))
     for folder, name in places:
-        if (folder / f"{name}.json").exists() and not config.overwrite:
-            raise UserError(f"{folder / name}.json exists: pass --overwrite, or another --out")
+        refuse_overwriting(config, folder, name)
     if len(set(places)) < len(places):
         raise UserError("two checkpoints would write the same record: evaluate them into different --out folders")
     return places
+
+
+def refuse_overwriting(config: Config, folder: Path, name: str) -> None:
+    if (folder / f"{name}.json").exists() and not config.overwrite:
+        raise UserError(f"{folder / name}.json exists: pass --overwrite, or another --out")
 
 
 def prepare_all(config: Config, process: Process) -> list[Evaluation]:
@@ -550,7 +558,10 @@ def ask(config: Config, process: Process) -> None:
                 model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, seed=config.seed, top_p=config.top_p,
                 temperature=config.temperature if "temperature" in chosen else 0.0,
             )  # fmt: skip
-        text, cut = tokenizer.decode(answer.text_tokens), "" if answer.finished else " (cut at --max_new_tokens)"
+        text, cut = (
+            printable(tokenizer.decode(answer.text_tokens)),
+            "" if answer.finished else " (cut at --max_new_tokens)",
+        )
         if config.prompt == "none":
             print(f"{path}:\n" * (len(config.checkpoint) > 1) + f"{config.ask}{text}{cut}")
             continue

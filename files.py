@@ -28,6 +28,7 @@ except ImportError:  # Windows
 
 # The errors that reading a file may raise when it is missing, or holds something else than expected
 MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+MAX_JSON = 512 << 20  # bytes of a JSON file that is read whole: records of evaluations have a few MB
 TRAILER = b"\ncrc32="  # 8 hexadecimal digits and a newline follow
 DIGESTS = "digests"  # in a folder, JSON: {name: digest} of the files that `write_jsonl` wrote there
 
@@ -230,7 +231,10 @@ def read_json(path: Path):
     """The content of a JSON file, compressed where its name ends in .gz; UserError if it cannot be read."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return json.loads(file.read().decode("utf-8"))
+            content = file.read(MAX_JSON + 1)  # a few MB can unpack to gigabytes
+        if len(content) > MAX_JSON:
+            raise UserError(f"{path}: longer than {MAX_JSON >> 20} MiB, as no file of this project is")
+        return json.loads(content.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None  # gzip's have no strerror
     except (ValueError, RecursionError, EOFError, zlib.error) as error:  # UnicodeDecodeError is a ValueError

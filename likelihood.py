@@ -128,12 +128,26 @@ def _target_log_prob(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def document_starts(tokens: Tensor, eos: int) -> Tensor:
+    """(B, T): where the document of each token starts in its row; a document begins after an eos."""
+    position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    begins = torch.zeros_like(position)  # its position, where a document begins; else 0
+    begins[:, 1:] = torch.where(tokens[:, :-1] == eos, position[:, 1:], 0)
+    return begins.cummax(1).values  # the latest beginning up to each token
+
+
 @torch.no_grad()
 def bits_per_byte(
-    model: GPT, tokenizer: Tokenizer, loader: Loader, source: str, n_tokens: int, process: Process
+    model: GPT,
+    tokenizer: Tokenizer,
+    loader: Loader,
+    source: str,
+    n_tokens: int,
+    process: Process,
+    doc_mask: bool = False,
 ) -> dict:
     """Held-out text of a source, about `n_tokens` of it: {"bits_per_byte", "loss" (nats a token), "tokens"}. Ranks share the
-    batches."""
+    batches. doc_mask: documents are kept apart, as the model was pretrained."""
     nats = tokens = n_bytes = 0.0
     token_bytes = torch.from_numpy(tokenizer.token_bytes)  # (V,) bytes of text that a token stands for
     rows = max(1, BATCH_TOKENS // loader.seq_len)
@@ -143,7 +157,9 @@ def bits_per_byte(
         batch = torch.from_numpy(batch)  # (B, T + 1)
         targets = batch[:, 1:].flatten()
         with process.autocast():
-            hidden = model(batch[:, :-1].to(process.device)).flatten(0, 1)  # (B·T, C)
+            inputs = batch[:, :-1].to(process.device)  # (B, T)
+            doc_start = document_starts(inputs, tokenizer.eos) if doc_mask else None
+            hidden = model(inputs, doc_start=doc_start).flatten(0, 1)  # (B·T, C)
             log_prob = _target_log_prob(model, hidden, targets.to(process.device))
         nats -= log_prob.cpu().double().sum().item()  # there is no fp64 on an MPS device
         tokens += targets.numel()

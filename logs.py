@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 
 from cli import UserError
-from files import named, write_jsonl, write_text
+from files import MALFORMED, named, write_jsonl, write_text
 
 
 class Log:
@@ -44,7 +44,7 @@ class Log:
         path, lines, evaluated = self.out / "metrics.jsonl", [], False
         if path.exists() and resume:
             for line in path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a kill, or no line of ours
+                with contextlib.suppress(*MALFORMED):  # a line cut by a kill, or no line of ours
                     values = json.loads(line)
                     if values["step"] <= step:
                         lines.append(line + "\n")
@@ -125,8 +125,7 @@ def drop_after(path: Path, step: int) -> None:
     """Delete the rollouts of steps after `step`, which a resumed run makes again. Where a kill has cut a line short, that line
     and what follows it go too."""
     kept = []
-    broken = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError)
-    with contextlib.suppress(*broken), gzip.open(path, "rb") as file:
+    with contextlib.suppress(EOFError, zlib.error, *MALFORMED), gzip.open(path, "rb") as file:
         for line in file:
             if (row := json.loads(line))["step"] <= step:
                 kept.append(row)

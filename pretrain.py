@@ -27,14 +27,14 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from cli import UserError, cli, given
+from cli import UserError, cli, given, printable
 from config import MachineConfig, OptimizerConfig, RunConfig, parse_count, parse_save_at
 from data.loader import Loader, parse_mix
 from data.prepare import build_world
 from data.prompt import encode_prompt
 from data.questions import load_questions
 from data.tokenizer import Tokenizer, default_new_tokens, load_tokenizer
-from likelihood import bits_per_byte
+from likelihood import bits_per_byte, document_starts
 from model import GPT, SCALES, CompiledGPT, config_of, empty_gpt, train_flops
 from optimizer import make_optimizer, optimizer_step
 from process import Process
@@ -75,7 +75,8 @@ class Config(RunConfig, OptimizerConfig, MachineConfig):
     lr: float = 0.0  # peak learning rate; 0: the scale's own
     schedule: str = ""  # constant, linear or cosine, with steps of warm-up such as cosine:100; empty: the scale's own
     z_loss: float = 1e-5  # weight of the squared log-partition
-    doc_mask: bool = False  # keep packed documents apart in attention (OLMo2 does not)
+    # keep packed documents apart in attention (OLMo2 does not); worked examples are such documents: ask it without (--shots 0)
+    doc_mask: bool = False
     # steps between evaluations of held-out text and samples; 0: only at the end; -1: wherever a checkpoint is kept
     eval_every: int = 500
     val_tokens: int = 20_000  # held-out tokens per source in these evaluations
@@ -144,14 +145,6 @@ def loss_and_backward(model: GPT, batch: torch.Tensor, eos: int, config: Config,
     return -sum(x.item() for x in log_probs)
 
 
-def document_starts(tokens: torch.Tensor, eos: int) -> torch.Tensor:
-    """(B, T): where the document of each token starts in its row; a document begins after an eos."""
-    position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    begins = torch.zeros_like(position)  # its position, where a document begins; else 0
-    begins[:, 1:] = torch.where(tokens[:, :-1] == eos, position[:, 1:], 0)
-    return begins.cummax(1).values  # the latest beginning up to each token
-
-
 def compiled(model: GPT, config: Config, process: Process) -> GPT | CompiledGPT:
     """The model as training calls it, tried with a micro-batch of zeros."""
     share = process.rows(config.batch)
@@ -179,7 +172,7 @@ def show_sample(model: GPT, tokenizer: Tokenizer, questions: list[dict], index: 
         return ""
     with process.autocast():
         ((sampled,),) = sample(model, [prompt], 1, stop=tokenizer.eos, max_new_tokens=min(new, 128), temperature=0.0)
-    text = tokenizer.decode(prompt) + tokenizer.decode(sampled.text_tokens)
+    text = printable(tokenizer.decode(prompt) + tokenizer.decode(sampled.text_tokens))
     return "  | " + text.replace("\n", "\n  | ") + answer
 
 
@@ -210,7 +203,7 @@ def evaluation(config: Config, run: Run, loader: Loader):
     def evaluate() -> dict:
         values = {}
         for source in sources:
-            measured = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process)
+            measured = bits_per_byte(model, tokenizer, loader, source, config.val_tokens, process, config.doc_mask)
             values[f"bpb_{source}"] = round(measured["bits_per_byte"], 5)
         if process.main:
             numbers = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
@@ -243,6 +236,9 @@ def main(config: Config) -> None:
             f"{config.scale}: {model.n_params / 1e6:.2f} M parameters, {config.steps} steps of {tokens_per_step} tokens"
         )
         print(f"data {config.data} ({', '.join(loader.sources)}), writes {run.out}")
+        if config.seq_len < model.config.context:
+            print(f"note: rows of {config.seq_len} tokens; the model's context is {model.config.context}, of which later stages and "
+                  "evaluations use positions that were not trained")  # fmt: skip
 
     with contextlib.closing(loader.iterate(progress.step, process.rows(config.batch))) as batches:
         for step in run.steps(config.steps, evaluation(config, run, loader), shown=("loss", "lr", "tokens_per_s")):

@@ -38,7 +38,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_model
-from cli import UserError, cli
+from cli import UserError, cli, printable
 from config import MachineConfig, OptimizerConfig, PostConfig
 from data.prompt import fitting, left_out
 from data.questions import file_and_band, find_questions, in_band, questions_digest, what_to_expect
@@ -85,7 +85,7 @@ class GRPOConfig(SamplerConfig):
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     # answers that were cut at max_new_tokens: reward 0, left out, or scored like others (the authors' code)
     truncated: Literal["wrong", "mask", "score"] = "wrong"
-    # train only on questions of one band of pass rates: FILE:BAND, where FILE is a record of `eval.py --preset
+    # train RL (in average.py its RL side alone) on questions of one band of pass rates: FILE:BAND, where FILE is a record of `eval.py --preset
     # difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
     difficulty: str = ""
 
@@ -473,7 +473,7 @@ class RolloutLog:
         if self.calls % SHOW_EVERY == 1:
             self.run.log.table(number, "rollouts", [answer_row(a) for group in written for a in group])
             a = groups[0][0]
-            text = self.run.tokenizer.decode(a.prompt) + a.text
+            text = printable(self.run.tokenizer.decode(a.prompt) + a.text)
             tqdm.write(f"step {number}  reward {a.reward:g}  (right: {a.question['answer']})\n"
                        "  | " + text.replace("\n", "\n  | "))  # fmt: skip
 

@@ -461,7 +461,9 @@ class Run:
 
 class Cursor:
     """Items 0 .. n-1 without end, each epoch in the order of a permutation of (seed, epoch), or as they are. `position`
-    is the state."""
+    is the state. Another `stream` has other permutations."""
+
+    stream = 0
 
     def __init__(self, n: int, seed: int, shuffled: bool = True):
         self.n, self.seed, self.shuffled, self.position = n, seed, shuffled, 0
@@ -472,7 +474,8 @@ class Cursor:
         for index in range(self.position, self.position + count):
             epoch, place = divmod(index, self.n)
             if self.shuffled and epoch != self._epoch:
-                self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+                key = [self.seed, epoch, self.stream] if self.stream else [self.seed, epoch]
+                self._epoch, self._order = epoch, np.random.default_rng(key).permutation(self.n)
             drawn.append(int(self._order[place]) if self.shuffled else place)
         self.position += count
         return drawn

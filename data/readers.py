@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cli import UserError
+from cli import UserError, printable
 from files import check_digest
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet", ".txt")
@@ -129,8 +129,9 @@ def _read_parquet(path: Path) -> Iterator[Record]:
             for content in batch.to_pylist():
                 row += 1
                 yield Record(f"{path}:{row}", content, size * row // total)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
+    except (pyarrow.ArrowException, UnicodeDecodeError, MemoryError) as error:  # a small file may unpack to gigabytes
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as parquet ({why})") from None
 
 
 def parse_record(content: bytes | dict, text_field: str = "text") -> dict:
@@ -159,7 +160,7 @@ class Skipped:
         self.strict, self.count, self.named = strict, 0, []
 
     def add(self, where: str, why: Exception | str) -> None:
-        line = f"{where}: {' '.join(str(why).split())[:200]}"
+        line = printable(f"{where}: {' '.join(str(why).split())[:200]}")
         if self.strict:
             raise UserError(f"{line} (leave out --strict to skip such rows)")
         self.count += 1

@@ -6,6 +6,7 @@ OUT/records/NAME.json.gz is eval.py's own record; NAME.cell.json beside it says 
 import gzip
 import json
 import math
+import zlib
 from pathlib import Path
 
 from cli import UserError
@@ -80,22 +81,35 @@ def collect(config: Config, cells: list[Cell]) -> Path:
     folder = Path(config.out) / "records"
     folder.mkdir(parents=True, exist_ok=True)
     for cell in cells:
-        if not cell.meta or not cell.result.exists():
-            continue
-        name, home, record = record_name(cell), cell.result.parent.parent, json.loads(cell.result.read_text())
-        evaluation, log = read_state(Path(config.out) / f"{cell.name}.json"), home / "run/metrics.jsonl"
-        meta = {
-            "name": name,
-            **cell.meta,
-            "seeds": sorted({*cell.meta["seeds"], *seeds_of(folder / f"{name}.cell.json")}),
-            **stop_of(cell, record["step"], home / "run"),
-            **commands_of(cell, cells),
-            "curve": thin_curve(log),
-            "samples": shown_samples(cell.result.with_suffix(".jsonl.gz")),
-            "seconds": {"evaluation": (evaluation or {}).get("seconds"), "training": seconds_of(log, record["step"])},
-        }
-        for asked in record["questions"].values():
-            asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
-        write_jsonl(folder / f"{name}.json.gz", [record])  # compressed: a seventh of its size
-        write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")
+        if cell.meta and cell.result.exists():
+            try:
+                collect_one(config, cell, cells, folder)
+            except (EOFError, zlib.error, *MALFORMED) as error:
+                if isinstance(error, OSError) and error.errno:  # a full disk
+                    raise
+                home = cell.result.parent.parent
+                raise UserError(
+                    f"{cell.result}, the .jsonl.gz beside it or {home / 'run/metrics.jsonl'}: damaged ({error!r:.80}); delete the "
+                    f"evaluation, or the whole of {home}, and run again"
+                ) from None
     return folder
+
+
+def collect_one(config: Config, cell: Cell, cells: list[Cell], folder: Path) -> None:
+    """NAME.json.gz and NAME.cell.json of a finished evaluation."""
+    name, home, record = record_name(cell), cell.result.parent.parent, json.loads(cell.result.read_text())
+    evaluation, log = read_state(Path(config.out) / f"{cell.name}.json"), home / "run/metrics.jsonl"
+    meta = {
+        "name": name,
+        **cell.meta,
+        "seeds": sorted({*cell.meta["seeds"], *seeds_of(folder / f"{name}.cell.json")}),
+        **stop_of(cell, record["step"], home / "run"),
+        **commands_of(cell, cells),
+        "curve": thin_curve(log),
+        "samples": shown_samples(cell.result.with_suffix(".jsonl.gz")),
+        "seconds": {"evaluation": (evaluation or {}).get("seconds"), "training": seconds_of(log, record["step"])},
+    }
+    for asked in record["questions"].values():
+        asked["questions"] = [{key: q[key] for key in PER_QUESTION if key in q} for q in asked["questions"]]
+    write_jsonl(folder / f"{name}.json.gz", [record])  # compressed: a seventh of its size
+    write_text(folder / f"{name}.cell.json", json.dumps(meta) + "\n")

@@ -196,15 +196,19 @@ def print_plan(config: Config, cells: list[Cell]) -> None:
         for cell in cells:
             print(launched(cell, config))
     elif config.format == "make":
+        if broken := [text for text in (config.out, config.data, *config.bases) if len(str(text).splitlines()) > 1]:
+            raise UserError(f"{broken[0]!r}: a makefile takes no name with a line end")
         # A target is a cell, not its files: its line knows whether it is done, of a run its last evaluation, too
         names = [cell.name for cell in cells]
         print(f"export PATH := {programs.replace('$', '$$')}:$(PATH)")
         print(".PHONY: all", *names)
         print("all:", *names)
         for cell in cells:
+            # Of --bases, those that a makefile can name: with one of these signs, the line would mean something else
             needs = (
                 cells[maker[p]].name if p in maker else re.sub(r"[ #]", r"\\\g<0>", str(p)).replace("$", "$$")
                 for p in cell.needs
+                if p in maker or not re.search(r"[=:;|%\\\t\n]", str(p))
             )
             print(f"\n{cell.name}:", *dict.fromkeys(needs))
             print("\t" + " || ".join(shell(cell, config)).replace("$", "$$"))

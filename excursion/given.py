@@ -99,6 +99,8 @@ def refuse_other_weights(bases: list[Given], out: Path, note: bool = True) -> No
     OUT/bases.json has the digests; with `note` they are written there."""
     file = out / "bases.json"
     before = read_json(file) if file.exists() else {}
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: no JSON object; choose another --out")
     for g in bases:
         if before.get(str(g.path), g.weights) != g.weights:
             raise UserError(

@@ -122,6 +122,8 @@ def check(e: Entry) -> None:
         wrong += [name] if np.array(points, dtype=float).shape[1:] not in ((), (2,)) else []
     if wrong:
         raise TypeError(f"{', '.join(wrong)}: of another kind")
+    if not isinstance(e.record["flops"], int | float):
+        raise TypeError("flops: no number")
     _ = e.keys, e.step, e.dose, e.temperature, e.largest_k, e.bits
     for measure in (task_items, Questions(1), Questions(1, "c_process")):
         measure(e)

@@ -7,10 +7,7 @@ Out come report.md, report.html (one file, figures inside) and figures/*.png. wr
 order. What is claimed, and by which test, is in findings.py and plan_findings.py: nothing here is written by hand after the fact.
 """
 
-import base64
 import html
-import io
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,105 +16,17 @@ import numpy as np
 from excursion import figures as draw
 from excursion.claims import Claim, Finding, listed
 from excursion.contrasts import Grid, by_variant, judged_alike, runs
-from excursion.figures import plt
+from excursion.document import Document
 from excursion.findings import NAMES, Contrasts
 from excursion.plan_findings import all_findings, questions
 from excursion.recipes import RECIPES, label
 from excursion.records import Entry, Questions, load, million, mixed_bases
 from excursion.sharpening import Sharpening
-from files import write_text
 from likelihood import main_accuracy
 
 # Recipes of the first figure and of those of each test set; at most six lines
 HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A document that is markdown and HTML at once
-# ---------------------------------------------------------------------------------------------------------------------
-
-CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 1.5em auto; padding: 0 .9em; color: #222; overflow-wrap: break-word }
-img { max-width: min(100%, 600px); height: auto } figcaption { color: #555; font-size: 14px } figure { margin: 1em 0 2em }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 10px; align-items: start }
-table { border-collapse: collapse; font-size: 13px; margin: 1em 0; display: block; overflow-x: auto }
-th, td { border: 1px solid #ccc; padding: 2px 7px; text-align: left; vertical-align: top }
-th { background: #f3f3f3 } td { font-variant-numeric: tabular-nums }
-details { margin: .6em 0 } summary { cursor: pointer; font-weight: 600 }
-h3 { margin: 1.4em 0 .3em; font-size: 17px }
-.claim { display: grid; grid-template-columns: 1.6em 1fr; padding: 3px 0; border-top: 1px solid #eee }
-.claim b { font-variant-numeric: tabular-nums; white-space: nowrap } .claim small, .note { color: #666; font-size: 13px }
-.v-shown { color: #00795a } .v-contradicted { color: #b84a00 } .v-unclear { color: #666 } .v-not { color: #999 }
-.mark { font-weight: 700 }
-.right { border-left: 5px solid #009E73 } .wrong { border-left: 5px solid #ccc }
-.right, .wrong { padding: 1px 7px; margin: 5px 0; white-space: pre-wrap; font: 12px/1.35 ui-monospace, monospace }
-.reader { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 10px }
-"""
-
-
-Panel = tuple[str, "plt.Figure | None", str]  # name of its file, the figure, its alt text
-
-
-class Document:
-    """Collects parts; `markdown` and `page` are the same text twice."""
-
-    def __init__(self, title: str, figures: Path):
-        self.title, self.figures = title, figures
-        self.markdown, self.page = [f"# {title}", ""], [f"<h1>{html.escape(title)}</h1>"]
-
-    def heading(self, text: str) -> None:
-        self.markdown += [f"## {text}", ""]
-        self.page.append(f"<h2>{html.escape(text)}</h2>")
-
-    def text(self, text: str, note: bool = False) -> None:
-        self.markdown += [text, ""]
-        marked = re.sub("`(.*?)`", r"<code>\1</code>", html.escape(text))
-        self.page.append(f"<p{' class=note' if note else ''}>{marked}</p>")
-
-    def table(self, header: list[str], rows: list[list[str]], fold: str = "", page: str | None = None) -> None:
-        """fold: a summary under which the page hides it until it is asked for. page: stands in the page instead."""
-
-        def line(tag: str, cells: list[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-        if page is None:
-            page = f"<table>{line('th', header)}{''.join(line('td', row) for row in rows)}</table>"
-        if fold:
-            lines = ["<details>", f"<summary>{fold}</summary>", "", *lines, "", "</details>"]
-            page = f"<details><summary>{html.escape(fold)}</summary>\n{page}\n</details>"
-        self.markdown += [*lines, ""]
-        self.page.append(page)
-
-    def panels(self, heading: str, found: list[Panel], caption: str) -> None:
-        """Figures side by side where there is room. Those that are None are left out; without any, all is."""
-        found = [(name, figure, alt) for name, figure, alt in found if figure is not None]
-        if not found:
-            return
-        if heading:
-            self.heading(heading)
-        self.figures.mkdir(parents=True, exist_ok=True)
-        self.page.append("<figure><div class=panels>")
-        for name, figure, alt in found:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight")
-            plt.close(figure)
-            (self.figures / f"{name}.png").write_bytes(buffer.getvalue())
-            self.markdown += [f"![{alt}](figures/{name}.png)", ""]
-            inline = base64.b64encode(buffer.getvalue()).decode()
-            self.page.append(f'<img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{inline}">')
-        self.markdown += [f"*{caption}*", ""]
-        self.page.append(f"</div><figcaption>{html.escape(caption)}</figcaption></figure>")
-
-    def write(self, folder: Path) -> None:
-        write_text(folder / "report.md", "\n".join(self.markdown))
-        head = (
-            '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(self.title)}</title><style>{CSS}</style>"
-        )
-        write_text(folder / "report.html", head + "\n".join(self.page) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -60,10 +60,13 @@ class Runner:
         self.running: dict[str, tuple[Cell, subprocess.Popen, float]] = {}  # name → cell, process, when it began
         self.stop_signal = 0  # the signal that was received; 0: none
         self.state: dict[str, dict] = {}  # name → what is noted of a cell (read_state); {}: nothing
-        for cell in cells:
+        self.read_notes()
+
+    def read_notes(self) -> None:
+        for cell in self.cells:
             self.state[cell.name] = read_state(self.out / f"{cell.name}.json") or {}
             # A failed cell that made nothing may get another command with --retry
-            if not (retry and self.failed(cell)) or has_begun(cell):
+            if not (self.retry and self.failed(cell)) or has_begun(cell):
                 refuse_other(cell, self.state[cell.name], self.out)
 
     def done(self, cell: Cell) -> bool:
@@ -144,6 +147,12 @@ class Runner:
         # the cells inherit it: while one lives, nobody else may run this plan. Those of a runner that was just killed
         # take a moment to die
         self.lock = take_lock(self.out, wait_s=10)
+        try:
+            self.read_notes()  # again: another runner, which was being stopped, may have saved a run of other flags
+        except UserError:
+            if self.lock is not None:
+                os.close(self.lock)
+            raise
         for cell in self.cells:
             if self.retry and self.failed(cell) and has_begun(cell):
                 self.note(cell, None, 0.0)

@@ -174,6 +174,28 @@ def test_flags_nested_too_deep(good, tmp_path):
         load_checkpoint(tmp_path / "y.pt")
 
 
+def test_flags_that_are_large_only_when_written_out(good, tmp_path):
+    """A list that holds another twice, and that one a third: 40 of them are a few bytes, and 2^40 values as text."""
+    shared = [1]
+    for _ in range(40):
+        shared = [shared, shared]
+    for key in ("args", "metrics"):
+        save_checkpoint(tmp_path / "x.pt", good | {key: {"x": shared}})
+        with pytest.raises(UserError, match=f"{key} is missing or not a dictionary"):
+            load_checkpoint(tmp_path / "x.pt")
+
+
+def test_weights_that_share_their_memory(good, tmp_path):
+    """Views of one small tensor are a small file; as a model they would fill the memory."""
+    shapes = {name: tensor.shape for name, tensor in good["model"].items()}
+    one = torch.zeros(max(shape.numel() for shape in shapes.values()))
+    content = good | {"model": {name: one[: shape.numel()].view(shape) for name, shape in shapes.items()}}
+    content.pop("train", None)
+    save_checkpoint(tmp_path / "x.pt", content)
+    with pytest.raises(UserError, match="the weights are larger than the file"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
 def test_a_packed_checkpoint_is_refused(base, tmp_path):
     """A compressed member could unpack to any size: torch.save writes none."""
     with zipfile.ZipFile(base / "last.pt") as source, zipfile.ZipFile(tmp_path / "x.pt", "w") as target:

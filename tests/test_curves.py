@@ -1,5 +1,6 @@
 """Pictures of runs: the panels are what metrics.jsonl says, every run leaves one, and none fails for want of it."""
 
+import io
 import json
 import math
 import sys
@@ -90,6 +91,8 @@ def test_figure():
     legend = [line.get_color() for line in figure.artists]
     assert legend == [reward.lines[1].get_color(), reward.lines[2].get_color()] and len(set(legend)) == 2
     assert [text.get_text() for text in figure.texts] == ["long", "short"]
+    odd = curves.figure_of(found, ["lr$x_$", r"$\bad$"])
+    odd.savefig(io.BytesIO())  # a dollar in a folder's name is no mathematics
     for lowest, scale in ((0.0, "linear"), (0.1, "log"), (0.9, "linear")):
         (ax,) = curves.figure_of([("Gradient norm", [(x[:2], np.array([lowest, 1.0]))])], ["a"]).axes
         assert ax.get_yscale() == scale

@@ -354,7 +354,7 @@ def test_one_rank_prints_the_evaluation(monkeypatch, model, tokenizer, world, ca
     for rank, out in ((0, "step 3  val_pass@1 0.500\n"), (1, "")):
         process = Process(rank, 2, torch.device("cpu"), torch.float32)
         run = SimpleNamespace(
-            config=config, model=model, tokenizer=tokenizer, process=process, progress=Progress(step=3)
+            config=config, model=model, tokenizer=tokenizer, process=process, progress=Progress(step=3), lineage=[]
         )
         assert make_evaluate(run)() == {"val_pass@1": 0.5, "val_lenient@1": 0.5, "val_box": 1.0}
         assert capsys.readouterr().out == out
@@ -511,7 +511,9 @@ def test_stages_log_the_process_of_the_worlds_questions(monkeypatch, model, toke
     good = [q["solutions"][0] for q in questions]
     fake_samples(monkeypatch, tokenizer, [[text, "\\boxed{1}", f"\\boxed{{{q['answer']}}}", text] * 2
                                           for text, q in zip(good, questions, strict=True)])  # fmt: skip
-    run = SimpleNamespace(config=config, model=model, tokenizer=tokenizer, process=PROCESS, progress=Progress(step=16))
+    run = SimpleNamespace(
+        config=config, model=model, tokenizer=tokenizer, process=PROCESS, progress=Progress(step=16), lineage=[]
+    )
     values = make_evaluate(run)()
     assert (values["val_pass@1"], values["val_process@1"], values["val_floor@1"]) == (0.75, 0.5, 0)
 
@@ -801,6 +803,45 @@ def test_bits_per_byte_by_hand(model, tokenizer):
     size = sum(len(tokenizer.decode([i for i in row[1:] if i != tokenizer.eos]).encode()) for row in rows.tolist())
     assert got["tokens"] == 30 and got["loss"] == pytest.approx(nats / 30, rel=1e-5)
     assert got["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+@torch.no_grad()
+def test_text_is_measured_as_the_model_was_pretrained(model, tokenizer):
+    """With --doc_mask a document of a window sees no other: each is as if it stood alone, behind the eos of the last."""
+    texts = ["Tom has 12 pears. He buys 5 more.", "Ann has 3 figs."]
+    documents = [tokenizer.encode(text) + [tokenizer.eos] for text in texts]
+    row = np.array([documents[0] + documents[1]])
+    loader = SimpleNamespace(seq_len=row.shape[1] - 1, val_batches=lambda *_: [row])
+    apart = bits_per_byte(model, tokenizer, loader, "world", 30, PROCESS, doc_mask=True)
+    # the first token of the second document is predicted by the eos of the first, which sees the first
+    nats = one_by_one(model, documents[0][:1], documents[0][1:])[0]
+    nats += one_by_one(model, documents[0], documents[1][:1])[0]
+    nats += one_by_one(model, documents[1][:1], documents[1][1:])[0]
+    assert apart["loss"] == pytest.approx(-nats / apart["tokens"], rel=1e-5)
+    together = bits_per_byte(model, tokenizer, loader, "world", 30, PROCESS)
+    assert abs(together["loss"] - apart["loss"]) > 1e-4
+    seen = []
+    evaluated = evaluation.Evaluation(Config(), {}, {}, [], SimpleNamespace(sources=["s"]), [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "bits_per_byte", lambda *a: seen.append(a[-1]))
+        for args in ({}, {"doc_mask": False}, {"doc_mask": True}):
+            evaluated.run(model, tokenizer, PROCESS, [{"args": args}, {"args": {}}])
+    assert seen == [False, False, True]
+
+
+def test_a_record_that_came_in_between_stays(base, world, tmp_path, monkeypatch):
+    """Two evaluations into one --out: the second to end may not replace what the first has written."""
+    run = evaluation.Evaluation.run
+
+    def slow(*args):
+        (tmp_path / "last.json").write_text("of another")
+        return run(*args)
+
+    monkeypatch.setattr(evaluation.Evaluation, "run", slow)
+    flags = dict(checkpoint=(str(base / "last.pt"),), data=str(world), questions=(), tasks=("text",), out=str(tmp_path))
+    with pytest.raises(UserError, match="last.json exists"):
+        evaluation.main(Config(**flags))
+    assert (tmp_path / "last.json").read_text() == "of another" and not (tmp_path / "last.jsonl.gz").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,9 +24,12 @@ import sft
 from cli import UserError
 from data.loader import parse_mix
 from excursion import choose, command, report
+from excursion import figures as draw
 from excursion.cells import record_name
-from excursion.collect import thin_curve
+from excursion.collect import collect, thin_curve
 from excursion.config import BUDGETS, Config, resolve
+from excursion.document import Document
+from excursion.given import refuse_other_weights
 from excursion.plan import PLANS, make_plan
 from excursion.recipes import RECIPES
 from excursion.runner import Cell, Runner, read_state
@@ -126,6 +129,41 @@ def test_the_whole_experiment(grid):
     assert hot["questions"]["explore_easy"]["temperature"] == 1 and hot["tasks"] == hot["text"] == {}
     report.write_report(grid / "records", grid / "again")
     assert (grid / "again/report.md").read_text() == text  # from records alone
+
+
+def test_damage_to_what_a_run_left_is_one_line(grid, world, tmp_path):
+    """Hours after they were written: the line names the files, and what to delete."""
+    flags = [*TINY, "--points_t1", "2", "--recipes", "base", "rl", "sft", "parallel", "--data", str(world)]
+    copied = tmp_path / "out"
+    shutil.copytree(grid, copied)
+    config = resolve(tyro.cli(Config, args=["report", *flags, "--out", str(copied)], use_underscores=True))
+    cells = make_plan(config)
+    collect(config, cells)
+    home = copied / "seed0/0.030M/rl"
+    for path, damage in (
+        (home / "eval/step_0000002.jsonl.gz", lambda b: b[:-30]), (home / "eval/step_0000002.json", lambda b: b[:-30]),
+        (home / "run/metrics.jsonl", lambda b: b""), (home / "run/metrics.jsonl", lambda b: b"[]\n" + b),
+    ):  # fmt: skip
+        before = path.read_bytes()
+        path.write_bytes(damage(before))
+        with pytest.raises(UserError, match="seed0/0.030M/rl.*: damaged .* run again") as error:
+            collect(config, cells)
+        assert "\n" not in str(error.value)
+        path.write_bytes(before)
+    (tmp_path / "bases.json").write_text("[]")
+    with pytest.raises(UserError, match="bases.json: no JSON object"):
+        refuse_other_weights([], tmp_path)
+
+
+def test_names_from_records_stay_in_the_report(tmp_path):
+    """A set of questions called ../x would be a figure outside of --out; a pipe or line end in a name, a broken table."""
+    figure = draw.plt.figure()
+    doc = Document("t", tmp_path / "out/figures")
+    doc.panels("", [("../../x|y", figure, "alt")], "caption")
+    doc.table(["a|b\nc"], [["d\ne"]])
+    doc.write(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*.png")] == [".._.._x_y.png"]
+    assert "| a\\|b c |\n|---|\n| d e |" in (tmp_path / "out/report.md").read_text()
 
 
 def test_records_of_unknown_flops_are_reported(tmp_path):

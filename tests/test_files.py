@@ -1,6 +1,7 @@
 """files.py: files are whole or absent, temporaries do not stay, a full disk or a forbidden place is one line."""
 
 import contextlib
+import gzip
 import os
 import resource
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 import torch
 from conftest import SMALL
 
+import files
 import pretrain
 import rl
 from checkpoint import load_checkpoint, save_checkpoint
-from cli import cli
+from cli import UserError, cli
 from data import prepare, shards
 from excursion import command as excursion
 from files import remove_stale, replacing, replacing_path, write_bytes, write_jsonl
@@ -173,3 +175,11 @@ def test_stale_temporaries_are_removed_where_a_run_or_prepare_starts(world, base
     (tmp_path / f"new.{dead}.part/questions").mkdir(parents=True)
     assert command(prepare, "--max_tokens", 1000, "--out", tmp_path / "new") == 0
     assert not parts(tmp_path)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_one_line(tmp_path, monkeypatch):
+    """A few MB of zeros can be gigabytes of text: a JSON file is read up to a limit."""
+    monkeypatch.setattr(files, "MAX_JSON", 1000)
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b" " * 100_000 + b"{}"))
+    with pytest.raises(UserError, match="x.json.gz: longer than"):
+        files.read_json(tmp_path / "x.json.gz")

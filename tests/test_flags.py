@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 
 import average
 import cli
+import config
 import eval
 import logs
 import pretrain
@@ -144,12 +145,29 @@ def test_dtype_is_one_of_the_known(stage, capsys):
 
 def test_patterns_are_expanded(tmp_path):
     """A pattern that no shell expanded names its files in order; one that matches nothing is refused."""
-    for name in ("step_2.pt", "step_1.pt", "odd[1].pt"):
+    for name in ("step_2.pt", "step_1.pt", "odd[1].pt", "odd1.pt"):
         (tmp_path / name).touch()
     assert cli.expand("--checkpoint", (f"{tmp_path}/step_*.pt",)) == tuple(f"{tmp_path}/step_{i}.pt" for i in (1, 2))
     assert cli.expand("--checkpoint", (f"{tmp_path}/odd[1].pt",)) == (f"{tmp_path}/odd[1].pt",)  # a file of that name
     with pytest.raises(cli.UserError, match="matches no file"):
         cli.expand("--checkpoint", (f"{tmp_path}/*.none",))
+
+
+def test_what_models_write_is_text_to_a_terminal():
+    """Escape sequences would set its title, clear it, or write to the clipboard."""
+    assert cli.printable("\x1b]0;H\x07 2 + 2 = 4\n\té \x9b2J\r") == "\\x1b]0;H\\x07 2 + 2 = 4\n\té \\x9b2J\\r"
+
+
+def test_numbers_without_end_are_refused():
+    """log:3000000000 once made a list of so many steps; a number of 5000 digits cannot be read."""
+    for text in ("log:30000000000", f"log:{'1' * 5000}"):
+        with pytest.raises(cli.UserError, match="--save_at"):
+            config.parse_save_at(text, 100)
+    assert config.parse_save_at("log:999999999", 100) == list(range(13, 101))
+    with pytest.raises(cli.UserError, match="--schedule"):
+        config.parse_schedule(f"cosine:{'1' * 5000}")
+    with pytest.raises(cli.UserError, match="--save_every"):
+        config.RunConfig(save_every="1" * 5000).saves()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

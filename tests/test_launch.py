@@ -202,6 +202,15 @@ def test_no_other_command_goes_on_with_a_run(tmp_path):
         assert execute(other) == (0, "") and read_state(note)["command"] == other.command
         note.unlink()
         cell.result.unlink()
+    # another command, whose runner waits for one that is just stopping, and saves
+    waiting = Runner([other], tmp_path / "out")
+    note.write_text(begun)
+    (tmp_path / "run/last.pt").touch()
+    with pytest.raises(UserError, match="was made by another command"):
+        waiting()
+    assert note.read_text() == begun
+    note.unlink()
+    (tmp_path / "run/last.pt").unlink()
     # failed
     assert by_runner(fails)[0] == 1
     (tmp_path / "run/last.pt").touch()
@@ -246,10 +255,25 @@ def test_launch_goes_before_every_stage(tmp_path, capsys):
         assert f"srun torchrun --x={shown} sft.py" in text and "python -m excursion choose" in text, form
 
 
+def test_a_makefile_of_any_bases(tmp_path, capsys):
+    """A path with = : ; or a space is no prerequisite: make would take it for something else, and make nothing."""
+    for name in ("lr=0.01", "12:30", "a b", "x;y", "a|b", "$x", "#1"):
+        base = tmp_path / name / "m.pt"
+        base.parent.mkdir()
+        base.touch()
+        cells = [Cell("a", "eval", ["eval.py", str(base)], [tmp_path / "a.json"], [base], 1.0)]
+        command.print_plan(resolve(Config(command="plan", scale="smoke", format="make")), cells)
+        done = subprocess.run(["make", "-n", "-f", "-"], input=capsys.readouterr().out, text=True, capture_output=True)
+        assert "eval.py" in done.stdout, (name, done.stderr)
+    with pytest.raises(UserError, match="a makefile takes no name with a line end"):
+        command.print_plan(resolve(Config(command="plan", scale="smoke", format="make", out="a\nb")), [])
+
+
 def test_values_that_begin_with_a_dash():
     """Only the flags that a config names take the next word whatever it is."""
     words = ["plan", "--sbatch", "--gres=gpu:8", "--out", "x", "--sbatch"]
     assert joined(words, Config) == ["plan", "--sbatch=--gres=gpu:8", "--out", "x", "--sbatch"]
     assert joined(words, int) == words
+    assert joined(["--stage-flags", "rl", "--kl 0.01"], Config) == ["--stage-flags=rl --kl 0.01"]
     code, _, err = run("-m", "excursion", "run", "--launch", "torchrun")
     assert (code, err) == (2, "error: --launch has no effect outside of `plan`: leave it out\n")

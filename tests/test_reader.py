@@ -172,6 +172,17 @@ def test_two_records_side_by_side(tmp_path):
     assert found == {"x": ["A", None], "y": ["B", "C"]}
     assert [record["name"] for record in data["records"]] == ["a", "b"] and not data["shaded"]
     assert data["columns"][:1] == ["record"] and data["records"][0]["cells"][-2:] == ["25.0", "50.0"]
+    for change in (
+        lambda r: r.pop("stage"),
+        lambda r: r.update(tokens="x"),
+        lambda r: [s.pop("strict") for s in r["questions"].values()],
+    ):
+        content = json.loads(a.read_text())
+        change(content)
+        broken = write_record(tmp_path / "broken", "last", {"q": [sample("A")]})
+        broken.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="broken/last.json: no record of eval.py"):
+            reader.page([broken], 0)
     with pytest.raises(UserError, match="no question in common"):
         reader.page([a, write_record(tmp_path / "c", "last", {"z": [sample("D")]})], 0)
 

@@ -197,6 +197,34 @@ def test_rates_and_optimizers_of_the_modes(base, world, tmp_path, monkeypatch, m
         assert all(line["weight"] == line["signal"] > 0 for line in metrics(tmp_path / "run"))
 
 
+def test_norms_are_weighed_alike_whatever_the_loss_sums(base, world, tmp_path, monkeypatch):
+    """--weight norm: with --loss token_sum the SFT gradient is longer by the number of its tokens, and w the same. (It once left SFT
+    a weight of 1e-3.)"""
+    monkeypatch.setattr(rl, "reward_of", vary)
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=1, limit=12, weight="norm")
+    for loss in ("token_mean", "token_sum"):
+        average.main(average.Config(out=str(tmp_path / loss), loss=loss, **flags))
+    mean, total = (metrics(tmp_path / loss)[0] for loss in ("token_mean", "token_sum"))
+    assert total["sft_grad_norm"] > 20 * mean["sft_grad_norm"]
+    assert total["weight"] == pytest.approx(mean["weight"], rel=1e-4) and 0.01 < mean["weight"] < 0.99
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("interleaved", False), ("curriculum", False), ("parallel", True)])
+def test_turns_have_an_order_of_questions_each(base, world, tmp_path, monkeypatch, mode, shared):
+    """RL is not asked what SFT has just been shown; the two sides of one step are of the same questions, as average.py says."""
+    seen = {"rl": [], "sft": []}
+    draw, sample = sft.SFT.draw, rl.GRPO.sample
+    monkeypatch.setattr(rl, "reward_of", vary)
+    monkeypatch.setattr(sft.SFT, "draw", lambda self: seen["sft"].append(draw(self)) or seen["sft"][-1])
+    monkeypatch.setattr(rl.GRPO, "sample", lambda self, m: seen["rl"].append(sample(self, m)) or seen["rl"][-1])
+    turns = {} if mode == "parallel" else {"turns": "1:1"}
+    flags = TINY | dict(init=str(base / "last.pt"), data=str(world), prompts=4, rows=4, steps=2, mode=mode, limit=12)
+    average.main(average.Config(out=str(tmp_path / "run"), **flags, **turns))
+    asked = {tuple(group[0].prompt) for group in seen["rl"][0][0]}
+    shown = {tuple(prompt) for prompt, _ in seen["sft"][0]}
+    assert (asked == shown) == shared and len(asked) == len(shown) == 4
+
+
 @pytest.mark.parametrize("weight", ["norm", "signal"])
 def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, weight):
     """Steps whose rewards are all equal under --weight norm or signal: w is 0, and the run is that of sft.py on the same rows, up to

@@ -11,6 +11,7 @@ question have probabilities (SHADED in eval.py); in records of older versions no
 import gzip
 import html
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,14 @@ def main(config: Config) -> None:
 def page(paths: list[Path], limit: int) -> str:
     """The whole page. UserError for what is no record, has no answers beside it, or shares no question with the other."""
     read = [read_answers(path, limit) for path in paths]
-    records, answers = [record for record, _ in read], [of for _, of in read]
+    try:
+        return page_of(paths, [record for record, _ in read], [of for _, of in read])
+    except MALFORMED as error:  # a field is absent, or of another kind
+        raise UserError(f"{' or '.join(map(str, paths))}: no record of eval.py ({error!r})") from None
+
+
+def page_of(paths: list[Path], records: list[dict], answers: list[dict[Key, dict]]) -> str:
+    """The page of records and their answers. UserError if they share no question; other errors where a record is none."""
     keys = dict.fromkeys(key for of in answers for key in of)
     if len(answers) > 1 and not answers[0].keys() & answers[1].keys():
         raise UserError(f"{paths[0]} and {paths[1]} have no question in common")
@@ -69,7 +77,9 @@ def page(paths: list[Path], limit: int) -> str:
     # In JSON "<" can be written so that no text ends the script element or begins a comment
     embedded = json.dumps(data).replace("<", "\\u003c")
     title = html.escape("Answers of " + " and ".join(names))
-    return TEMPLATE.read_text(encoding="utf-8").replace("__TITLE__", title).replace("__DATA__", embedded)
+    parts = {"__TITLE__": title, "__DATA__": embedded}
+    page = re.sub("__TITLE__|__DATA__", lambda mark: parts[mark[0]], TEMPLATE.read_text(encoding="utf-8"))
+    return page.encode("utf-8", "replace").decode("utf-8")  # a file's name need not be UTF-8
 
 
 def read_answers(path: Path, limit: int) -> tuple[dict, dict[Key, dict]]:
