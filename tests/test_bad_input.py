@@ -49,7 +49,7 @@ def place(base, world, tmp_path_factory) -> Path:
         content = json.loads(meta.read_text())
         content = {k: v for k, v in content.items() if "digest" not in k}
         meta.write_text(json.dumps(content | {"tokenizer": "gpt2", "vocab_size": 50257}))
-    shard = "math/train_00000.npy"
+    shard = "math/val_00000.npy"  # what every stage reads
     np.save(folder / "uint32" / shard, np.load(world / shard).astype(np.uint32))
     (folder / "cut_shard" / shard).write_bytes((world / shard).read_bytes()[:5000])
     shutil.rmtree(folder / "no_questions/questions")

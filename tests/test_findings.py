@@ -538,7 +538,7 @@ def test_the_plans_of_the_study_answer_every_finding(tmp_path):
 
 @pytest.fixture
 def small_pictures(monkeypatch):
-    monkeypatch.setitem(report.plt.rcParams, "savefig.dpi", 30)
+    monkeypatch.setitem(figures.plt.rcParams, "savefig.dpi", 30)
 
 
 def test_report_is_the_same_twice_and_reads_on_a_phone(tmp_path, small_pictures):

@@ -783,7 +783,7 @@ def test_two_into_one_folder(tmp_path):
 
 def test_a_kill_after_the_last_file_leaves_nothing(tmp_path):
     """Killed between meta.json and the removal of progress.json: started again, it removes that one."""
-    source = write(tmp_path / "t.jsonl", [{"text": "Two pears of Tom. " * 9}] * 9)
+    source = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(9)])
     out = run(tmp_path, source)
     (out / "t/progress.json").write_text((out / "t/meta.json").read_text())
     run(tmp_path, source)
