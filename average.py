@@ -15,7 +15,7 @@ Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `int
 turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
 Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
 ratio is 1 and is not clipped. Both sides of a step of `parallel` and `combined` go through the questions in one order: with equal
---prompts and --rows they learn from the same questions. Those that take turns have an order each, for RL would be asked what SFT
+--prompts and --rows, and one solution a question, they learn from the same questions. Those that take turns have an order each, for RL would be asked what SFT
 has just been shown.
 
 Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:

@@ -160,16 +160,20 @@ def _flops(x: Any) -> bool:
     return x is None or (type(x) in (int, float) and 0 <= x < math.inf)
 
 
-def _flags(x: Any) -> bool:
+def _is_small(x: Any) -> bool:
+    """Has it at most MAX_FLAGS values? A list may hold another many times, and that one a third: written out, without end."""
     waiting, seen = [x], 0
-    while (
-        waiting and seen < MAX_FLAGS
-    ):  # a list may hold another many times, and that one a third: written out, without end
+    while waiting and seen < MAX_FLAGS:
         thing, seen = waiting.pop(), seen + 1
-        waiting += (
-            [*thing, *thing.values()] if isinstance(thing, dict) else thing if isinstance(thing, list | tuple) else []
-        )
-    if waiting:
+        if isinstance(thing, dict):
+            waiting += [*thing, *thing.values()]
+        elif isinstance(thing, list | tuple):
+            waiting += thing
+    return not waiting
+
+
+def _flags(x: Any) -> bool:
+    if not _is_small(x):
         return False
     try:
         json.dumps(x)  # records hold them

@@ -558,10 +558,8 @@ def ask(config: Config, process: Process) -> None:
                 model, prompts, 1, stop=tokenizer.eos, max_new_tokens=new, seed=config.seed, top_p=config.top_p,
                 temperature=config.temperature if "temperature" in chosen else 0.0,
             )  # fmt: skip
-        text, cut = (
-            printable(tokenizer.decode(answer.text_tokens)),
-            "" if answer.finished else " (cut at --max_new_tokens)",
-        )
+        text = printable(tokenizer.decode(answer.text_tokens))
+        cut = "" if answer.finished else " (cut at --max_new_tokens)"
         if config.prompt == "none":
             print(f"{path}:\n" * (len(config.checkpoint) > 1) + f"{config.ask}{text}{cut}")
             continue

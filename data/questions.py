@@ -90,10 +90,8 @@ def parse_question(record: dict, source: str) -> dict:
         "level": record.get("level", record.get("difficulty")),
     }
     row |= {key: value for key, value in record.items() if key not in row and "solutions" in record}
-    try:
-        json.dumps(row, ensure_ascii=False).encode(
-            "utf-8"
-        )  # else an error of Unicode, which is a ValueError: half a pair
+    try:  # half a surrogate pair, which JSON can spell, is a UnicodeError, and so a ValueError
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
     except TypeError as error:
         raise ValueError(f"a field that JSON cannot hold ({error})") from None
     return row

@@ -57,14 +57,9 @@ def left(cells: list[Cell], records: Path, run: Callable[[list[Cell]], bool]) ->
             }
             standing |= same
             if len(same) < len(known):
-                other = (
-                    "another pretraining run of this seed (another machine's arithmetic)"
-                    if base in maker
-                    else "other weights"
-                )
-                print(
-                    f"{base}: {len(known) - len(same)} records in {records} are of {other}: made again", file=sys.stderr
-                )
+                other = "another pretraining run of this seed (another machine's arithmetic)"
+                others = f"{len(known) - len(same)} records in {records} are of {other if base in maker else 'other weights'}"
+                print(f"{base}: {others}: made again", file=sys.stderr)
     wanted = [cell for cell in cells if cell.meta and cell.name not in standing]
     return needed(cells, wanted), [cell for cell in cells if cell.name in standing]
 
