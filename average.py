@@ -14,9 +14,11 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
 Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps in
 turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
 Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
-ratio is 1 and is not clipped. Both sides of a step of `parallel` and `combined` go through the questions in one order: with equal
---prompts and --rows, and one solution a question, they learn from the same questions. Those that take turns have an order each, for RL would be asked what SFT
-has just been shown.
+ratio is 1 and is not clipped.
+
+Both sides of `parallel` and `combined` go through the questions in one order: with equal --prompts and --rows, and one
+solution a question, a step's two sides learn from the same questions. Modes in turns have an order for each side, for else
+RL would be asked what SFT has just been shown.
 
 Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:
 w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's update its
@@ -297,7 +299,7 @@ def main(config: Config) -> None:
     if in_turns and not any(is_rl_step(config, step) for step in range(steps)):
         raise UserError(f"--mode {config.mode}: its first RL step comes after the {steps} steps of this run; raise --steps, or pass "
                         "--turns with fewer SFT steps, such as 4:1")  # fmt: skip
-    sft.order.stream = int(in_turns)
+    sft.order.stream = int(in_turns)  # another order than RL's
     optimizer = make_optimizer(model, config.lr, config.weight_decay, BETAS)
     sft_optimizer = make_optimizer(model, config.sft_lr, config.weight_decay, BETAS)  # only mode parallel uses it
     run.restore(optimizer=optimizer, sft_optimizer=sft_optimizer, grpo=grpo.order, sft=sft.order)

@@ -66,7 +66,7 @@ class RunConfig:
     def saves(self) -> tuple[int, float]:
         """--save_every as (steps, seconds), of which one is 0, and both are if only kept checkpoints are written."""
         number = self.save_every.removesuffix("m")
-        if not number.isdecimal() or len(number) > 9:
+        if not is_whole(number):
             raise UserError(f"--save_every {self.save_every}: a number of steps such as 100, or of minutes such as 30m")
         return (int(number), 0.0) if number == self.save_every else (0, 60.0 * int(number))
 
@@ -114,6 +114,11 @@ class PostConfig(RunConfig):
         return math.ceil(passes * items / per_step)
 
 
+def is_whole(text: str) -> bool:
+    """Is it a whole number, of nine digits at most?"""
+    return text.isdecimal() and len(text) < 10
+
+
 def parse_count(text: str, flag: str = "") -> float:
     """ "4M" -> 4e6. UserError for anything that is not a positive number with an optional k, M, B or T."""
     scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1:], 1)
@@ -132,7 +137,7 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
     "100,200": steps. "0.5M,1M": tokens, rounded to the next step (`tokens_per_step` 0: refused). "log:8": 8
     checkpoints, log-spaced over the last factor 8 of the run, as the paper spaces them; "log:1": the end alone.
     """
-    if text.startswith("log:") and text[4:].isdecimal() and len(text) < 14 and int(text[4:]) > 0:
+    if text.startswith("log:") and is_whole(text[4:]) and int(text[4:]) > 0:
         n = min(int(text[4:]), 8 * steps)  # more would name the same steps
         at = [steps * 8 ** (i / (n - 1) - 1) for i in range(n)] if n > 1 else [steps]
     else:
@@ -148,6 +153,6 @@ def parse_save_at(text: str, steps: int, tokens_per_step: int = 0) -> list[int]:
 def parse_schedule(text: str) -> tuple[str, int]:
     """--schedule as (shape, steps of warm-up): "cosine:100" → ("cosine", 100)."""
     shape, colon, warmup = text.partition(":")
-    if shape not in ("constant", "linear", "cosine") or (colon and not (warmup.isdecimal() and len(warmup) < 10)):
+    if shape not in ("constant", "linear", "cosine") or (colon and not is_whole(warmup)):
         raise UserError(f"--schedule {text}: constant, linear or cosine, or with steps of warm-up such as cosine:100")
     return shape, int(warmup or 0)

@@ -85,8 +85,9 @@ class GRPOConfig(SamplerConfig):
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     # answers that were cut at max_new_tokens: reward 0, left out, or scored like others (the authors' code)
     truncated: Literal["wrong", "mask", "score"] = "wrong"
-    # train RL (in average.py its RL side alone) on questions of one band of pass rates: FILE:BAND, where FILE is a record of `eval.py --preset
-    # difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in fractions
+    # train RL (of average.py that side alone) on questions of one band of pass rates: FILE:BAND, where FILE is a record of
+    # `eval.py --preset difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in
+    # fractions
     difficulty: str = ""
 
     def idle(self) -> dict[str, str]:

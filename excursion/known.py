@@ -80,7 +80,8 @@ def refuse_others(cells: list[Cell]) -> None:
     there = [(cell.result, base_of(cell, maker)) for cell in cells if cell.meta and cell.result.exists()]
     weights = {base: weights_of(base) for base in {base for _, base in there} if base and base not in maker}
     for result, base in there:
-        if weights.get(base) and weights[base] not in (behind(result) or weights.values()):
+        digests = behind(result)  # older records and bases do not say
+        if digests and weights.get(base) and weights[base] not in digests:
             raise UserError(f"{result}: is of another model than --bases {base} is now; choose another --out")
 
 

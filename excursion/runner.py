@@ -153,10 +153,10 @@ class Runner:
             if self.lock is not None:
                 os.close(self.lock)
             raise
-        for cell in self.cells:
-            if self.retry and self.failed(cell) and has_begun(cell):
+        for cell in filter(self.failed, self.cells if self.retry else []):
+            if has_begun(cell):
                 self.note(cell, None, 0.0)
-            elif self.retry and self.failed(cell):
+            else:
                 (self.out / f"{cell.name}.json").unlink()
                 self.state[cell.name] = {}
         before = {signum: signal.signal(signum, self._on_signal) for signum in stop_signals()}

@@ -27,7 +27,7 @@ class Value(NamedTuple):
     items: tuple[Value, ...] = ()
     relation: str | None = None  # of an equation or inequality: the key of the whole of it
     also: str | None = (
-        None  # another key that it may be equal by: of 10% that of 0.1, of 3 million that of 3, of 9 a.m. that of 9
+        None  # another key that it may be equal by: of 10% that of 0.1, of 3 million of 3, of 9 a.m. of 9
     )
 
 

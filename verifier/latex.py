@@ -177,10 +177,10 @@ def _text_tokens(content: str, follows: bool) -> list[_Token]:
 
 def _letter_tokens(run: str, apart: bool, before: list[_Token]) -> list[_Token]:
     r"""Letters outside \text: a function, a spelled-out operator, a unit or word, or a product of variables."""
-    words = next(
-        (i for i, token in enumerate(reversed(before)) if token.kind != "word"), len(before)
-    )  # that end `before`
-    counted = len(before) > words and before[-1 - words].kind in ("number", "mixed")
+    words = 0  # how many words stand before it
+    while words < len(before) and before[-1 - words].kind == "word":
+        words += 1
+    counted = words < len(before) and before[-1 - words].kind in ("number", "mixed")
     if run in _FUNCTIONS:
         return [_Token("function", run)]
     if run.casefold() in _SPELLED:
