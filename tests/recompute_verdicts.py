@@ -651,6 +651,8 @@ def shown(c: Claim) -> str:
     if c.x is None:
         return "–"
     a = c.numbers
+    if (c.log or c.factor) and c.x.se == inf:
+        return f"×{a[0]:.2f} [one value: no interval]"
     if c.log or c.factor:
         return "×{:.2f} [{:.2f}, {:.2f}]".format(*(inf if v > 1e6 else v for v in a)).replace("inf", "∞")
     if c.text.startswith("bits"):
