@@ -11,18 +11,18 @@ Every step of `parallel`, from a snapshot θ̄ of the weights:
     Δ_RL, Δ_SFT = two AdamW steps, each with its own moments, learning rate and decay
     θ = θ̄ + w Δ_RL + (1 - w) Δ_SFT                      w = ½
 
-Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps in
-turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step more.
-Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that its
-ratio is 1 and is not clipped.
+Baselines, one optimizer each: `combined` minimises w L_RL + (1 - w) L_SFT; `interleaved` makes SFT steps and RL steps
+in turns (--turns 4:1); `curriculum` begins with --turns 200:1, and each round has one SFT step fewer and one RL step
+more. Losses, sampling and data are those of rl.py and sft.py. An RL step makes one update with all its answers, so that
+its ratio is 1 and is not clipped.
 
 Both sides of `parallel` and `combined` go through the questions in one order: with equal --prompts and --rows, and one
-solution a question, a step's two sides learn from the same questions. Modes in turns have an order for each side, for else
-RL would be asked what SFT has just been shown.
+solution a question, a step's two sides learn from the same questions. Modes in turns have an order for each side, for
+else RL would be asked what SFT has just been shown.
 
-Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight norm:
-w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's update its
-full length. --weight signal: w is the share of questions whose answers differ in reward.
+Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight
+norm: w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's
+update its full length. --weight signal: w is the share of questions whose answers differ in reward.
 """
 
 import math
@@ -224,8 +224,8 @@ class Sides:
 
 
 def sft_rate(config: Config, lr: float) -> float:
-    """The learning rate of the SFT side, where the schedule has brought that of the RL side to `lr`. With --lr 0 there is no
-    schedule to follow: it is constant."""
+    """The learning rate of the SFT side, where the schedule has brought that of the RL side to `lr`. With --lr 0 there
+    is no schedule to follow: it is constant."""
     return config.sft_lr * lr / config.lr if config.lr else config.sft_lr
 
 

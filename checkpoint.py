@@ -49,8 +49,8 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Read and check a checkpoint of any stage. Its tensors are on the CPU and mapped: they take memory as they are used,
-    and give it back when they are dropped. UserError if the file is missing, damaged or no checkpoint."""
+    """Read and check a checkpoint of any stage. Its tensors are on the CPU and mapped: they take memory as they are
+    used, and give it back when they are dropped. UserError if the file is missing, damaged or no checkpoint."""
     path = Path(path)
     if (path / "config.json").is_file():
         raise UserError(f"{path} is a model of Hugging Face: first python -m tools.olmo2 import {path} {path}.pt")
@@ -88,8 +88,8 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def check_config(values: dict[str, Any]) -> GPTConfig:
-    """The configuration that a file names. ValueError for sizes that no model can have or no machine can hold, TypeError
-    for a field that is missing or unknown."""
+    """The configuration that a file names. ValueError for sizes that no model can have or no machine can hold,
+    TypeError for a field that is missing or unknown."""
     for name, largest in LARGEST.items():
         value, least = values.get(name, 1), 0 if name == "n_kv_heads" else 1
         if type(value) is not int or not least <= value <= largest:

@@ -18,8 +18,8 @@ import tyro
 from tqdm import tqdm
 
 # The values that a number flag may have, by its name in whichever program has it; "[" includes the end, "(" does not. A
-# flag's default is always allowed ("the scale's own" and the like). Floats that are not here must not be negative, integers
-# lie between 0 and 2³¹ - 1. A config class may change entries for itself: RANGES: ClassVar = {...}.
+# flag's default is always allowed ("the scale's own" and the like). Floats that are not here must not be negative,
+# integers lie between 0 and 2³¹ - 1. A config class may change entries for itself: RANGES: ClassVar = {...}.
 RANGES = {
     "batch": "[1, 1e6]",
     "dual_clip": "0 or (1, 1e6]",
@@ -74,8 +74,9 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 
 
 def joined(arguments: list[str], config_class: type) -> list[str]:
-    """["--sbatch", "--gres=gpu:8"] → ["--sbatch=--gres=gpu:8"], for the flags that config_class.DASHED names: the parser would
-    take such a value for a flag. Those of config_class.PAIRED take two words: --stage_flags rl "--kl 0.01"."""
+    """["--sbatch", "--gres=gpu:8"] → ["--sbatch=--gres=gpu:8"], for the flags that config_class.DASHED names: the
+    parser would take such a value for a flag. Those of config_class.PAIRED take two words: --stage_flags rl "--kl
+    0.01"."""
     paired = {f"--{name}" for name in getattr(config_class, "PAIRED", ())}
     dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())} | paired, []
     for word in arguments:
@@ -93,8 +94,9 @@ def joined(arguments: list[str], config_class: type) -> list[str]:
 def grouped(config_class: type) -> type:
     """A dataclass of dataclasses: the flags of `config_class` in the groups that --help shows.
 
-    A group is a class that config_class is made of, in their order; its docstring is "Title: what it holds". A flag stands in the
-    first of them that declares it; config_class itself may change defaults and sentences of its bases' flags.
+    A group is a class that config_class is made of, in their order; its docstring is "Title: what it holds". A flag
+    stands in the first of them that declares it; config_class itself may change defaults and sentences of its bases'
+    flags.
     """
     classes = [c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]
 
@@ -163,7 +165,8 @@ def reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that others wrote, such as a model, for a terminal: control characters, which it would obey, as \\x1b and the like."""
+    """A text that others wrote, such as a model, for a terminal: control characters, which it would obey, as \\x1b and
+    the like."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else repr(c)[1:-1] for c in text)
 
 
@@ -244,8 +247,8 @@ def in_range(number: float, text: str) -> bool:
 
 
 def expand(flag: str, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Files named or matched: a pattern that no shell has expanded (quoted, or on Windows) is expanded here, sorted. A file of
-    that very name is meant itself: run[1].pt."""
+    """Files named or matched: a pattern that no shell has expanded (quoted, or on Windows) is expanded here, sorted. A
+    file of that very name is meant itself: run[1].pt."""
     paths = []
     for pattern in patterns:
         named = not glob.has_magic(pattern) or os.path.lexists(pattern)

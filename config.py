@@ -31,8 +31,8 @@ class MachineConfig:
     # of matrix products (on CUDA fp32 is TF32); weights are fp32. auto: bf16 on CUDA
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     micro_tokens: int = 0  # tokens in one forward pass, which bounds memory; 0: 2048 on a CPU, 16384 on a GPU
-    # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a tenth
-    # longer), or those of the whole block (a third longer); changes memory and time, not the gradient
+    # activations that are computed again in backward instead of kept: none, those of attention (a step takes about a
+    # tenth longer), or those of the whole block (a third longer); changes memory and time, not the gradient
     recompute: Literal["none", "attention", "block"] = "none"
     # torch.compile of training passes; auto: in runs of 1000 steps or more where it works, after pretraining on a GPU only
     compile: Literal["auto", "on", "off"] = "auto"
@@ -50,8 +50,8 @@ class RunConfig:
     out: str = ""  # folder of this run's files; empty: out/STAGE. It must hold no checkpoint, unless --resume
     resume: bool = False  # go on from OUT/last.pt, exactly where it stopped; flags that are not given are as they were
     seed: int = 0  # of initialisation, data order and sampling
-    # checkpoints that are kept (the last always is): steps 100,200; pretraining tokens 0.5M,1M; or log:8, eight of them at
-    # equal ratios, from an eighth of the run to its end
+    # checkpoints that are kept (the last always is): steps 100,200; pretraining tokens 0.5M,1M; or log:8, eight of them
+    # at equal ratios, from an eighth of the run to its end
     save_at: str = ""
     save_every: str = "30m"  # how often last.pt is written: 100 (steps) or 30m (minutes); 0: only when one is kept
     # also log to wandb:PROJECT or tensorboard (pip install wandb, tensorboard): metrics, and of RL some answers
@@ -91,8 +91,8 @@ class PostConfig(RunConfig):
     data: str = "out/data"  # folder of data/prepare.py
     questions: str = "train"  # DATA/questions/NAME.jsonl, a file, or gsm8k, math, openmathinstruct2 (hub)
     limit: int = 0  # use the first so many questions; 0: all
-    # how long to train: 64 steps, or 10e: so many passes over the questions (sft.py: the rows; average.py: as if each step were
-    # one of RL)
+    # how long to train: 64 steps, or 10e: so many passes over the questions (sft.py: the rows; average.py: as if each
+    # step were one of RL)
     steps: int | str = 64
 
     def check(self) -> None:

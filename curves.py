@@ -1,5 +1,5 @@
-"""The curves of runs, from their metrics.jsonl: a panel a quantity, a line a run. Every run of FEWEST steps or more leaves
-OUT/curves.png at its end; `python -m tools.plot out/rl out/average` draws any runs side by side.
+"""The curves of runs, from their metrics.jsonl: a panel a quantity, a line a run. Every run of FEWEST steps or more
+leaves OUT/curves.png at its end; `python -m tools.plot out/rl out/average` draws any runs side by side.
 
 matplotlib is loaded only where something is drawn.
 """
@@ -38,8 +38,8 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """metric → its curve, of a run's metrics.jsonl; values that are not finite and lines that are not whole are left out.
-    UserError if there is none."""
+    """metric → its curve, of a run's metrics.jsonl; values that are not finite and lines that are not whole are left
+    out. UserError if there is none."""
     path = folder / "metrics.jsonl"
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -62,8 +62,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def panels(runs: list[dict[str, Curve]]) -> list[tuple[str, list[Curve | None]]]:
-    """(title, the curve of each run or None) of all that some run has. The bits per byte of each source of text follow the
-    pass rates."""
+    """(title, the curve of each run or None) of all that some run has. The bits per byte of each source of text follow
+    the pass rates."""
     sources = dict.fromkeys(key for run in runs for key in run if key.startswith("bpb_"))
     of_text = [(f"Bits per byte, {key[4:]}", (key,), 1) for key in sources]
     found = []
@@ -75,16 +75,16 @@ def panels(runs: list[dict[str, Curve]]) -> list[tuple[str, list[Curve | None]]]
 
 
 def smooth(x: np.ndarray, y: np.ndarray, at_most: int = 400) -> Curve:
-    """The centred moving mean of a curve over a fiftieth of the run, five points at least, at up to so many places. The window is
-    narrower at the beginning, where curves are steep, and at the end it has what there is."""
+    """The centred moving mean of a curve over a fiftieth of the run, five points at least, at up to so many places. The
+    window is narrower at the beginning, where curves are steep, and at the end it has what there is."""
     half = max(2, len(y) // 100)
     places = np.unique(np.linspace(0, len(y) - 1, at_most).round().astype(int))
     return x[places], np.array([y[i - min(half, i) : i + min(half, i) + 1].mean() for i in places])
 
 
 def short_names(folders: list[Path]) -> list[str]:
-    """Folders without the parts that all of them begin with, or end in: a/rl/run, a/sft/run → rl, sft. Of a name that is longer
-    than its place in the legend, the end."""
+    """Folders without the parts that all of them begin with, or end in: a/rl/run, a/sft/run → rl, sft. Of a name that
+    is longer than its place in the legend, the end."""
     parts = [list(folder.parts) for folder in folders]
     for end in (0, -1):
         while len(folders) > 1 and min(map(len, parts)) > 1 and len({p[end] for p in parts}) == 1:

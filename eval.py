@@ -6,13 +6,14 @@
     python eval.py --checkpoint M.pt --questions gsm8k_test.jsonl --examples gsm8k --tasks hellaswag.jsonl lambada.jsonl
     torchrun --nproc_per_node=8 eval.py --checkpoint M.pt --questions gsm8k --preset paper     # as the authors evaluate
 
-Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice: *strict*
-counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k: the authors' lenient judge of GSM8K instead);
-*lenient* also takes what a reader would take for the answer. The share of samples with a box stands beside them, so that a
-gain in format is not taken for one in reasoning. Two measures tell skill from luck: *process*, a right answer with every
-written equation true (the world's questions alone: verifier/process.py), and the *guess floor*, pass@k of the same answers judged
-against the right answers of other questions. Base models are shown worked examples (--shots auto), others none. Pass@k, majority
-vote and task accuracies have a bootstrap 95% interval over questions or items. measures.py has the formulas, likelihood.py the tasks and the bits per byte.
+Questions are answered n times each at temperature 0.6, top-p 0.95 (--samples 32, as in the paper) and judged twice:
+*strict* counts only the last closed \\boxed{}, as the RL reward does (--grader gsm8k: the authors' lenient judge of
+GSM8K instead); *lenient* also takes what a reader would take for the answer. The share of samples with a box stands
+beside them, so that a gain in format is not taken for one in reasoning. Two measures tell skill from luck: *process*, a
+right answer with every written equation true (the world's questions alone: verifier/process.py), and the *guess floor*,
+pass@k of the same answers judged against the right answers of other questions. Base models are shown worked examples
+(--shots auto), others none. Pass@k, majority vote and task accuracies have a bootstrap 95% interval over questions or
+items. measures.py has the formulas, likelihood.py the tasks and the bits per byte.
 
 For each checkpoint a record is written to RUN/eval/CHECKPOINT.json (per question: n, and how many were right, so that
 every pass@k and interval can be computed again) and the samples to RUN/eval/CHECKPOINT.jsonl.gz, of which
@@ -184,8 +185,8 @@ def evaluate_questions(
 
 
 def probabilities(answer: Continuation, tokenizer: Tokenizer) -> dict[str, list]:
-    """What tools/reader.py shades an answer by: p of each token at the sampling temperature, before top-p, to three digits, and
-    where it ends in the text, in characters. Without the stop token."""
+    """What tools/reader.py shades an answer by: p of each token at the sampling temperature, before top-p, to three
+    digits, and where it ends in the text, in characters. Without the stop token."""
     tokens = answer.text_tokens
     p = np.exp(answer.log_probs[: len(tokens)].astype(np.float64))
     return {"p": p.round(3).tolist(), "ends": tokenizer.ends(tokens)}
@@ -223,8 +224,8 @@ class Evaluation:
     notes: list[str]  # lines that say what will be left out
 
     def run(self, model: GPT, tokenizer: Tokenizer, process: Process, lineage: list[dict]) -> tuple[dict, list[dict]]:
-        """The measured part of a record, {"questions": {name: ...}, "tasks": {name: ...}, "text": {source: ...}}, and all
-        samples. lineage: of the model."""
+        """The measured part of a record, {"questions": {name: ...}, "tasks": {name: ...}, "text": {source: ...}}, and
+        all samples. lineage: of the model."""
         config, record, samples = self.config, {"questions": {}, "tasks": {}, "text": {}}, []
         for name, questions in self.questions.items():
             record["questions"][name], rows = evaluate_questions(
@@ -353,8 +354,8 @@ def make_evaluate(run: Run) -> Callable[[], dict[str, float]]:
 
 
 def metrics(record: dict) -> dict[str, float]:
-    """What a stage logs of an evaluation: val_pass@k, val_process@k (the world's questions), val_floor@k, val_lenient@1,
-    val_box, task_NAME, bpb_SOURCE."""
+    """What a stage logs of an evaluation: val_pass@k, val_process@k (the world's questions), val_floor@k,
+    val_lenient@1, val_box, task_NAME, bpb_SOURCE."""
     values = {}
     for of_set in record["questions"].values():  # k: "pass@1", "pass@8", ...; k[4:] is "@1", "@8"
         values |= {f"val_{k}": v["mean"] for k, v in of_set["strict"].items()}
@@ -411,8 +412,8 @@ def percent(x: dict) -> str:
 
 
 def print_table(titles: list[dict[str, str]], values: list[dict[str, str]]) -> None:
-    """A line of {column: cell} for each of `titles` with its `values`; "–" where one has no value. A column is as wide as its
-    longest cell."""
+    """A line of {column: cell} for each of `titles` with its `values`; "–" where one has no value. A column is as wide
+    as its longest cell."""
     rows = [title | cells for title, cells in zip(titles, values, strict=True)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, *([row.get(column, "–") for column in columns] for row in rows)]
@@ -541,8 +542,8 @@ def find_examples(config: Config, n: int) -> list[dict]:
 
 
 def ask(config: Config, process: Process) -> None:
-    """Print what each checkpoint answers to one question, or how it continues a text (--prompt none): greedily and without
-    worked examples, unless a flag or --preset says otherwise."""
+    """Print what each checkpoint answers to one question, or how it continues a text (--prompt none): greedily and
+    without worked examples, unless a flag or --preset says otherwise."""
     chosen = given(config) | PRESETS.get(config.preset, {}).keys()  # flags that the user set
     for path in config.checkpoint:
         checkpoint = load_checkpoint(path)

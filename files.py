@@ -1,7 +1,8 @@
 """Files that are whole or absent, and digests that tell a damaged file from the one that was written.
 
-Everything that is written in one piece is written by `replacing`: a kill, a full disk or an error leaves the old file or
-none. Its temporary is NAME.PID.part, so that what a killed process left can be told from what another one is writing.
+Everything that is written in one piece is written by `replacing`: a kill, a full disk or an error leaves the old file
+or none. Its temporary is NAME.PID.part, so that what a killed process left can be told from what another one is
+writing.
 
 A digest is the CRC-32 of a whole file: every flipped bit changes it, as does any damage within 32 bits; other damage
 passes once in 4 billion times. It is made against accidents and not against people, and is the fastest one at hand

@@ -5,8 +5,8 @@
     loader, short = held_out_text("out/data", 50_000, "M.pt", tokenizer, 256, process)
     record = bits_per_byte(model, tokenizer, loader, "math", 50_000, process)
 
-data/tasks.py has the form of the items. Length-normalised accuracy divides a choice's log-likelihood by its characters, the
-space before it not counted, as lm-evaluation-harness's acc_norm does.
+data/tasks.py has the form of the items. Length-normalised accuracy divides a choice's log-likelihood by its characters,
+the space before it not counted, as lm-evaluation-harness's acc_norm does.
 """
 
 import math
@@ -40,8 +40,9 @@ def evaluate_task(
     """The record of a likelihood task; each value is a `mean_interval` over its items.
 
     Multiple choice ({"query", "choices", "gold"}): "accuracy" by log-likelihood, "accuracy_norm" by log-likelihood per
-    character. Cloze ({"context", "continuation"}): "accuracy", the share of continuations that greedy decoding gives, and
-    "log_prob" of a continuation in nats. "items" has 0 or 1 for each item, by accuracy_norm or, of cloze, by accuracy.
+    character. Cloze ({"context", "continuation"}): "accuracy", the share of continuations that greedy decoding gives,
+    and "log_prob" of a continuation in nats. "items" has 0 or 1 for each item, by accuracy_norm or, of cloze, by
+    accuracy.
     """
     results = continuation_log_probs(model, task_pairs(items, tokenizer), process, label)
     log_p = np.array([log_prob for log_prob, _ in results])
@@ -146,8 +147,8 @@ def bits_per_byte(
     process: Process,
     doc_mask: bool = False,
 ) -> dict:
-    """Held-out text of a source, about `n_tokens` of it: {"bits_per_byte", "loss" (nats a token), "tokens"}. Ranks share the
-    batches. doc_mask: documents are kept apart, as the model was pretrained."""
+    """Held-out text of a source, about `n_tokens` of it: {"bits_per_byte", "loss" (nats a token), "tokens"}. Ranks
+    share the batches. doc_mask: documents are kept apart, as the model was pretrained."""
     nats = tokens = n_bytes = 0.0
     token_bytes = torch.from_numpy(tokenizer.token_bytes)  # (V,) bytes of text that a token stands for
     rows = max(1, BATCH_TOKENS // loader.seq_len)
@@ -173,9 +174,9 @@ def bits_per_byte(
 def held_out_text(
     data: str, n_tokens: int, of: str, tokenizer: Tokenizer, seq_len: int, process: Process
 ) -> tuple[Loader | None, list[str]]:
-    """A loader of the held-out text of a data folder (None if it has no text), its `sources` those to be measured; and the
-    names of those that are left out because their text fills no window of seq_len + 1 tokens. All that will be measured
-    is read once. UserError for a folder of another tokenizer, and for text that is damaged.
+    """A loader of the held-out text of a data folder (None if it has no text), its `sources` those to be measured; and
+    the names of those that are left out because their text fills no window of seq_len + 1 tokens. All that will be
+    measured is read once. UserError for a folder of another tokenizer, and for text that is damaged.
 
     Args:
         n_tokens: of each source. of: the model's name in messages. seq_len: tokens that a window predicts.

@@ -122,8 +122,8 @@ class Log:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Delete the rollouts of steps after `step`, which a resumed run makes again. Where a kill has cut a line short, that line
-    and what follows it go too."""
+    """Delete the rollouts of steps after `step`, which a resumed run makes again. Where a kill has cut a line short,
+    that line and what follows it go too."""
     kept = []
     with contextlib.suppress(EOFError, zlib.error, *MALFORMED), gzip.open(path, "rb") as file:
         for line in file:

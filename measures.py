@@ -1,7 +1,7 @@
 """Measures of sampled answers: judged and counted per question, means over questions with their intervals.
 
-pass@k is the unbiased estimator of arXiv 2107.03374 §2.1. In shapes, Q is the number of questions; each has n answers, of
-which c are right.
+pass@k is the unbiased estimator of arXiv 2107.03374 §2.1. In shapes, Q is the number of questions; each has n answers,
+of which c are right.
 """
 
 from collections import Counter
@@ -64,14 +64,14 @@ def summary(judged: list[Judged], ks: list[int], seed: int = 0) -> dict:
     """Means over questions of which each has n answers, n at least every k:
 
         {"strict": {"pass@1": {"mean", "low", "high"}, ...}, "lenient": {...}, "process": {...}, "floor": {"pass@1": mean, ...},
-         "entropy": {"answers", "paths"}, "majority": {"mean", "low", "high"}, "box", "finished", "tokens" (mean length of an
-         answer), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]}
+         "entropy": {"answers", "paths"}, "majority": {"mean", "low", "high"}, "box", "finished", "tokens" (mean length
+         of an answer), "questions": [{"id", "n", "c", "c_lenient", "c_process", "floor", "h_answers", "h_paths", ...}]}
 
     Of a question, c counts the right answers by the chosen grader, c_lenient and c_process by these; h are entropies.
     "process" (right, and every written equation true) and the entropy of solution paths (the equations, whatever the
     words) are there only if every question is the world's; "floor" (`guess_floor`) if there are at least two
-    questions. "strict" is by the chosen grader, whichever it is. Entropies are in nats over a question's n answers; to have
-    no answer is one more answer.
+    questions. "strict" is by the chosen grader, whichever it is. Entropies are in nats over a question's n answers; to
+    have no answer is one more answer.
     """
     rows = [j.counts for j in judged]
     n = rows[0]["n"]
@@ -139,8 +139,8 @@ def majority_vote(answers: list[str | None], values: list[str | None]) -> str | 
 def guess_floor(answers: list[list[str | None]], gold: list[str], k: int) -> np.ndarray:
     """(Q,) pass@k of each question's answers when they are judged against another question's right answer: what luck gives.
 
-    The mean over all other questions, which is what random permutations of the questions give on average, exactly. An answer
-    can count only where another question has its value, so the distinct values suffice.
+    The mean over all other questions, which is what random permutations of the questions give on average, exactly. An
+    answer can count only where another question has its value, so the distinct values suffice.
 
     Args:
         answers: of each question, the normal forms (verifier.normal_form) of its n samples, None without an answer.

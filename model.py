@@ -7,8 +7,8 @@
 Query and key are RMS-normed over their whole width before the split into heads and before the rotary embedding. No
 biases; embedding and head are separate tables.
 
-Letters for shapes, here and in every other file: B rows, T tokens of a row, S keys, H query heads, H_kv heads of keys and
-values, D head size, C model width (d_model), V vocabulary (padded), L layers, N = B*T tokens of all rows.
+Letters for shapes, here and in every other file: B rows, T tokens of a row, S keys, H query heads, H_kv heads of keys
+and values, D head size, C model width (d_model), V vocabulary (padded), L layers, N = B*T tokens of all rows.
 
 `forward` returns hidden states, not logits: the losses take `kernels.linear_log_prob(hidden, model.head.weight, ...)`,
 which never holds the (N, V) logits. What a token may attend to is the `attend` argument: causal attention by default,
@@ -96,8 +96,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    # What backward computes again instead of keeping it (arXiv 2205.05198): "none"; "attention", the first of the two halves;
-    # "block", all but the block's input
+    # What backward computes again instead of keeping it (arXiv 2205.05198): "none"; "attention", the first of the two
+    # halves; "block", all but the block's input
     recompute = "none"
 
     def __init__(self, c: GPTConfig, layer: int):
@@ -161,7 +161,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int, std: float = 0.02) -> "GPT":
-        """Truncated normal (± 3 std) for every matrix, ones for gains (the weights of RMSNorm): the same on every device and rank.
+        """Truncated normal (± 3 std) for every matrix, ones for gains (the weights of RMSNorm): the same on every
+        device and rank.
 
         Drawn on the CPU, a matrix at a time: another device's random numbers would be others.
         """
@@ -236,8 +237,8 @@ def empty_gpt(config: GPTConfig, device: torch.device | str) -> GPT:
 
 
 class CompiledGPT:
-    """A GPT as training passes call it, with its blocks compiled. The GPT itself stays as it is, for sampling and evaluation,
-    whose shapes are others at each call.
+    """A GPT as training passes call it, with its blocks compiled. The GPT itself stays as it is, for sampling and
+    evaluation, whose shapes are others at each call.
 
     dynamic: shapes of training passes differ from call to call, too.
     """
@@ -251,8 +252,9 @@ class CompiledGPT:
 
     def run(self, block: Block, *args) -> Tensor:
         """The block with its compiled forward. FSDP2's hooks around it (sharding.py) do not compile."""
-        # Without it, with --shard, dynamo takes head_dim and the like as inputs of the graph, not as constants. Set at every call,
-        # for it holds for the calling thread: on a GPU backward has a thread of its own, in which --recompute block calls this
+        # Without it, with --shard, dynamo takes head_dim and the like as inputs of the graph, not as constants. Set at
+        # every call, for it holds for the calling thread: on a GPU backward has a thread of its own, in which
+        # --recompute block calls this
         torch._dynamo.config.skip_fsdp_guards = False
         block.forward = functools.partial(self.forward, block)
         try:
@@ -284,8 +286,8 @@ def train_flops(c: GPTConfig, seq_len: int) -> float:
 def answers_flops(c: GPTConfig, lengths: list[tuple[int, list[int]]]) -> float:
     """FLOPs of the forward passes over prompts, each once, and over the answers to them: what it costs to sample them.
 
-    lengths: (tokens of a prompt, tokens of each of its answers). Answers to one prompt count as if equally long. The head at
-    a prompt's tokens and an answer's last token, which nothing follows, count too: 2 to 6% too many at micro.
+    lengths: (tokens of a prompt, tokens of each of its answers). Answers to one prompt count as if equally long. The
+    head at a prompt's tokens and an answer's last token, which nothing follows, count too: 2 to 6% too many at micro.
     """
     flops = 0.0
     for prompt, answers in lengths:

@@ -5,9 +5,9 @@
     norm = optimizer_step(model, optimizer, process, lr, clip)     # the sum over ranks, clipping, the update
 
 Gradients of all ranks are summed by an all-reduce of each parameter after the last micro-batch of a step, not by
-DistributedDataParallel: a rank may then run any number of micro-batches (RL rollouts differ in length from rank to rank),
-losses may call the model as often as they like, and the sum over ranks of losses that are each divided by the *global* token
-count is exact.
+DistributedDataParallel: a rank may then run any number of micro-batches (RL rollouts differ in length from rank to
+rank), losses may call the model as often as they like, and the sum over ranks of losses that are each divided by the
+*global* token count is exact.
 What is given up is overlap with backward, under 1% of a step at the paper's batch sizes.
 """
 
@@ -42,8 +42,8 @@ def make_optimizer(
 
 
 def learning_rate(lr: float, shape: str, warmup: int, step: int, total: int) -> float:
-    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a tenth.
-    A further shape also needs its name in `parse_schedule` (config.py)."""
+    """The rate of step number `step` (from 0) of `total`: up to `lr` in `warmup` steps, then constant or down to a
+    tenth. A further shape also needs its name in `parse_schedule` (config.py)."""
     if step < warmup:
         return lr * (step + 1) / warmup
     if shape == "constant":
@@ -58,8 +58,8 @@ def optimizer_step(
 ) -> float:
     """Update the weights with the gradients of all ranks, summed; then clear them.
 
-    A gradient longer than `clip` is scaled to that norm (0: never). Returns the norm before; if it is not finite, nothing
-    is updated.
+    A gradient longer than `clip` is scaled to that norm (0: never). Returns the norm before; if it is not finite,
+    nothing is updated.
     """
     # Sum over ranks. One that saw no data contributes zeros
     if process.sharded:
@@ -86,8 +86,9 @@ def optimizer_step(
 
 
 def first_state(optimizer: torch.optim.Optimizer) -> dict:
-    """Name → value of what an optimizer keeps for a parameter, found by a step on a small trial parameter. AdamW keeps "step",
-    "exp_avg", "exp_avg_sq"; a fork's optimizer something else. The model's parameters must not have gradients yet."""
+    """Name → value of what an optimizer keeps for a parameter, found by a step on a small trial parameter. AdamW keeps
+    "step", "exp_avg", "exp_avg_sq"; a fork's optimizer something else. The model's parameters must not have gradients
+    yet."""
     like = optimizer.param_groups[0]["params"][0].detach()
     like = like.to_local() if hasattr(like, "to_local") else like  # --shard
     trial = torch.zeros_like(like[:1]).requires_grad_()
@@ -99,8 +100,8 @@ def first_state(optimizer: torch.optim.Optimizer) -> dict:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """The state of a checkpoint into an optimizer of the same kind and parameters. UserError if it does not fit: each tensor
-    must be finite, and have the shape of its parameter or, such as a count of steps, none."""
+    """The state of a checkpoint into an optimizer of the same kind and parameters. UserError if it does not fit: each
+    tensor must be finite, and have the shape of its parameter or, such as a count of steps, none."""
     wanted = first_state(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:

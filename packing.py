@@ -3,8 +3,8 @@
 GRPO samples n answers to a prompt, and SFT on all solutions has several, so most of what a padded batch would compute
 is computed once here, or not at all. The results are those of separate rows: packing changes time, not the gradient.
 
-Letters for shapes are those of model.py. A batch has P prompts and R answers, whose tokens are ΣA in all. A packed row has N
-tokens. Tp is the length of the longest prompt of a batch, Ta that of the longest answer (without its last token).
+Letters for shapes are those of model.py. A batch has P prompts and R answers, whose tokens are ΣA in all. A packed row
+has N tokens. Tp is the length of the longest prompt of a batch, Ta that of the longest answer (without its last token).
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,10 @@ class Packed:
     The last token of an answer predicts nothing and is left out of the row. The model's matrix products see the N
     tokens as they stand; only for attention are they laid out in another way, in which an answer sees its prompt.
 
-    The Triton kernels take the row as it stands, in another order: each prompt right before its answers. The prompt's last
-    token, whose hidden state predicts the first token of an answer, is taken out of the prompt and begins each answer: else the
-    gradients of all answers would meet in one hidden state, and a GPU adds them in an order that changes from run to run.
+    The Triton kernels take the row as it stands, in another order: each prompt right before its answers. The prompt's
+    last token, whose hidden state predicts the first token of an answer, is taken out of the prompt and begins each
+    answer: else the gradients of all answers would meet in one hidden state, and a GPU adds them in an order that
+        changes from run to run.
 
         tokens:     prompt 0 but for its last token | that token, answer 0 | that token, answer 1 | prompt 1 ...
 
@@ -60,8 +61,8 @@ class Packed:
         self.tokens = row([pieces[i] for i in order])[None]
         self.positions = row([begin[i] + np.arange(length[i]) for i in order])[None]
 
-        # For each answer token, (ΣA,): the token itself; where in the row the token before it stands, whose hidden state
-        # predicts it (for the first token of an answer, the last one of its prompt); and the number of its answer
+        # For each answer token, (ΣA,): the token itself; where in the row the token before it stands, whose hidden
+        # state predicts it (for the first token of an answer, the last one of its prompt); and the number of its answer
         self.targets = row(answers)
         first = [[] if on_triton else prompt_places[o][-1:] for o in owner]
         self.predictor = row([np.append(*places) for places in zip(first, answer_places, strict=True)])
@@ -93,8 +94,8 @@ class Packed:
 def padded_rows(
     prompt_places: list[np.ndarray], answer_places: list[np.ndarray], owner: list[int], device: torch.device
 ) -> Attend:
-    """Attention of a packed row, laid out with padding: (P, Tp) prompts, and (R, Ta) answers of which each sees its prompt
-    and itself.
+    """Attention of a packed row, laid out with padding: (P, Tp) prompts, and (R, Ta) answers of which each sees its
+    prompt and itself.
 
     Args:
         prompt_places, answer_places: of each prompt and answer, where its tokens stand in the row. owner: as in Packed.
@@ -167,8 +168,8 @@ def packed_batches(
 ) -> Iterator[tuple[Packed, list[tuple[int, list[int]]]]]:
     """(prompt, answers) items as Packed batches of at most micro_tokens tokens, or of one answer that has more.
 
-    With each batch comes what is in it, `parts`: pairs (index of an item, indices of those of its answers that are in the
-    batch). Items stay in their order, and only one that is too large for a batch is divided.
+    With each batch comes what is in it, `parts`: pairs (index of an item, indices of those of its answers that are in
+    the batch). Items stay in their order, and only one that is too large for a batch is divided.
     """
 
     def packed(parts):  # the batch of these parts

@@ -1,7 +1,7 @@
 """Keys and values in pages, for the decoding kernel on a GPU (kernels/triton_decode.py): it reads each row up to its length.
 
-sampler.py has the other cache, with a slot of full length for each row. Letters for shapes are those of model.py; X pages of
-a prompt, X' own pages of a row, B live rows.
+sampler.py has the other cache, with a slot of full length for each row. Letters for shapes are those of model.py; X
+pages of a prompt, X' own pages of a row, B live rows.
 """
 
 import functools
@@ -36,8 +36,9 @@ class PagedCache:
 
         k, v: (L, pages, PAGE, H_kv, D)        table: (slots, X + X'), on the host
 
-    The pages e·X .. e·X + X-1 are those of prompt entry e. All others are taken by rows as they grow. A slot's row in the
-    table names the pages of its prompt, which it shares, and then its own; 0 behind them. A page is free if no row has it.
+    The pages e·X .. e·X + X-1 are those of prompt entry e. All others are taken by rows as they grow. A slot's row in
+    the table names the pages of its prompt, which it shares, and then its own; 0 behind them. A page is free if no row
+    has it.
 
     There are fewer pages than long answers in all slots would take. Where they run out, rows begin again later.
     """
@@ -127,14 +128,14 @@ def digest(*parts) -> int:
 
 
 def follows_model() -> bool:
-    """Does decode_step compute what model.py does? Not in a fork that has edited a block or the forward pass there: then the model
-    itself decodes, more slowly, until decode_step is edited alike and FOLLOWED is the new digest."""
+    """Does decode_step compute what model.py does? Not in a fork that has edited a block or the forward pass there:
+    then the model itself decodes, more slowly, until decode_step is edited alike and FOLLOWED is the new digest."""
     return digest(RMSNorm, rotary, Block.__init__, Block.forward, GPT.forward) == FOLLOWED
 
 
 def decode_step(model: GPT, token: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-    """GPT.forward of one token per row, (B, 1) → (B, 1, C), without gradients: norm, rotation and SwiGLU are one launch each,
-    and x is cast once for the products that share it. model.py has the plain definitions (`follows_model`)."""
+    """GPT.forward of one token per row, (B, 1) → (B, 1, C), without gradients: norm, rotation and SwiGLU are one launch
+    each, and x is cast once for the products that share it. model.py has the plain definitions (`follows_model`)."""
     from kernels import triton_decode as fused
 
     def norm(module, x):

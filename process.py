@@ -43,8 +43,8 @@ class LostRank(UserError):
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around collectives: LostRank, one line, for what gloo and NCCL raise. Errors of this rank's own GPU, which may be noticed
-    here first, stay what they are."""
+    """Around collectives: LostRank, one line, for what gloo and NCCL raise. Errors of this rank's own GPU, which may be
+    noticed here first, stay what they are."""
     try:
         yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):
@@ -59,9 +59,10 @@ class Process:
     """This process among those that torchrun started (rank 0 of 1 without torchrun).
 
     A signal stops all ranks at the same place, though each looks for it when it likes. A rank that has got one ends its
-    loops over batches (`stopping`, `unless_stopping`) and goes to the next `sum` or `gather`. That tells every rank, and
-    on each of them it calls `stop`, which saves the run as it was when the step began, and does not come back: what the
-    cut loops have left undone is never used. A step that has begun to change the weights (`updated`) is finished first.
+    loops over batches (`stopping`, `unless_stopping`) and goes to the next `sum` or `gather`. That tells every rank,
+    and on each of them it calls `stop`, which saves the run as it was when the step began, and does not come back: what
+    the cut loops have left undone is never used. A step that has begun to change the weights (`updated`) is finished
+    first.
     """
 
     rank: int
@@ -136,8 +137,8 @@ class Process:
         return mine
 
     def spread(self, n: int, make: Callable[[list[int]], Iterable]) -> list:
-        """Things 0 .. n-1, made by all ranks together: each makes its share, and every rank gets all, in order. May stop
-        the run.
+        """Things 0 .. n-1, made by all ranks together: each makes its share, and every rank gets all, in order. May
+        stop the run.
 
         Args:
             make: make(indices) yields the things of a rank's share, under autocast; fewer once `stopping` says True.
@@ -208,7 +209,8 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def _open_more_files() -> None:
-    """As many open files as the system lets us have: a mapped shard is one, 50 B tokens are a thousand, and the usual limit is that."""
+    """As many open files as the system lets us have: a mapped shard is one, 50 B tokens are a thousand, and the usual
+    limit is that."""
     if resource is not None:
         with contextlib.suppress(OSError, ValueError):
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -218,8 +220,8 @@ def _open_more_files() -> None:
 def _keep_pages() -> None:
     """Tell glibc to keep freed memory, and Linux to back it with huge pages.
 
-    By default glibc returns every large tensor's pages to the kernel and faults them in again at the next allocation, which
-    costs a third of a training step at micro. Pages of 2 MiB instead of 4 KiB let the CPU find tensors by fewer
+    By default glibc returns every large tensor's pages to the kernel and faults them in again at the next allocation,
+    which costs a third of a training step at micro. Pages of 2 MiB instead of 4 KiB let the CPU find tensors by fewer
     addresses: a step of SFT at micro takes a sixth less.
     """
     try:

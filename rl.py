@@ -12,17 +12,20 @@ One step, as the loop in main() has it:
     advantage  = (reward - mean) / std within the n answers of a question
     loss       = -Σ w min(ρ A, clip(ρ, 1 - low, 1 + high) A)  + kl Σ w k3 - entropy Σ w H,   ρ = p / p_old
 
-The sums Σ run over the tokens of all answers. A is the advantage of the token's answer; p and p_old are the probabilities of
-the token now and before the step's first update; k3 estimates the KL to the starting model (`k3` below); H is the entropy of
-the model's distribution at the token. w is the token's weight (--aggregation). The weights are those of the minibatch of all
-ranks: they sum to 1 (constant: to mean length / max_new_tokens), and neither micro-batches nor ranks change the gradient.
+The sums Σ run over the tokens of all answers. A is the advantage of the token's answer; p and p_old are the
+probabilities of the token now and before the step's first update; k3 estimates the KL to the starting model (`k3`
+below); H is the entropy of the model's distribution at the token. w is the token's weight (--aggregation). The weights
+are those of the minibatch of all ranks: they sum to 1 (constant: to mean length / max_new_tokens), and neither
+micro-batches nor ranks change the gradient.
 
-Where a step makes one update, p_old is p itself and ρ is 1. Where it makes several, a forward pass before the first of them
-gives the others' p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the authors' code, and
---dual_clip bounds the loss where A < 0. GRPO is arXiv 2402.03300; the settings are those of arXiv 2606.04272.
+Where a step makes one update, p_old is p itself and ρ is 1. Where it makes several, a forward pass before the first of
+them gives the others' p_old: the sampler's log-probs are rounded in another way. log ρ is held to ± 20, as in the
+authors' code, and --dual_clip bounds the loss where A < 0. GRPO is arXiv 2402.03300; the settings are those of arXiv
+2606.04272.
 
-Departures from the authors' code: --format_score has an effect (there it has none); the token mean is over the minibatch, not the
-micro-batch; the n answers of a question share its prompt in the update too (computed once, attended by all: exact).
+Departures from the authors' code: --format_score has an effect (there it has none); the token mean is over the
+minibatch, not the micro-batch; the n answers of a question share its prompt in the update too (computed once, attended
+by all: exact).
 """
 
 import math
@@ -85,9 +88,9 @@ class GRPOConfig(SamplerConfig):
     resample: int = 0  # sample up to so many further batches until --prompts groups carry signal (arXiv 2503.14476)
     # answers that were cut at max_new_tokens: reward 0, left out, or scored like others (the authors' code)
     truncated: Literal["wrong", "mask", "score"] = "wrong"
-    # train RL (of average.py that side alone) on questions of one band of pass rates: FILE:BAND, where FILE is a record of
-    # `eval.py --preset difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or LOW:HIGH in
-    # fractions
+    # train RL (of average.py that side alone) on questions of one band of pass rates: FILE:BAND, where FILE is a record
+    # of `eval.py --preset difficulty` and BAND easy (at least 25%), hard (at most 12.5%), hardest (at most 3.1%), or
+    # LOW:HIGH in fractions
     difficulty: str = ""
 
     def idle(self) -> dict[str, str]:
@@ -178,8 +181,8 @@ def policy_loss(
 def k3(log_prob: Tensor, reference: Tensor) -> Tensor:
     """(ΣA,) the estimator r - 1 - log r of KL(policy ‖ reference), r = p_ref / p (http://joschu.net/blog/kl-approx.html).
 
-    It is never negative, and 0 where both models are equal. log r is held to ± 20: AdamW squares gradients, and those of a
-    larger exp overflow.
+    It is never negative, and 0 where both models are equal. log r is held to ± 20: AdamW squares gradients, and those
+    of a larger exp overflow.
     """
     log_ratio = (reference - log_prob).clamp(-20, 20)
     return torch.expm1(log_ratio) - log_ratio
@@ -325,8 +328,8 @@ class GRPO:
     def batches(self, minibatch: list[Group]):
         """This rank's part of a minibatch in micro-batches: pairs of a Packed batch and its answers.
 
-        Groups without signal are left out where no term of the loss has a gradient there. The same groups always make the same batches: so `recompute` and
-        `backward` round alike.
+        Groups without signal are left out where no term of the loss has a gradient there. The same groups always make
+        the same batches: so `recompute` and `backward` round alike.
         """
         used = [group for group in minibatch if self.every_group or has_signal(group)]
         sizes = [len(group[0].prompt) + sum(len(a.tokens) for a in group) for group in used]
@@ -341,8 +344,9 @@ class GRPO:
     def recompute(self, model: GPT, minibatches: list[list[Group]]) -> float:
         """Set old_log_prob, of the answers that this rank trains on, to log p of the training's forward pass.
 
-        From the second update of a step on, ρ divides by p_old. The sampler's p_old would not do: decoding rounds at other
-        places than training, and in bf16 the two differ by up to 40% before any update. Returns the FLOPs, over all ranks.
+        From the second update of a step on, ρ divides by p_old. The sampler's p_old would not do: decoding rounds at
+        other places than training, and in bf16 the two differ by up to 40% before any update. Returns the FLOPs, over
+        all ranks.
         """
         flops, epochs = 0.0, self.config.inner_epochs
         # Every group once. With one epoch the first minibatch, whose p_old is p, never comes again
@@ -358,8 +362,8 @@ class GRPO:
         return self.process.sum({"flops": flops})["flops"]
 
     def backward(self, model: GPT, minibatch: list[Group], on_policy: bool, scale: float = 1.0) -> dict | None:
-        """Add this rank's part of the minibatch's gradient to .grad. Returns the minibatch's metrics over all ranks; None,
-        on every rank, if no answer of it has anything to learn from.
+        """Add this rank's part of the minibatch's gradient to .grad. Returns the minibatch's metrics over all ranks;
+        None, on every rank, if no answer of it has anything to learn from.
 
         Args:
             on_policy: no update has been made since these answers were sampled. Then p_old is p itself and ρ is 1.
@@ -437,8 +441,8 @@ def sampling_metrics(groups: list[Group], model: GPT, seconds: float) -> dict:
 
 
 def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops: float = 0.0) -> dict:
-    """The metrics of one step: those of its answers (`sampling_metrics`), and means (of tokens and FLOPs: sums) over its
-    updates, which took `seconds`. extra_flops: of `GRPO.recompute`."""
+    """The metrics of one step: those of its answers (`sampling_metrics`), and means (of tokens and FLOPs: sums) over
+    its updates, which took `seconds`. extra_flops: of `GRPO.recompute`."""
     if not updates:
         return sampled | {"updates": 0}
     values = {key: float(np.mean([u[key] for u in updates])) for key in updates[0]}
@@ -449,8 +453,8 @@ def with_updates(sampled: dict, updates: list[dict], seconds: float, extra_flops
 
 
 class RolloutLog:
-    """Gives a few groups of every step to OUT/rollouts.jsonl.gz; now and then prints an answer and gives those groups to --logger;
-    warns where no group has signal."""
+    """Gives a few groups of every step to OUT/rollouts.jsonl.gz; now and then prints an answer and gives those groups
+    to --logger; warns where no group has signal."""
 
     def __init__(self, run: Run):
         self.run, self.steps_without_signal, self.calls = run, 0, 0
@@ -492,8 +496,9 @@ def answer_row(answer: Answer) -> dict:
 
 
 def kl_reference(model: GPT, dtype: torch.dtype) -> GPT:
-    """`model` as the reference of the KL: without gradients, and the matrices of its products in `dtype`, as autocast would
-    multiply them. The rest stays fp32, as autocast leaves it. So its log-probs have the bits of the policy's at equal weights."""
+    """`model` as the reference of the KL: without gradients, and the matrices of its products in `dtype`, as autocast
+    would multiply them. The rest stays fp32, as autocast leaves it. So its log-probs have the bits of the policy's at
+    equal weights."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight = torch.nn.Parameter(module.weight.detach().to(dtype))

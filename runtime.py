@@ -47,7 +47,8 @@ class Progress:
     skipped: int = 0  # updates with a non-finite loss or gradient
 
 
-# Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates. (Not dtype, which changes the numbers)
+# Flags that a resumed run may change: where and how it runs, what it logs, keeps and evaluates. (Not dtype, which
+# changes the numbers)
 FREE = {
     *"out resume device shard compile micro_tokens recompute kv_gib verify logger save_every save_at".split(),
     *"val_tokens eval_every eval_questions eval_limit eval_tasks".split(),
@@ -136,14 +137,16 @@ def compile_training(
 ) -> GPT | CompiledGPT:
     """The model as training passes call it: compiled, or as it is where that is not wanted or not possible.
 
-    Fused elementwise passes save a fifth of a step on a CPU that has a C++ compiler. Compiling takes up to a minute, hence not
-    for short runs.
+    Fused elementwise passes save a fifth of a step on a CPU that has a C++ compiler. Compiling takes up to a minute,
+    hence not for short runs.
 
     Args:
         choice: --compile. steps: of the whole run.
-        dynamic: each pass has other shapes: batches of RL and SFT. One graph serves all but those with a size of 1. Which graph
-            a shape gets depends on what came before, so a resumed run need not have the same bits: not on a CPU unless asked for.
-        trial: a training pass of a model, for example on zeros; returns something with a gradient. Compiling fails there or never.
+        dynamic: each pass has other shapes: batches of RL and SFT. One graph serves all but those with a size of 1.
+            Which graph a shape gets depends on what came before, so a resumed run need not have the same bits: not on a
+            CPU unless asked for.
+        trial: a training pass of a model, for example on zeros; returns something with a gradient. Compiling fails
+            there or never.
     """
     on_gpu = process.device.type == "cuda"
     if choice == "off" or (choice == "auto" and (steps < 1000 or (dynamic and not on_gpu))):
@@ -151,8 +154,8 @@ def compile_training(
     if process.main:
         print("compiling the model, up to a minute (--compile off: without)", file=sys.stderr)
     try:
-        # On a CPU one graph of the whole model is 5% faster at micro scale than that of a block, called for each; on a GPU the
-        # whole of 28 blocks would compile for minutes, and the hooks of --shard would break it at each block
+        # On a CPU one graph of the whole model is 5% faster at micro scale than that of a block, called for each; on a
+        # GPU the whole of 28 blocks would compile for minutes, and the hooks of --shard would break it at each block
         whole = process.device.type == "cpu" and not process.sharded
         fast = torch.compile(model, dynamic=dynamic) if whole else CompiledGPT(model, dynamic)
         with process.autocast():
@@ -266,8 +269,8 @@ class Run:
         self.data.append(digest)
 
     def restore(self, **things: "torch.optim.Optimizer | Cursor") -> None:
-        """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save writes
-        them. UserError if last.pt has something else, or if the data have changed."""
+        """Optimizers and cursors, by their names in last.pt: a resumed run sets them to what it holds, and every save
+        writes them. UserError if last.pt has something else, or if the data have changed."""
         self._saved_things = things
         if self.data_before not in (None, self.data):
             raise UserError(
@@ -385,8 +388,8 @@ class Run:
                 process.updated = False
                 values |= {"flops": progress.flops, "skipped": progress.skipped}
 
-                # Log before saving: a killed run may lose a step, but never its line alone. Save before evaluating: a crash
-                # there loses nothing
+                # Log before saving: a killed run may lose a step, but never its line alone. Save before evaluating: a
+                # crash there loses nothing
                 self.log.metrics(progress.step, **values)
                 self.log.rollouts(progress.step, step.rollouts)
                 keep = progress.step in kept

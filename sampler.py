@@ -11,10 +11,10 @@
 - The random number for token t of row r is a hash of (seed, r, t). So the tokens do not depend, but for rounding, on which
   rows decode side by side, or on when a row got its place.
 
-Letters for shapes are those of model.py. R live rows stand in the places 0 .. R-1. The cache has entries for prompts, and slots
-for what rows generate: the rows use the slots 0 .. B-1, and B < R where some share one (four rows of a prompt that have
-drawn the same tokens: four places, one slot, one entry). G query heads read one key head, and S = prompt and own tokens that
-a row may see.
+Letters for shapes are those of model.py. R live rows stand in the places 0 .. R-1. The cache has entries for prompts,
+and slots for what rows generate: the rows use the slots 0 .. B-1, and B < R where some share one (four rows of a prompt
+that have drawn the same tokens: four places, one slot, one entry). G query heads read one key head, and S = prompt and
+own tokens that a row may see.
 """
 
 import math
@@ -76,8 +76,8 @@ def sample(
 
     Args:
         stop: the token that ends a row. temperature: 0 is greedy. top_p: 1 samples from the whole distribution.
-        kv_gib: memory for keys and values, in GiB (0: `free_gib`). It bounds the rows that decode together, which are at
-            most SLOTS (with pages PAGED_SLOTS).
+        kv_gib: memory for keys and values, in GiB (0: `free_gib`). It bounds the rows that decode together, which are
+            at most SLOTS (with pages PAGED_SLOTS).
         numbers: (P,) number of each prompt, on which its random numbers depend; default 0, 1, ... A batch that is
             sampled in parts, or after another, numbers its prompts throughout.
         progress: called with the number of rows that finished.
@@ -117,9 +117,9 @@ def sample(
 
 
 def free_gib(device: torch.device, weights: int) -> float:
-    """GiB for keys and values where kv_gib is 0. On a GPU: what is free, less the weights once more (autocast keeps them
-    in its type, `weights` bytes), 2 GiB for activations and logits, and a tenth for what does not fit together. Elsewhere
-    a quarter of the machine's memory, divided among its ranks."""
+    """GiB for keys and values where kv_gib is 0. On a GPU: what is free, less the weights once more (autocast keeps
+    them in its type, `weights` bytes), 2 GiB for activations and logits, and a tenth for what does not fit together.
+    Elsewhere a quarter of the machine's memory, divided among its ranks."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch keeps it for later
         free = 0.9 * (torch.cuda.mem_get_info(device)[0] + unused) - weights - 2 * 2**30
@@ -144,8 +144,9 @@ ROW = np.dtype([
 class Slots:
     """The rows that decode together. Row r of all continues prompt r // n.
 
-    Their slots are the first B, so that a decoding step reads these as views and copies nothing. Rows share a slot until they
-    draw different tokens (with pages each has its own). There are as many slots as places, so that none lacks one then.
+    Their slots are the first B, so that a decoding step reads these as views and copies nothing. Rows share a slot
+    until they draw different tokens (with pages each has its own). There are as many slots as places, so that none
+    lacks one then.
     """
 
     def __init__(self, model: GPT, prompts: list[list[int]], n: int, stop: int, max_new_tokens: int, kv_gib: float):
@@ -157,8 +158,9 @@ class Slots:
         self.head = weight.to(dtype)  # once, not at every token
         kv_gib = kv_gib or free_gib(self.device, model.n_params * dtype.itemsize)
 
-        # As many places and slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again that
-        # wait or have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for each will do
+        # As many places and slots as fit in kv_gib, with room for the prompts of the live rows, and for as many again
+        # that wait or have only a straggler left. A row takes pages as it grows: a quarter of the longest answer for
+        # each will do
         self.paged = self.device.type in PAGED and kernels.on_triton(self.head) and c.head_dim <= 128
         slots = np.arange(1, min(SLOTS, PAGED_SLOTS if self.paged else SLOTS, len(prompts) * n) + 1)
         entries = 2 * np.ceil(slots / n).astype(int) + 8
@@ -221,8 +223,8 @@ class Slots:
             self.live = np.concatenate([self.live, self.waiting[:free]])
             self.waiting = self.waiting[free:]
         if self.paged:
-            # The last rows wait if pages run out, and begin again later: their random numbers, and so their tokens, are the
-            # same then
+            # The last rows wait if pages run out, and begin again later: their random numbers, and so their tokens, are
+            # the same then
             left = self.cache.reserve(self.live)
             again, self.live = self.live[left:].copy(), self.live[:left]
             again["new"] = 0
@@ -300,10 +302,10 @@ class Slots:
         return len(done) - left
 
     def share(self) -> None:
-        """Regroup the rows after a token. Rows stay together if they shared a slot (or, at their first token, a prompt) and drew
-        the same token. Each of the B groups gets one of the slots 0 .. B-1: the first group of a slot keeps it, the others take
-        free ones and copy its keys and values. Where rows 0 1 2 3 of a prompt draw 7 7 9 7 first, their slots are 0 0 1 0;
-        where row 1 then draws a larger token than 0 and 3, they are 0 2 1 0.
+        """Regroup the rows after a token. Rows stay together if they shared a slot (or, at their first token, a prompt)
+        and drew the same token. Each of the B groups gets one of the slots 0 .. B-1: the first group of a slot keeps
+        it, the others take free ones and copy its keys and values. Where rows 0 1 2 3 of a prompt draw 7 7 9 7 first,
+        their slots are 0 0 1 0; where row 1 then draws a larger token than 0 and 3, they are 0 2 1 0.
         """
         if self.paged:
             return
@@ -358,8 +360,8 @@ class KVCache:
         return attend
 
     def decode(self, entry: np.ndarray, prompt_length: np.ndarray, own_length: np.ndarray) -> Attend:
-        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`. Row i is that of
-        slot i, here and below.
+        """Attend of one new token per row (T = 1), which is stored as the row's own token number `own_length`. Row i is
+        that of slot i, here and below.
 
         Args:
             entry: (B,) where the prompt of each row stands. prompt_length: (B,) its tokens.
@@ -368,8 +370,9 @@ class KVCache:
         _, _, new_tokens, h_kv, d = self.own_k.shape
         b, g, device = len(entry), self.group, self.own_k.device
 
-        # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M seats
-        # for each of P entries (all up to the last that is used), M being the largest number of rows that a prompt has:
+        # The keys of a prompt are read once for all its rows. For that the rows of one prompt are laid side by side, M
+        # seats for each of P entries (all up to the last that is used), M being the largest number of rows that a
+        # prompt has:
         #     seat (B,)         where each row stands in this layout; rows of entries 1, 0, 1 with M = 2: 2, 0, 3
         #     members (P·M,)    the row in each seat; an empty seat repeats the last row, and its result is not used
         # The layout stays until slots are taken or given back.
@@ -393,9 +396,9 @@ class KVCache:
         masked_prompt = torch.arange(prompt_len, device=device) >= prompt_length  # (B, prompt_len)
         own = torch.arange(own_len, device=device)
         masked = torch.cat([masked_prompt, own > own_length], 1)[:, None, None]  # (B, 1, 1, S)
-        # Where a row's new token goes among the slots · new_tokens of a layer, and where the values that each head sees are
-        # among its vectors of D numbers. Memory behind the new token may hold nan, and 0 · nan is nan: the new one stands
-        # for it
+        # Where a row's new token goes among the slots · new_tokens of a layer, and where the values that each head sees
+        # are among its vectors of D numbers. Memory behind the new token may hold nan, and 0 · nan is nan: the new one
+        # stands for it
         begin = torch.arange(b, device=device)[:, None] * new_tokens
         write, seen = (begin + own_length).flatten(), begin + torch.minimum(own, own_length)  # (B,), (B, own_len)
         head = torch.arange(h_kv, device=device).repeat_interleave(g)[:, None]
@@ -413,8 +416,8 @@ class KVCache:
             own_k.index_copy_(0, write, k[:, 0].to(own_k.dtype))
             own_v.index_copy_(0, write, v[:, 0].to(own_v.dtype))
             q = (q[:, 0] * d**-0.5).view(b, h_kv, g, d)
-            # One product with all heads' keys of a row takes less time than one for each head: a head's query is 0 at the
-            # keys of others
+            # One product with all heads' keys of a row takes less time than one for each head: a head's query is 0 at
+            # the keys of others
             wide_q = (q[:, :, :, None] * eye).view(b, h_kv * g, h_kv * d)
             score = wide_q @ self.own_k[layer, :b, :own_len].flatten(2).mT  # (B, H, own_len)
             score = torch.cat([times_prompts(q, prompt_k.mT), score.view(b, h_kv, g, own_len)], -1)

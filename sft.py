@@ -5,14 +5,15 @@
     torchrun --nproc_per_node=8 sft.py --init M.pt --data out/paper --preset paper       # the paper's settings
     python sft.py --resume --out out/sft                                                 # go on after a kill: the same bits
 
-A row is a prompt, a solution and a stop token; the loss is on the solution and its stop token alone. Rows are packed without
-padding, and no row attends to another (packing.Packed, which RL uses too; solutions of the same question in a batch share
-its prompt). A row that is too long for the model is left out, counted and reported; none is cut (but see --sft_cut).
+A row is a prompt, a solution and a stop token; the loss is on the solution and its stop token alone. Rows are packed
+without padding, and no row attends to another (packing.Packed, which RL uses too; solutions of the same question in a
+batch share its prompt). A row that is too long for the model is left out, counted and reported; none is cut (but see
+--sft_cut).
 
-The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departures from the authors' code (--preset paper does
-as it does; docs/paper.md): one solution is drawn with the seed, rows are shuffled, and the loss is the mean over the tokens
-of the whole batch, not their sum. Adam's step is nearly the same under either loss, but not the clipping: a summed
-gradient is thousands of times longer, so --clip 1 scales every step to length 1.
+The paper's §"SFT": batch 512, constant lr 4e-5, about 9.5k steps. Departures from the authors' code (--preset paper
+does as it does; docs/paper.md): one solution is drawn with the seed, rows are shuffled, and the loss is the mean over
+the tokens of the whole batch, not their sum. Adam's step is nearly the same under either loss, but not the clipping: a
+summed gradient is thousands of times longer, so --clip 1 scales every step to length 1.
 """
 
 import math
@@ -44,8 +45,8 @@ BETAS = (0.9, 0.999)  # of AdamW
 class SFTConfig:
     """SFT: its rows and its loss"""
 
-    # solutions of each question: one, drawn by the seed; all of them (Gold); or, as the authors, the first one, with the
-    # rows in the order of the file and not shuffled
+    # solutions of each question: one, drawn by the seed; all of them (Gold); or, as the authors, the first one, with
+    # the rows in the order of the file and not shuffled
     solutions: Literal["one", "first", "all"] = "one"
     rows: int = 32  # rows per step, over all ranks
     sft_cut: int = 0  # cut solutions to so many tokens (the authors: 512); a cut one has no stop token. 0: no cut
@@ -74,8 +75,8 @@ PRESETS = {
 class Rows:
     """A list of rows: row i is (prompt, solution with its stop token) in token ids.
 
-    The tokens are held in arrays, those of a prompt once for all its solutions: Gold has 2 M rows of 150 tokens and more,
-    which take 36 bytes a token in Python lists and 2 or 4 in arrays.
+    The tokens are held in arrays, those of a prompt once for all its solutions: Gold has 2 M rows of 150 tokens and
+    more, which take 36 bytes a token in Python lists and 2 or 4 in arrays.
     """
 
     def __init__(self, vocab_size: int):

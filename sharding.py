@@ -7,13 +7,14 @@
     optimizer.step()
     gather_weights(model)
 
-Ranks communicate in these functions alone, never inside a pass through the model. So a rank may run any number of passes or
-none, may sample, and may leave a loop on a signal, as without --shard. FSDP2 means to sum gradients in the backward pass of
-a step's last micro-batch. Here a pass of one token with weight 0, which every rank makes, is that last one. The price is
-this pass, and communication that does not overlap with computation.
+Ranks communicate in these functions alone, never inside a pass through the model. So a rank may run any number of
+passes or none, may sample, and may leave a loop on a signal, as without --shard. FSDP2 means to sum gradients in the
+backward pass of a step's last micro-batch. Here a pass of one token with weight 0, which every rank makes, is that last
+one. The price is this pass, and communication that does not overlap with computation.
 
-Bytes of a parameter on each of n ranks, in bf16: 2 for the weight (embedding and head: 4) and 4 for this rank's gradient, both
-whole; for the master 4 / n, AdamW 8 / n, the summed gradient 4 / n. Without --shard: 4 + 8 + 4, and 2 for the copy in bf16.
+Bytes of a parameter on each of n ranks, in bf16: 2 for the weight (embedding and head: 4) and 4 for this rank's
+gradient, both whole; for the master 4 / n, AdamW 8 / n, the summed gradient 4 / n. Without --shard: 4 + 8 + 4, and 2
+for the copy in bf16.
 """
 
 import copy
@@ -38,8 +39,8 @@ def shard(model: GPT, process: Process) -> None:
     def policy(dtype):  # the code of the model casts what must be cast: FSDP2 would round the rotary tables, too
         return MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
-    # The blocks are gathered in the type that autocast would cast their matrices to (and the gains of norms with them, as RMSNorm
-    # rounds them). The rest stays in fp32, as there
+    # The blocks are gathered in the type that autocast would cast their matrices to (and the gains of norms with them,
+    # as RMSNorm rounds them). The rest stays in fp32, as there
     with together():
         mesh = _mesh(process)
         for block in model.blocks:
@@ -96,14 +97,14 @@ def sum_gradients(model: GPT, process: Process) -> None:
 
 
 def masters(model: nn.Module) -> list[nn.Parameter]:
-    """What optimizers update: the model's fp32 parameters, with --shard this rank's parts of them. `gather_weights` has to
-    follow a change."""
+    """What optimizers update: the model's fp32 parameters, with --shard this rank's parts of them. `gather_weights` has
+    to follow a change."""
     return getattr(model, "masters", None) or list(model.parameters())
 
 
 def collect(model: GPT, states: dict) -> tuple[dict, dict]:
-    """(model.state_dict(), `states`), whole, with the tensors on rank 0's CPU and None for them on other ranks. All ranks must
-    call it.
+    """(model.state_dict(), `states`), whole, with the tensors on rank 0's CPU and None for them on other ranks. All
+    ranks must call it.
 
     Args:
         states: such as state_dicts of optimizers, whose tensors are parts.
@@ -129,8 +130,8 @@ def _whole(x):
 
 
 def parts(state: dict, parameters: list[nn.Parameter]) -> dict:
-    """Of an optimizer's whole state, {number of a parameter: {name: value}}, what belongs to this rank's parts of the parameters.
-    What has not the shape of its parameter, such as a count of steps, stays as it is."""
+    """Of an optimizer's whole state, {number of a parameter: {name: value}}, what belongs to this rank's parts of the
+    parameters. What has not the shape of its parameter, such as a count of steps, stays as it is."""
     from torch.distributed.tensor import distribute_tensor
 
     def part(value, p):

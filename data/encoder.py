@@ -1,7 +1,7 @@
 """Records → token ids, in worker processes: parse, search for held-out questions, tokenise.
 
-The main process reads the records and gets the documents back in their order, so the number of workers changes nothing but
-the time.
+The main process reads the records and gets the documents back in their order, so the number of workers changes nothing
+but the time.
 """
 
 import collections
@@ -25,8 +25,8 @@ from data.tokenizer import load_tokenizer
 
 
 class Encoder:
-    """Called with the contents of some records, it returns one thing for each: a Document; None if the record holds a banned
-    question; or a str that says why it cannot be read."""
+    """Called with the contents of some records, it returns one thing for each: a Document; None if the record holds a
+    banned question; or a str that says why it cannot be read."""
 
     def __init__(self, tokenizer_name: str, banned: list[str], seed: int, text_field: str = "text"):
         self.tokenizer, self.banned, self.seed = load_tokenizer(tokenizer_name), BannedQuestions(banned), seed
@@ -43,9 +43,9 @@ class Encoder:
             return str(error)
 
     def _segments(self, record: dict) -> tuple[list[str], str]:
-        """The texts of a document, and the key whose hash is Document.draw. A question has one text per solution: its prompt
-        with that solution. Its key leaves the solutions out, so that all documents of one question are held out or none.
-        ValueError for a record that holds no text."""
+        """The texts of a document, and the key whose hash is Document.draw. A question has one text per solution: its
+        prompt with that solution. Its key leaves the solutions out, so that all documents of one question are held out
+        or none. ValueError for a record that holds no text."""
         if self.text_field in record:
             text = record[self.text_field]
             if not isinstance(text, str) or not text.strip():

@@ -1,5 +1,5 @@
-"""What --input of data.prepare names: local files and folders, or a data set of the hub. Each `Input` becomes a source, a
-sub-folder of the data folder."""
+"""What --input of data.prepare names: local files and folders, or a data set of the hub. Each `Input` becomes a source,
+a sub-folder of the data folder."""
 
 import itertools
 import re
@@ -14,9 +14,9 @@ from data.loader import parse_mix
 from data.questions import HUB_QUESTIONS, question_records
 from data.readers import SUFFIXES, Record, hub_files, read_records, stream_hub
 
-# name → (repository, configurations). Each configuration becomes a source of its own; add a data set of text here, and one
-# of questions in HUB_QUESTIONS of data/questions.py. (DOLMino's `default` is all of its configurations one after the other,
-# 89% DCLM.)
+# name → (repository, configurations). Each configuration becomes a source of its own; add a data set of text here, and
+# one of questions in HUB_QUESTIONS of data/questions.py. (DOLMino's `default` is all of its configurations one after
+# the other, 89% DCLM.)
 HUB_TEXT = {
     "dolmino": ("allenai/dolmino-mix-1124", tuple(parse_mix("dolmino50"))),
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", ("sample-100BT",)),
@@ -44,8 +44,8 @@ def hub_name(names: tuple[str, ...]) -> str:
 
 
 def find_inputs(config) -> dict[str, Input]:
-    """Sub-folder → input, from the flags of data/prepare.py. Most are one; DOLMino is six. UserError: flags that do not go
-    together, files that are not there."""
+    """Sub-folder → input, from the flags of data/prepare.py. Most are one; DOLMino is six. UserError: flags that do not
+    go together, files that are not there."""
     # Flags that do not go together
     names, hub = config.input, hub_name(config.input)
     if len(names) > 1 and not config.source:

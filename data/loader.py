@@ -34,14 +34,14 @@ from cli import UserError
 from data.shards import Source, Tokens
 from files import crc32, json_digest
 
-# Named mixtures, for --mix, in % of tokens. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the stage-2
-# mixtures), which the paper pretrains on; its sources are those that `data.prepare --input dolmino` makes.
+# Named mixtures, for --mix, in % of tokens. dolmino50: OLMo2's 50 B tokens of DOLMino (arXiv 2501.00656, table of the
+# stage-2 mixtures), which the paper pretrains on; its sources are those that `data.prepare --input dolmino` makes.
 MIXES = {"dolmino50": "dclm=47.2,flan=16.6,pes2o=5.85,wiki=7.11,stackexchange=2.45,math=20.8"}
 
 
 def parse_mix(text: str) -> dict[str, float] | None:
-    """`"general=0.6,math=0.4"` → {"general": 0.6, "math": 0.4}; a name in MIXES → that; the empty string → None (by train
-    tokens). Weights are relative (6 and 4 do the same). Raises UserError."""
+    """`"general=0.6,math=0.4"` → {"general": 0.6, "math": 0.4}; a name in MIXES → that; the empty string → None (by
+    train tokens). Weights are relative (6 and 4 do the same). Raises UserError."""
     if not text.strip():
         return None
     mix = {}
@@ -78,8 +78,8 @@ def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
     """The source of a global row and the row's index within that source, both in closed form.
 
     With weights w_1, w_2, … of sum W, source 1 gets floor(r * w_1 / W) of the first r rows: row r is its own where that
-    count grows from r to r + 1. The other rows, renumbered r - floor(r * w_1 / W), are shared among the other sources in the
-    same way. Every row has exactly one source, and the indices of a source count 0, 1, 2, … without gaps."""
+    count grows from r to r + 1. The other rows, renumbered r - floor(r * w_1 / W), are shared among the other sources
+    in the same way. Every row has exactly one source, and the indices of a source count 0, 1, 2, … without gaps."""
     weights_left = sum(weights.values())
     for name, weight in weights.items():
         before, after = row * weight // weights_left, (row + 1) * weight // weights_left
@@ -91,10 +91,11 @@ def locate(row: int, weights: dict[str, int]) -> tuple[str, int]:
 
 
 class Loader:
-    """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens; {}: there are no train
-    batches, only held-out ones).
+    """Batches from the sources in `folder`, mixed by `mix` (None: in proportion to their train tokens; {}: there are no
+    train batches, only held-out ones).
 
-    Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`, `digest` (of all train tokens)."""
+    Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`, `digest` (of all
+        train tokens)."""
 
     def __init__(self, folder: str | Path, mix: dict[str, float] | None, batch_size: int, seq_len: int, seed: int):
         folder = Path(folder)
@@ -133,7 +134,8 @@ class Loader:
 
     def verify(self, process, splits: tuple[str, ...] = ("train", "val")) -> None:
         """UserError, on every rank, if a shard in use is not what was written. Reads them all, at the speed of the disk
-        or of the digest (`files.crc32`), the ranks of `process` (process.Process) a part each; a bar if it takes long."""
+        or of the digest (`files.crc32`), the ranks of `process` (process.Process) a part each; a bar if it takes
+        long."""
         digests = {}
         for name, source in self.sources.items():
             digests |= source.val.digests if "val" in splits else {}

@@ -13,8 +13,8 @@ What --input may name:
     dolmino, fineweb-edu, hf:OWNER/NAME                 text, from the hub
     files and folders                                   .jsonl, .json (an object a line; both also .gz, .zst), .parquet, .txt
 
-A record {"text": …} is a document. A question with solutions, in any form that data/questions.py reads, becomes one too:
-its prompt with each solution. `dolmino` becomes six sources (dclm, flan, pes2o, wiki, stackexchange, math) for
+A record {"text": …} is a document. A question with solutions, in any form that data/questions.py reads, becomes one
+too: its prompt with each solution. `dolmino` becomes six sources (dclm, flan, pes2o, wiki, stackexchange, math) for
 `pretrain.py --mix dolmino50`, and each gets its share of --max_tokens by that mixture.
 
 What it leaves:
@@ -27,8 +27,8 @@ What it leaves:
 A document that contains a held-out question is left out and counted. Held out are the questions of --ban and those of
 OUT/questions but for train.jsonl. So prepare the questions of a folder before its text.
 
-A killed run goes on after its last complete shard when the same command is given again, and leaves the same files as a run
-that was never killed.
+A killed run goes on after its last complete shard when the same command is given again, and leaves the same files as a
+run that was never killed.
 """
 
 import hashlib
@@ -74,8 +74,8 @@ class Config:
     input: tuple[str, ...] = ("world",)
     local: str = ""  # a copy of the hub data set on this machine, in the hub's layout, to be read instead of the hub
 
-    # configuration of a hub data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone; gsm8k:
-    # socratic; math: algebra alone)
+    # configuration of a hub data set, where it is not the usual one (fineweb-edu: sample-10BT; dolmino: math alone;
+    # gsm8k: socratic; math: algebra alone)
     subset: str = ""
     split: str = "train"  # split of a hub data set (openmathinstruct2: train_1M, a million of its rows)
     text_field: str = "text"  # field of a record that holds its text
@@ -101,8 +101,8 @@ class Config:
     # questions that must be in no text and in no question file: files, or names of hub data sets (their test split)
     ban: tuple[str, ...] = ()
 
-    # questions held out: the first so many of a shuffle with seed 42, as in the paper (openmathinstruct2-full: so many of
-    # GSM8K's sources and so many of MATH's)
+    # questions held out: the first so many of a shuffle with seed 42, as in the paper (openmathinstruct2-full: so many
+    # of GSM8K's sources and so many of MATH's)
     validation_questions: int = 1000
 
     # share of the documents held out for bits per byte; chosen by a hash of the text, so that copies stay together
@@ -258,9 +258,9 @@ def prepare_text(config: Config, source: Input, folder: Path, banned: list[str],
 def build_world(out: str | Path, seed: int = 0, tokens: int = WORLD_TOKENS, tokenizer_name: str = "world") -> None:
     """Write the embedded world: sources general and math, of about `tokens` train tokens together, questions, tasks.
 
-    Returns at once if it is there already. It is built in a temporary folder that then takes the name `out`, so `out` is
-    whole or absent, and processes that build it at the same time do no harm. UserError if `out` holds anything else, also a
-    world of an older data/world.py."""
+    Returns at once if it is there already. It is built in a temporary folder that then takes the name `out`, so `out`
+    is whole or absent, and processes that build it at the same time do no harm. UserError if `out` holds anything else,
+    also a world of an older data/world.py."""
     out, tokenizer = Path(out), load_tokenizer(tokenizer_name)
     if not out.name:
         raise UserError(f"--out {out}: name a folder that can be made, such as out/data")

@@ -3,8 +3,8 @@ r"""What a model is shown of a question: one form for pretraining text, SFT rows
     prompt = encode_prompt("Tom has 3 pears and buys 2. How many?", tokenizer)
     answer = encode_solution("3 + 2 = 5. The answer is \\boxed{5}.", tokenizer)      # ends in eos
 
-Prompt and solution are always encoded apart. A model that is sampled from continues exactly the tokens of the prompt, so no
-token may span the two in training either.
+Prompt and solution are always encoded apart. A model that is sampled from continues exactly the tokens of the prompt,
+so no token may span the two in training either.
 """
 
 from cli import UserError
@@ -30,16 +30,17 @@ def encode_prompt(question: str, tokenizer) -> list[int]:
 
 
 def encode_solution(solution: str, tokenizer, cut: int = 0) -> list[int]:
-    """Token ids of a solution and one eos, to follow its prompt. `cut`: at most so many tokens (0: all); a solution that
-    is cut has no eos."""
+    """Token ids of a solution and one eos, to follow its prompt. `cut`: at most so many tokens (0: all); a solution
+    that is cut has no eos."""
     return [*tokenizer.encode(solution), tokenizer.eos][: cut or None]
 
 
 def few_shot_prompt(examples: list[dict], question: str, tokenizer, form: str = "plain") -> list[int]:
     """Token ids of worked examples and then the prompt of `question`.
 
-    form "plain": each example is its prompt, its first solution and eos. A form of PROMPT_FORMS: the authors' plain text
-    without eos. Without examples the prompt is always plain. "none": `question` as it is, a text to be continued."""
+    form "plain": each example is its prompt, its first solution and eos. A form of PROMPT_FORMS: the authors' plain
+    text without eos. Without examples the prompt is always plain. "none": `question` as it is, a text to be
+    continued."""
     if form == "none":
         return tokenizer.encode(question)
     if form != "plain" and examples:

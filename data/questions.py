@@ -4,8 +4,8 @@ One form everywhere, one JSON object a line:
 
     {"id": "…", "question": "…", "answer": "72", "solutions": ["… \\boxed{72}.", …], "source": "gsm8k", "level": null}
 
-`load_questions` reads a file of this form, or of the forms of GSM8K, MATH and OpenMathInstruct-2, or a data set of the hub
-(HUB_QUESTIONS). data/prompt.py makes of a question what a model is shown.
+`load_questions` reads a file of this form, or of the forms of GSM8K, MATH and OpenMathInstruct-2, or a data set of the
+hub (HUB_QUESTIONS). data/prompt.py makes of a question what a model is shown.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from data.readers import Record, Skipped, hub_files, parse_record, read_records,
 from files import MALFORMED
 from verifier import is_equal, last_box
 
-# name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None: all).
-# To add a data set of questions, add a row; parse_question below must know the names of its fields.
+# name → (repository on the hub, its configurations, the problem_source values to keep (the paper's filter) or None:
+# all). To add a data set of questions, add a row; parse_question below must know the names of its fields.
 HUB_QUESTIONS = {
     "gsm8k": ("openai/gsm8k", ("main",), None),
     "math": (
@@ -51,8 +51,8 @@ VALIDATION_GROUPS = {"openmathinstruct2-full": (("gsm8k", "augmented_gsm8k"), ("
 # GSM8K over pretraining tokens in the paper: billions of tokens → pass@1 in % after RL, 1.5 B parameters (docs/paper.md)
 GSM8K_AFTER_RL = {2: 3.8, 4: 15.6, 6: 19.9, 10: 29.8, 12: 35.6, 14: 38.3, 20: 47.4, 28: 51.9, 44: 54.8}
 
-# Worked examples for base models, which do not know the format: NAME.jsonl; NOTICE beside them has sources and licences.
-# (The world has its own, in questions/examples.jsonl of its data folder.)
+# Worked examples for base models, which do not know the format: NAME.jsonl; NOTICE beside them has sources and
+# licences. (The world has its own, in questions/examples.jsonl of its data folder.)
 EXAMPLES = Path(__file__).with_name("examples")
 
 
@@ -64,8 +64,9 @@ EXAMPLES = Path(__file__).with_name("examples")
 def parse_question(record: dict, source: str) -> dict:
     """One row, from a record of any of the four forms. ValueError for one without question or answer.
 
-    A solution without a box gets a closing sentence with one: the reward asks for a box, so what is learned from has one. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here. Other
-    fields are kept of our own form alone (the world's "facts")."""
+    A solution without a box gets a closing sentence with one: the reward asks for a box, so what is learned from has
+    one. GSM8K's calculator marks (<<48/2=24>>) are dropped: they are for a tool that is not used here. Other fields are
+    kept of our own form alone (the world's "facts")."""
     question = _text(record, "question", "problem")
     answer = _text(record, "expected_answer", "answer", required=False)
     solutions = record.get("solutions") or [_text(record, "generated_solution", "solution", required=False)]
@@ -119,8 +120,8 @@ def _text(record: dict, *names: str, required: bool = True) -> str:
 
 
 def find_questions(data: str, name: str, split: str, limit: int = 0) -> list[dict]:
-    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`, or NAME:SPLIT); the first `limit` of
-    them."""
+    """Questions named DATA/questions/NAME.jsonl, or of a file, or of the hub (`split`, or NAME:SPLIT); the first
+    `limit` of them."""
     hub, _, named_split = name.partition(":")
     if named_split and hub in HUB_QUESTIONS:
         name, split = hub, named_split
@@ -152,8 +153,8 @@ def questions_digest(questions: list[dict]) -> str:
 
 
 def load_examples(name: str | Path, n: int = 8) -> list[dict]:
-    """The first n worked examples of "gsm8k", "math" or "gsm8k_train", which are shipped in data/examples, or of a file of
-    questions with solutions. UserError if there are fewer.
+    """The first n worked examples of "gsm8k", "math" or "gsm8k_train", which are shipped in data/examples, or of a file
+    of questions with solutions. UserError if there are fewer.
 
     A row's "worked" is its first solution in GSM8K's form, which ends in "#### answer" (gsm8k_train: as published)."""
     if str(name) == "gsm8k_train":
@@ -202,12 +203,12 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
 
     Ids differ: of two questions with one id, the second gets a digest behind it.
 
-    A row's `solutions` are those of all records with its question, each once: `solutions[:1]` is the paper's de-duplicated
-    set, all of them its duplicated (Gold) set. A record that cannot be used, or whose answer is not that of its question's
-    first record, is counted, named and skipped (`strict`: raised).
+    A row's `solutions` are those of all records with its question, each once: `solutions[:1]` is the paper's
+    de-duplicated set, all of them its duplicated (Gold) set. A record that cannot be used, or whose answer is not that
+    of its question's first record, is counted, named and skipped (`strict`: raised).
 
-    With a limit, once there are so many questions, records of others are no longer parsed; and a file of our own form, whose
-    rows have all solutions, is not read further."""
+    With a limit, once there are so many questions, records of others are no longer parsed; and a file of our own form,
+    whose rows have all solutions, is not read further."""
     rows: dict[str, dict] = {}
     skipped = Skipped(strict)
     for record in records:
@@ -243,8 +244,8 @@ def merge_questions(records: Iterable[Record], source: str, strict: bool = False
 
 
 def what_to_expect(questions: list[dict], tokens: int) -> list[str]:
-    """Where GSM8K's questions (or those made of them) are among these: one line that says what the paper's model gets after as
-    many pretraining tokens, or from how many on it gets any. tokens: behind the model; 0: unknown."""
+    """Where GSM8K's questions (or those made of them) are among these: one line that says what the paper's model gets
+    after as many pretraining tokens, or from how many on it gets any. tokens: behind the model; 0: unknown."""
     if not any("gsm8k" in str(question.get("source")) for question in questions):
         return []
     billions = tokens / 1e9
@@ -278,8 +279,8 @@ def file_and_band(text: str) -> tuple[str, str]:
 
 
 def in_band(questions: list[dict], path: str, band: str) -> list[dict]:
-    """The questions whose strict pass rate in an evaluation record (`eval.py --preset difficulty`) lies in a band: a name in BANDS
-    or "LOW:HIGH", ends included. UserError if none does."""
+    """The questions whose strict pass rate in an evaluation record (`eval.py --preset difficulty`) lies in a band: a
+    name in BANDS or "LOW:HIGH", ends included. UserError if none does."""
     low, high = BANDS.get(band, (-1.0, -1.0))
     if band.count(":") == 1:
         with contextlib.suppress(ValueError):
@@ -321,9 +322,9 @@ def split_validation(
 ) -> tuple[list[dict], list[dict]]:
     """(train, validation): the authors' split. UserError if no row would be left to train on.
 
-    The rows are shuffled with `seed`, as `datasets` shuffles; the first n are validation. Rows whose question differs from
-    one of these in white space or case only are in neither. A row holds all solutions of its question, so this splits the
-    duplicated set too.
+    The rows are shuffled with `seed`, as `datasets` shuffles; the first n are validation. Rows whose question differs
+    from one of these in white space or case only are in neither. A row holds all solutions of its question, so this
+    splits the duplicated set too.
 
     groups: of each group of `source` values, n rows are validation instead, in turn one of each group; train keeps its
     order (the authors' split of the whole of OpenMathInstruct-2)."""
@@ -349,8 +350,8 @@ def split_validation(
 class BannedQuestions:
     """Does a text contain one of these questions? White space and case aside.
 
-    Gigabytes of text are searched for thousands of questions. So only a text that has the first four words of a question
-    is compared with it; that rules out nearly all text at about the cost of splitting it into words."""
+    Gigabytes of text are searched for thousands of questions. So only a text that has the first four words of a
+    question is compared with it; that rules out nearly all text at about the cost of splitting it into words."""
 
     WORDS = 4
 

@@ -3,8 +3,9 @@
     for record in read_records(Path("books.jsonl.gz")):
         content = parse_record(record.content)                # {"text": "…", …}
 
-A file that cannot be read as a whole is a UserError of `read_records`. A bad line is a ValueError of `parse_record`: the
-caller counts it, names it and goes on (`Skipped`). This module only reads; files.py at the root writes, locks and checks.
+A file that cannot be read as a whole is a UserError of `read_records`. A bad line is a ValueError of `parse_record`:
+the caller counts it, names it and goes on (`Skipped`). This module only reads; files.py at the root writes, locks and
+checks.
 """
 
 import codecs
@@ -24,8 +25,8 @@ from files import check_digest
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst", ".parquet", ".txt")
 TXT_SEPARATOR = "<|endoftext|>"
 TXT_PIECE = 20_000  # bytes
-# The longest record that is read, in bytes. The longest documents of the hub's corpora are books of a few MB. A longer "line"
-# is a file of another kind, and some chunks of such records for each worker would fill the memory.
+# The longest record that is read, in bytes. The longest documents of the hub's corpora are books of a few MB. A longer
+# "line" is a file of another kind, and some chunks of such records for each worker would fill the memory.
 MAX_RECORD = 16 << 20
 
 
@@ -42,8 +43,9 @@ def read_records(path: Path, text_field: str = "text") -> Iterator[Record]:
     """The records of a file, in order. UserError where the file as a whole cannot be read.
 
     .jsonl, .json: an object a line. .parquet: a row each.
-    .txt: cut at lines that hold only <|endoftext|>, and after every 20,000 bytes: at the end of that line, or, where it is
-    far, between two words. So any length fits in memory and a part can be held out. A piece is {text_field: bytes}."""
+    .txt: cut at lines that hold only <|endoftext|>, and after every 20,000 bytes: at the end of that line, or, where it
+    is far, between two words. So any length fits in memory and a part can be held out. A piece is {text_field:
+    bytes}."""
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)}")
     try:
@@ -179,10 +181,10 @@ class Skipped:
 def hub_files(folder: Path, config: str, split: str = "") -> list[Path]:
     """The files of one configuration in a local copy of a hub data set, sorted. UserError where there are none.
 
-    config "default": those in data/, or all where there is no such folder (FineWeb-Edu has samples of data/ beside it); else
-    those in a folder of that name, where "-" may stand for "/": sample-100BT, sample/100BT. split: only files that are named
-    after it (train-00000-of-00005.parquet, train_1M-00000-of-00003.parquet, test/0.jsonl); where no file is named after any
-    split, all files are train."""
+    config "default": those in data/, or all where there is no such folder (FineWeb-Edu has samples of data/ beside it);
+    else those in a folder of that name, where "-" may stand for "/": sample-100BT, sample/100BT. split: only files that
+    are named after it (train-00000-of-00005.parquet, train_1M-00000-of-00003.parquet, test/0.jsonl); where no file is
+    named after any split, all files are train."""
     if not folder.is_dir():
         raise UserError(
             f"--local {folder}: no such folder; it is to hold a copy of the hub data set, in the hub's layout"
@@ -211,8 +213,8 @@ def stream_hub(
 ) -> Iterator[dict]:
     """The rows of a hub data set, streamed, from row `skip` on. UserError, also when offline.
 
-    With a seed the files come in shuffled order and the rows are shuffled within a buffer: some data sets are stored part
-    by part, and their first rows would be of one part alone."""
+    With a seed the files come in shuffled order and the rows are shuffled within a buffer: some data sets are stored
+    part by part, and their first rows would be of one part alone."""
     import datasets  # here: it takes seconds to load, and only this needs it
     import huggingface_hub
 

@@ -147,8 +147,8 @@ def summary(folder: Path, meta: dict) -> str:
 
 
 def _write_shard(path: Path, tokens: np.ndarray) -> None:
-    """The file that np.save makes. np.save leaves the last 4 KB to C's buffer and does not notice when a full disk takes no
-    more of them."""
+    """The file that np.save makes. np.save leaves the last 4 KB to C's buffer and does not notice when a full disk
+    takes no more of them."""
     with replacing(path) as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(tokens))
         file.write(tokens.data)

@@ -100,7 +100,8 @@ class Tokenizer:
         return b"".join(self._pieces[i] for i in known).decode("utf-8", errors="replace")
 
     def ends(self, ids) -> list[int]:
-        """Where the text of each token ends in `decode(ids)`, in characters; one of several tokens belongs to the last of them."""
+        """Where the text of each token ends in `decode(ids)`, in characters; one of several tokens belongs to the last
+        of them."""
         decoder, at, ends = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
         for number, i in enumerate(ids, 1):
             piece = self._pieces[i] if i < self.vocab_size else b""

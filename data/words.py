@@ -77,8 +77,8 @@ CATEGORY_PROBES = {
 
 # -------------------------------------------------------------------------------------------------------- small events
 
-# A story has a sentence from each of its groups in turn; the end follows from the beginning. {a} and {b} are people, {x}
-# and {y} goods, {p} and {q} places. The probes are beginnings that the text never has, and their ends.
+# A story has a sentence from each of its groups in turn; the end follows from the beginning. {a} and {b} are people,
+# {x} and {y} goods, {p} and {q} places. The probes are beginnings that the text never has, and their ends.
 GOODS = [thing for category in ("fruit", "tool", "toy", "garment") for thing in CATEGORIES[category]]
 PLACES = "barn shed kitchen garden market school cellar tower mill yard church stable".split()
 WEATHER = ("It was a cold day.", "It was late.", "The sun was high.", "It rained all day.", "Nobody was there.")

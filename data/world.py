@@ -6,9 +6,9 @@ General text tells of people, things, small events and of how many things a cont
 word problems. What the text says can be probed (`tasks`), and the problems are asked in the paper's prompt
 (`questions`). Everything is a pure function of the seed.
 
-A problem tells of one or two people. What happens to the things of one of them is a *track*: a start ("Tom has 12 pears")
-and one or two operations ("He buys 5 more"). Problems of the same tracks are the same problem, whatever their words and
-their order, and no problem that is asked appears in any text.
+A problem tells of one or two people. What happens to the things of one of them is a *track*: a start ("Tom has 12
+pears") and one or two operations ("He buys 5 more"). Problems of the same tracks are the same problem, whatever their
+words and their order, and no problem that is asked appears in any text.
 
 The parts that make the paper's effects possible, each with its reason:
 - The answer is a pair, one number for each of two tracks, so that almost none is right by luck: the answer to another
@@ -25,8 +25,8 @@ The parts that make the paper's effects possible, each with its reason:
 - A tenth of the worksheets is wrong and some give answers only: pretraining imitates these too, and RL can leave them.
 - A third of the math documents are drills, so that arithmetic is learned gradually and not in a jump.
 
-The questions "explore_easy" and "explore_hard" are for trials, and "validation" for choices. "test_easy" and "test_hard"
-are for a study whose protocol is written down: look at them once, at the end.
+The questions "explore_easy" and "explore_hard" are for trials, and "validation" for choices. "test_easy" and
+"test_hard" are for a study whose protocol is written down: look at them once, at the end.
 """
 
 import random
@@ -152,8 +152,8 @@ def carries(value: int, sign: str, n: int) -> bool:
 
 
 def draw_track(rng: random.Random, n_steps: int, fact: Fact | None = None) -> Track:
-    """A track of 1 or 2 steps whose values all lie in [LOW, HIGH] along every path. After a fact there are additions and
-    subtractions only.
+    """A track of 1 or 2 steps whose values all lie in [LOW, HIGH] along every path. After a fact there are additions
+    and subtractions only.
 
     Two steps are never both additions or both subtractions (the carries would be the same in either order); of an
     addition and a subtraction, one order has a carry and a borrow, and the other has neither.
@@ -407,8 +407,8 @@ def _zipf(n: int) -> list[float]:
     return list(accumulate(rank**-0.7 for rank in range(1, n + 1)))
 
 
-# Kind of document → its share. "holdings" tell how many things containers hold, the facts of the questions. There is little
-# of "things", or the task "categories" would be solved too early to tell one checkpoint from the next
+# Kind of document → its share. "holdings" tell how many things containers hold, the facts of the questions. There is
+# little of "things", or the task "categories" would be solved too early to tell one checkpoint from the next
 GENERAL_KINDS = {"profile": 0.37, "group": 0.21, "things": 0.02, "holdings": 0.10, "story": 0.30}
 
 

@@ -1,7 +1,8 @@
 """From a recipe to cells: the commands that make a model from a base checkpoint, and those that judge it.
 
-plan.py says which recipes, from which checkpoints. `Builder` turns each into cells: pretrain() → a Base for every checkpoint,
-train() → a model, evaluate() → its records. Flags are written here as a stage would be called by hand. What lies where: command.py.
+plan.py says which recipes, from which checkpoints. `Builder` turns each into cells: pretrain() → a Base for every
+checkpoint, train() → a model, evaluate() → its records. Flags are written here as a stage would be called by hand. What
+lies where: command.py.
 """
 
 import math
@@ -68,8 +69,8 @@ def record_name(cell: Cell) -> str:
 
 
 def commands_of(cell: Cell, cells: list[Cell]) -> dict[str, str | list[str]]:
-    """Of an evaluation: "command", which trained the model (of a base model or a soup: its own again), "evaluation", its own, and
-    "behind", all others that its result rests on, without how often they save."""
+    """Of an evaluation: "command", which trained the model (of a base model or a soup: its own again), "evaluation",
+    its own, and "behind", all others that its result rests on, without how often they save."""
     home = cell.name.rsplit("/", 1)[0]
     made = [c for c in cells if c.run and c.name == f"{home}/train"]
     both = {"command": (made or [cell])[0], "evaluation": cell}
@@ -155,9 +156,10 @@ class Builder:
     def counts(self, total: float, scale: str) -> tuple[list[float], list[float], list[float]]:
         """Token counts of the checkpoints that are worked on, of the primary ones among them, and of those to choose from.
 
-        Without a choice (--checkpoints, or OUT/checkpoints.json) the counts grow by a constant factor up to `total`: five from
-        40% of it on; or, where pretraining keeps more for a choice (--kept), these from 30% on, and five of them. With
-        --budget paper they are those that the scale's pretraining keeps by itself, for olmo2-1b the paper's."""
+        Without a choice (--checkpoints, or OUT/checkpoints.json) the counts grow by a constant factor up to `total`:
+        five from 40% of it on; or, where pretraining keeps more for a choice (--kept), these from 30% on, and five of
+        them. With --budget paper they are those that the scale's pretraining keeps by itself, for olmo2-1b the
+        paper's."""
         c, preset = self.config, pretrain.PRESETS[scale]
         kept = [round(total * 0.3 ** (1 - i / (c.kept - 1)), -3) for i in range(c.kept)] if c.kept > 1 else []
         if c.checkpoints != "auto":
@@ -183,8 +185,8 @@ class Builder:
     def pretrain(
         self, seed: int, source: int = -1, scale: str = "", tokens: str = "", mix: str = "", variant: dict | None = None
     ) -> list[Base]:
-        """A pretraining run (of seed `source`; -1: the same) and its checkpoints as `seed` starts from them, in order; with --bases
-        those, which nothing has to make."""
+        """A pretraining run (of seed `source`; -1: the same) and its checkpoints as `seed` starts from them, in order;
+        with --bases those, which nothing has to make."""
         if self.config.bases:
             return self.given(seed)
         c, variant, source = self.config, variant or {}, seed if source < 0 else source
@@ -223,8 +225,8 @@ class Builder:
         ]  # fmt: skip
 
     def given(self, seed: int) -> list[Base]:
-        """The checkpoints of --bases as `seed` starts from them. Where tokens do not tell two apart, or are unknown, its name makes
-        one a variant: a row of the report's table, without a place on an axis of tokens."""
+        """The checkpoints of --bases as `seed` starts from them. Where tokens do not tell two apart, or are unknown,
+        its name makes one a variant: a row of the report's table, without a place on an axis of tokens."""
         bases = read_bases(self.config.bases)
         counts, middle = [g.tokens for g in bases], bases[len(bases) // 2]
         if self.config.plan != "grid" and any(not t or counts.count(t) > 1 for t in counts):
@@ -242,8 +244,8 @@ class Builder:
         return [b for b in self.pretrain(seed, seed if own else self.config.seeds[0]) if b.primary][-1]
 
     def rates_of(self, recipe: str) -> dict[str, float]:
-        """A recipe's learning rates as flags. A dose control (rl_dose, sft_dose) has the rate of its side of averaging, times
-        its `dose`."""
+        """A recipe's learning rates as flags. A dose control (rl_dose, sft_dose) has the rate of its side of averaging,
+        times its `dose`."""
         r, table = RECIPES[recipe], self.config.rates
         name = r.rates or r.run or recipe
         if name == "paper":  # both sides at the paper's ratio to RL's and SFT's rates
@@ -272,8 +274,8 @@ class Builder:
 
     def train(self, recipe: str, base: Base, start: Path | None = None, **changes) -> Path:
         """The cells that make a recipe's model, with those of what it starts from (unless `start` is given); the
-        model's path. `changes` are flags that differ from the plan's (also of what it starts from), and `needs`, further files
-        that must be there."""
+        model's path. `changes` are flags that differ from the plan's (also of what it starts from), and `needs`,
+        further files that must be there."""
         r = RECIPES[recipe]
         if missing := {r.after, r.run} - {"", *RECIPES}:
             raise UserError(f"--recipes {recipe}: there is no recipe {missing.pop()} (excursion/recipes.py)")
@@ -314,8 +316,8 @@ class Builder:
         return best
 
     def training_flags(self, recipe: str, base: Base, init: Path, points: tuple[int, ...]) -> dict:
-        """Flags of a recipe's run: it ends at the last of `points`, and is saved and judged on validation at each. What is set
-        after r.flags is the same for all recipes, whatever r.flags says."""
+        """Flags of a recipe's run: it ends at the last of `points`, and is saved and judged on validation at each. What
+        is set after r.flags is the same for all recipes, whatever r.flags says."""
         c, r = self.config, RECIPES[recipe]
         flags = dict(init=init, data=c.data, seed=base.seed, limit=c.pool, steps=points[-1])
         flags |= r.flags | self.rates_of(recipe)
@@ -399,8 +401,8 @@ class Builder:
                 self.judge(home, recipe, model, meta | dict(step=step, temperature=temperature), base)
 
     def judge(self, home: str, recipe: str, model: Path, meta: dict, base: Base) -> None:
-        """The cell of one evaluation on test questions. At temperature 1 it asks these alone: tasks and text are not sampled, so
-        their results would be the same again."""
+        """The cell of one evaluation on test questions. At temperature 1 it asks these alone: tasks and text are not
+        sampled, so their results would be the same again."""
         c, r, hot = self.config, RECIPES[recipe], meta["temperature"] == 1
         kind, place = "eval_t1" if hot else "eval", f"{home}/{r.run or recipe}"
         asked = len(c.questions) * (c.limit if c.limit > 0 else 256)

@@ -25,8 +25,8 @@ from excursion.recipes import RECIPES
 from excursion.runner import Cell, read_state
 from files import MALFORMED, read_json, replacing_path, write_text
 
-# Validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md). (EARLY in findings.py
-# is another: of the base without examples, by which finding 1 chooses among the checkpoints of a grid)
+# Validation pass@1 of the base with worked examples at which RL begins to be of interest (PROTOCOL.md). (EARLY in
+# findings.py is another: of the base without examples, by which finding 1 chooses among the checkpoints of a grid)
 EARLY = 0.03
 
 
@@ -89,8 +89,9 @@ def swept(config: Config, cells: list[Cell]) -> dict[str, dict[int, float]]:
 
 
 def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
-    """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named step,
-    which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the rate."""
+    """OUT/rates.json from a finished sweep: for each recipe the factor with the best validation pass@1 at any named
+    step, which is where a run is stopped. SFT → RL is reported, but runs at RL's rate, or the order would change the
+    rate."""
     scores: dict[str, dict[float, float]] = {}  # recipe → factor → score
     factors = {variant_name({"sweep": factor}): factor for factor in config.sweep}  # by the name of its folder
     for name, values in found.items():
@@ -114,9 +115,9 @@ def write_rates(config: Config, found: dict[str, dict[int, float]]) -> None:
 
 
 def write_checkpoints(config: Config, cells: list[Cell]) -> None:
-    """OUT/checkpoints.json from the validation records of --plan checkpoints. The early checkpoint is the first whose base
-    with worked examples has a pass@1 of EARLY, process-right where that can be told; the main one is the next; with one
-    before, one between main and the last, and the last they make the grid. UserError if none gets that far."""
+    """OUT/checkpoints.json from the validation records of --plan checkpoints. The early checkpoint is the first whose
+    base with worked examples has a pass@1 of EARLY, process-right where that can be told; the main one is the next;
+    with one before, one between main and the last, and the last they make the grid. UserError if none gets that far."""
     table: dict[int, dict] = {}  # tokens → recipe → its row
     for cell in cells:
         if cell.name.endswith("/validation"):

@@ -1,9 +1,9 @@
 """Claims and their verdicts: what a contrast was expected to be, and what its interval says.
 
-A *finding* is a list of *primary* claims, each about one contrast in a stated direction, and others that stand beside them.
-Intervals are 95%, small-sample (stats.py), paired by question and seed. Holm's correction over the primary claims of a finding,
-one for "shown" and one for "contradicted", keeps the chance of any wrong one of either at 5%; a contrast that was not run counts
-there too. A claim is
+A *finding* is a list of *primary* claims, each about one contrast in a stated direction, and others that stand beside
+them. Intervals are 95%, small-sample (stats.py), paired by question and seed. Holm's correction over the primary claims
+of a finding, one for "shown" and one for "contradicted", keeps the chance of any wrong one of either at 5%; a contrast
+that was not run counts there too. A claim is
 
     shown          significantly on the paper's side
     contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
@@ -12,10 +12,11 @@ there too. A claim is
                    in four of five such studies
     not run        records are missing; the line says which
 
-"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not significant. Such
-a test, and that of a named margin, is one-sided at 5%, so that a 95% interval may reach across the margin all the same.
-With one seed an interval is over questions alone. Such a verdict holds for that one run, and says so; where the two sides come from
-different pretraining runs it is "unclear", since one seed cannot tell an effect from how runs differ.
+"Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not
+significant. Such a test, and that of a named margin, is one-sided at 5%, so that a 95% interval may reach across the
+margin all the same. With one seed an interval is over questions alone. Such a verdict holds for that one run, and says
+so; where the two sides come from different pretraining runs it is "unclear", since one seed cannot tell an effect from
+how runs differ.
 """
 
 from dataclasses import dataclass, field, replace
@@ -124,7 +125,8 @@ class Claim:
 
     @property
     def n(self) -> str:
-        """How many values it is over: seeds × questions; of which checkpoints, if it is a mean; and where seeds share a pretraining run."""
+        """How many values it is over: seeds × questions; of which checkpoints, if it is a mean; and where seeds share a
+        pretraining run."""
         if self.x is None:
             return "–"
         clusters = f" ({self.x.clusters} clusters)" if self.x.clusters < self.x.questions else ""

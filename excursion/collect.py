@@ -24,8 +24,8 @@ PER_QUESTION = ("id", "facts", "n", "c", "c_lenient", "c_process", "h_answers", 
 
 
 def thin_curve(log: Path, points: int = 50) -> dict[str, list]:
-    """{metric: [[step, value], ...]} of a metrics.jsonl: at most so many points of each, the last one always. {} without
-    a log."""
+    """{metric: [[step, value], ...]} of a metrics.jsonl: at most so many points of each, the last one always. {}
+    without a log."""
     curve: dict[str, list] = {}
     for line in map(json.loads, log.read_text().splitlines() if log.exists() else ()):
         for key in CURVE:

@@ -12,8 +12,9 @@
     python -m excursion compare BASE.json SEED0.json SEED1.json      # the change from one record of eval.py to others
 
 A *cell* is one ordinary command of one stage: it makes one file, and may start when the files that it needs are there.
-`run` executes the cells whose file is missing, in the order of the plan, --jobs at a time, and then writes the report. It may
-be killed at any moment: the same command goes on. A cell that fails is named and keeps its log; it waits for --retry.
+`run` executes the cells whose file is missing, in the order of the plan, --jobs at a time, and then writes the report.
+It may be killed at any moment: the same command goes on. A cell that fails is named and keeps its log; it waits for
+--retry.
 
 What lies where:
 
@@ -23,7 +24,8 @@ What lies where:
     OUT/seed1/4.00M/sft/best.pt              the kept checkpoint that is best on validation (`choose`)
     OUT/seed1/4.00M/rl/eval/                 evaluation records of its checkpoints; eval_t1/: at temperature 1
     OUT/records/seed1-4.00M-rl.json.gz       the record of the end; seed1-4.00M-rl@48.json.gz of a named step, -T1 appended
-                                             at temperature 1; beside each .cell.json: recipe, seed, step, curve, samples, ...
+                                             at temperature 1; beside each .cell.json: recipe, seed, step, curve,
+                                             samples, ...
     OUT/report.md, report.html, figures/     made by report.py from OUT/records alone
     OUT/bases.json                           of which weights --bases were
 """
@@ -140,8 +142,8 @@ def launched(cell: Cell, config: Config) -> str:
 
 
 def shell(cell: Cell, config: Config) -> tuple[str, str]:
-    """The cell as two pieces of shell: is it done, as Runner.done has it? And if it is not: its command, which goes on with a run
-    that was killed, and the notes that the runner would leave (read_state)."""
+    """The cell as two pieces of shell: is it done, as Runner.done has it? And if it is not: its command, which goes on
+    with a run that was killed, and the notes that the runner would leave (read_state)."""
     quoted = {
         "note": f"{config.out}/{cell.name}.json",
         "head": f'{{"command": {json.dumps(cell.command)}, "rc": ',

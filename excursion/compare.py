@@ -1,7 +1,7 @@
 """The change from one evaluation record to others: python -m excursion compare BASE.json SEED0.json SEED1.json ...
 
-The other records, say three seeds of one recipe, are averaged. The change is taken question by question, so that how hard
-a question is cancels out; its bootstrap 95% interval is over questions.
+The other records, say three seeds of one recipe, are averaged. The change is taken question by question, so that how
+hard a question is cancels out; its bootstrap 95% interval is over questions.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from measures import mean_interval, pass_at_k
 
 
 def compare(paths: tuple[str, ...]) -> dict[str, dict[str, dict]]:
-    """set → {"pass@k", "lenient@1", "process@k" (where all records have it) → mean_interval of the change from the first
-    record to the mean of the others}. UserError unless all are records of the same questions."""
+    """set → {"pass@k", "lenient@1", "process@k" (where all records have it) → mean_interval of the change from the
+    first record to the mean of the others}. UserError unless all are records of the same questions."""
     try:
         base, *others = [read_json(Path(path))["questions"] for path in paths]
         return {name: compare_set(name, base[name], [other[name] for other in others]) for name in base}

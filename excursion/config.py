@@ -42,16 +42,16 @@ class Config:
     # compare: the change from the first evaluation record to the mean of the others, paired by question
     command: Positional[Literal["plan", "run", "report", "choose", "compare"]] = "run"
     files: Positional[tuple[str, ...]] = ()  # of `compare`: records of eval.py
-    # grid: every recipe from five checkpoints, findings 1 to 5. checkpoints, sweep: which checkpoints to start from, which
-    # learning rates, both by validation questions. sharpening: the order, the rate or the dose of RL? rollouts: few or many
-    # answers a question? mixture, scale: math share of pretraining; two sizes at equal FLOPs. seeds: RL from the
-    # primary checkpoints and the last with other seeds. demonstrations: SFT on how many solutions is RL worth?
+    # grid: every recipe from five checkpoints, findings 1 to 5. checkpoints, sweep: which checkpoints to start from,
+    # which learning rates, both by validation questions. sharpening: the order, the rate or the dose of RL? rollouts:
+    # few or many answers a question? mixture, scale: math share of pretraining; two sizes at equal FLOPs. seeds: RL
+    # from the primary checkpoints and the last with other seeds. demonstrations: SFT on how many solutions is RL worth?
     plan: Literal[
         "grid", "checkpoints", "sweep", "sharpening", "rollouts", "mixture", "scale", "seeds", "demonstrations"
     ] = "grid"
     scale: Literal[tuple(SCALES)] = "micro"  # size of the model (SCALES in model.py)
-    # smoke: a minute; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its size, doses
-    # and rates, otherwise equal settings for all recipes (docs/paper.md).
+    # smoke: a minute; short: half an hour at micro; study: the confirmatory study of docs/PROTOCOL.md; paper: its size,
+    # doses and rates, otherwise equal settings for all recipes (docs/paper.md).
     # Empty: smoke for --scale smoke, paper for olmo2-1b and 4b, else short
     budget: Literal["", "smoke", "short", "study", "paper"] = ""
 
@@ -75,8 +75,8 @@ class Config:
 
     # Which models are made
     seeds: tuple[int, ...] = ()  # of everything after pretraining
-    # whose pretraining run a seed starts from: each its own; all that of the first seed (one); or its own at the primary
-    # checkpoints and that of the first seed at the others (primary)
+    # whose pretraining run a seed starts from: each its own; all that of the first seed (one); or its own at the
+    # primary checkpoints and that of the first seed at the others (primary)
     pretraining: Literal["", "each", "one", "primary"] = ""
     tokens: str = ""  # of pretraining; empty: the scale's own
     mix: str = ""  # of pretraining: weights per source (pretrain.py --mix)
@@ -188,8 +188,8 @@ BUDGETS = {
 # `python -m tools.dry_run`, not measured on one
 MEMORY = {"rl": dict(kv_gib=24), "average": dict(kv_gib=24, micro_tokens=8192), "eval": dict(kv_gib=24)}
 
-# Learning rates where no OUT/rates.json says otherwise. RL's rate is that of every RL stage and, doubled, of averaging's RL
-# side; sft_lr is of averaging's SFT side.
+# Learning rates where no OUT/rates.json says otherwise. RL's rate is that of every RL stage and, doubled, of
+# averaging's RL side; sft_lr is of averaging's SFT side.
 RATES = {"rl": dict(lr=1e-4), "sft": dict(lr=1e-4), "gold": dict(lr=1e-4), "parallel": dict(lr=2e-4, sft_lr=5e-5)}
 PAPER_RATES = {
     "rl": dict(lr=PAPER["rl"]["lr"]),

@@ -1,8 +1,8 @@
 """Records beside each other: what differs between recipes, question by question.
 
-A measure gives one value a question of a record (records.py). A *contrast* is a weighted sum of a measure over models, paired
-by seed and question: values (S, Q), S replicates (seeds) by Q questions, of which stats.py makes a mean with its interval.
-A *measure* is a function Entry → Row or None; g is a Grid.
+A measure gives one value a question of a record (records.py). A *contrast* is a weighted sum of a measure over models,
+paired by seed and question: values (S, Q), S replicates (seeds) by Q questions, of which stats.py makes a mean with its
+interval. A *measure* is a function Entry → Row or None; g is a Grid.
 """
 
 from collections import Counter
@@ -30,8 +30,8 @@ def main_temperature(entries: list[Entry]) -> float:
 
 
 def paths_of(entries: list[Entry]) -> dict[Key, dict[int, Entry]]:
-    """replicate → step → model, of one recipe from one checkpoint. A run that is judged along the way counts once its end and its
-    best step are judged: until then another step would stand for them."""
+    """replicate → step → model, of one recipe from one checkpoint. A run that is judged along the way counts once its
+    end and its best step are judged: until then another step would stand for them."""
     paths: dict[Key, dict[int, Entry]] = {}
     for e in entries:
         for key in e.keys:
@@ -107,8 +107,9 @@ def measures(entries: list[Entry], k: int) -> list[tuple[Questions, bool]]:
 
 @dataclass
 class Contrast:
-    """values: (S, Q), a weighted sum of a measure. clusters: (Q,) the fact of each question, or None. keys: (S,) the replicate of
-    each row. places: of a mean, its checkpoints; one_run: those at which all replicates start from one pretraining run."""
+    """values: (S, Q), a weighted sum of a measure. clusters: (Q,) the fact of each question, or None. keys: (S,) the
+    replicate of each row. places: of a mean, its checkpoints; one_run: those at which all replicates start from one
+    pretraining run."""
 
     values: np.ndarray
     clusters: tuple[str, ...] | None
@@ -129,8 +130,8 @@ class Contrast:
 
 
 def combine(rows: dict[Key, list[tuple[float, Row | None]]]) -> Contrast | None:
-    """rows: replicate → its terms (weight, values). The sum of weight · values for each replicate, at the questions that all
-    have. None if values are missing or no question is shared."""
+    """rows: replicate → its terms (weight, values). The sum of weight · values for each replicate, at the questions
+    that all have. None if values are missing or no question is shared."""
     flat = [row for terms in rows.values() for _, row in terms]
     if not flat or any(row is None for row in flat):
         return None
@@ -156,11 +157,11 @@ def contrast(terms: Terms, measure) -> Contrast | None:
 
 
 def mean_of(found: dict[int, Contrast | None]) -> Contrast | None:
-    """Mean over checkpoints of contrasts, seed by seed. found: pretraining tokens → contrast; None is left out, and so is a
-    checkpoint that lacks a seed of the checkpoint with most: more checkpoints must not cost seeds.
+    """Mean over checkpoints of contrasts, seed by seed. found: pretraining tokens → contrast; None is left out, and so
+    is a checkpoint that lacks a seed of the checkpoint with most: more checkpoints must not cost seeds.
 
-    A replicate is (pretraining seed, seed). At some checkpoints each seed has a pretraining run of its own, at others all
-    share one. So rows are matched by the second seed, unless it does not tell a contrast's rows apart."""
+    A replicate is (pretraining seed, seed). At some checkpoints each seed has a pretraining run of its own, at others
+    all share one. So rows are matched by the second seed, unless it does not tell a contrast's rows apart."""
     there = {t: c for t, c in found.items() if c is not None}
     if not there or len({c.values.shape[1] for c in there.values()}) > 1:
         return None
@@ -194,9 +195,10 @@ def trajectory(g: Grid, recipe: str, tokens: int, key: Key) -> dict[int, Entry]:
 def at_pass1(points: list[Entry], level: float, m: Questions) -> Row | None:
     """(Q,) pass@k of a run where its mean pass@1 first reaches `level`, on a straight line between two judged steps.
 
-    Where on the line this is depends on the same questions, so its uncertainty belongs into the result. With b the slope of
-    mean pass@k over mean pass@1 on that line, the value of a question is pass@k - b (pass@1 - level). This leaves the mean as
-    it is, since mean pass@1 is `level` there, and gives the values the variance of pass@k at the crossing (delta method).
+    Where on the line this is depends on the same questions, so its uncertainty belongs into the result. With b the
+    slope of mean pass@k over mean pass@1 on that line, the value of a question is pass@k - b (pass@1 - level). This
+    leaves the mean as it is, since mean pass@1 is `level` there, and gives the values the variance of pass@k at the
+    crossing (delta method).
     """
     ones, ks = [[measure(e) for e in points] for measure in (m.at(1), m)]
     if any(row is None for row in ones + ks) or len({row.ids for row in ones}) > 1:
@@ -217,9 +219,9 @@ def runs(g: Grid, recipe: str, tokens: int) -> dict[Key, list[Entry]]:
 
 
 def at_equal_pass1(a: dict[Key, list[Entry]], b: dict[Key, list[Entry]], m: Questions) -> Contrast | None:
-    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs of
-    fewer than three models do not count. None if there are none, or if the two runs of any replicate have less than two points
-    of pass@1 in common: to leave out that replicate alone would choose among seeds by their results."""
+    """a − b by pass@k, at a quarter, a half and three quarters of the range of pass@1 that both runs pass through. Runs
+    of fewer than three models do not count. None if there are none, or if the two runs of any replicate have less than
+    two points of pass@1 in common: to leave out that replicate alone would choose among seeds by their results."""
     rows = {}
     for key in sorted(set(a) & set(b)):
         ones = [[m.at(1)(e) for e in run] for run in (a[key], b[key])]

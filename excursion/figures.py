@@ -1,7 +1,7 @@
 """Figures of the report. One panel a figure, so that a page can put them side by side or below each other.
 
-A function draws one figure from records. It returns the figure, None where there is nothing to draw, and its alt text: what is to
-be seen, in words. report.py says where each stands.
+A function draws one figure from records. It returns the figure, None where there is nothing to draw, and its alt text:
+what is to be seen, in words. report.py says where each stands.
 Bars are the 95% small-sample intervals of stats.py. Lines are named at their ends.
 """
 
@@ -119,8 +119,8 @@ def token_axis(ax, tokens: list[int], scale: float) -> None:
 
 
 def span_of(points: list[Estimate], low: float, high: float, scale: float = 100.0) -> tuple[float, float]:
-    """An axis' range: the means and their intervals, within [low, high]. Of an interval that is more than thrice as long as most
-    are, a part: two runs that differ much make it longer than all the others together."""
+    """An axis' range: the means and their intervals, within [low, high]. Of an interval that is more than thrice as
+    long as most are, a part: two runs that differ much make it longer than all the others together."""
     means, arms = scale * np.array([p.mean for p in points]), bars(points, scale)[0]
     arms = np.minimum(arms, 3 * np.median(arms[arms > 0])) if arms.any() else arms
     bottom, top = (means - arms).min(), (means + arms).max()
@@ -134,8 +134,8 @@ def spent(g: Grid, recipe: str, tokens: int) -> float:
 
 
 def figure_lines(g: Grid, recipes: list[str], measure: Questions, title: str, flops=False, process=False):
-    """A measure over pretraining tokens (or all FLOPs), one line a recipe, with the guess floor shaded. process: the same
-    with every equation true, as a thin dotted line."""
+    """A measure over pretraining tokens (or all FLOPs), one line a recipe, with the guess floor shaded. process: the
+    same with every equation true, as a thin dotted line."""
     scale, unit = unit_of(g.tokens)
     figure, ax = panel(title, "FLOPs, pretraining and everything after it" if flops else f"pretraining tokens, {unit}")
     drawn, ends, floors, said = [], [], {}, []
@@ -190,8 +190,8 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
 def along(
     g: Grid, recipe: str, tokens: int, *measures: Questions, keys: set | None = None
 ) -> dict[int, list[Estimate]]:
-    """step → each measure over the replicates (of `keys`) that were judged there, beginning with the start at 0; steps that lack a
-    measure are left out."""
+    """step → each measure over the replicates (of `keys`) that were judged there, beginning with the start at 0; steps
+    that lack a measure are left out."""
     keys = keys or g.paths.get((recipe, tokens), {})
     paths = {key: trajectory(g, recipe, tokens, key) for key in keys}
     found = {}
@@ -212,8 +212,8 @@ def draw_replicates(ax, g: Grid, recipe: str, tokens: int, measure: Questions) -
 
 
 def draw_path(ax, points: dict, colour: str, marker: str, name: str, line: str = "-", filled: bool = True) -> None:
-    """A line through the means of pass@1 and pass@k (`points`, of `along`) in the order of steps, an arrow on each part, intervals
-    of both."""
+    """A line through the means of pass@1 and pass@k (`points`, of `along`) in the order of steps, an arrow on each
+    part, intervals of both."""
     steps = list(points)
     x, y = (np.array([100 * points[s][i].mean for s in steps]) for i in (0, 1))
     ex, ey = (bars([points[s][i] for s in steps]) for i in (0, 1))
@@ -275,8 +275,8 @@ def figure_entropy(g: Grid, tokens: int, kind: str):
 
 
 def at_rates(s: Sharpening, recipe: str) -> dict[float, dict[int, list[Estimate]]]:
-    """rate → `along`; 0 for seldom solved questions alone. Over the replicates that all rates have, so that lines do not differ by
-    where their pretraining runs are; over all of each, if none is shared."""
+    """rate → `along`; 0 for seldom solved questions alone. Over the replicates that all rates have, so that lines do
+    not differ by where their pretraining runs are; over all of each, if none is shared."""
     place = (recipe, s.tokens)
     replicates = {rate: set(g.paths[place]) for rate, g in s.grids.items() if g.paths.get(place)}
     keys = set.intersection(*replicates.values()) if replicates else None
@@ -410,7 +410,8 @@ def figure_rollouts(entries: list[Entry], band: str, against: str):
 
 
 def figure_variants(entries: list[Entry], key: str, k: int, asked: str, xlabel: str):
-    """Pass@k, process-right where that is known, over one quantity of a plan (questions with solutions, the math share, the size), of which there are two values or more."""
+    """Pass@k, process-right where that is known, over one quantity of a plan (questions with solutions, the math share,
+    the size), of which there are two values or more."""
     groups = at_the_end(entries, key)
     if key == "size":  # at equal FLOPs the larger model has seen fewer tokens
         groups = dict(sorted(groups.items(), key=lambda item: -item[1][0].tokens))

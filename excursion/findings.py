@@ -52,8 +52,9 @@ OF_GRID = ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5")
 class Contrasts:
     """The claims about a grid, and the findings that they make: one() to five().
 
-    minus() makes the claim about recipe a − recipe b; beside(), each() and by_fact() make such claims that do not count for the
-    verdict. A contrast with a recipe of your own is one more self.minus(...) or self.beside(...) in a finding's list."""
+    minus() makes the claim about recipe a − recipe b; beside(), each() and by_fact() make such claims that do not count
+    for the verdict. A contrast with a recipe of your own is one more self.minus(...) or self.beside(...) in a finding's
+    list."""
 
     def __init__(self, g: Grid, entries: list[Entry]):
         self.g, self.entries = g, entries
@@ -65,8 +66,8 @@ class Contrasts:
         return [(m.at(k or self.g.k), counts) for m, counts in self.judged]
 
     def of(self, a: str, b: str, measure, tokens: int | None = None, step: int | str | None = None) -> Contrast | None:
-        """a − b at a checkpoint, or the mean over the checkpoints that have both (mean_of). Each model is that at which its run is
-        stopped; step: a's at that step; "end": those at the ends of both runs."""
+        """a − b at a checkpoint, or the mean over the checkpoints that have both (mean_of). Each model is that at which
+        its run is stopped; step: a's at that step; "end": those at the ends of both runs."""
         if tokens is None:
             return mean_of({t: self.of(a, b, measure, t, step) for t in self.g.tokens})
         step_b = "end" if step == "end" else None
@@ -96,8 +97,8 @@ class Contrasts:
         return [c for c in (self.beside(a, b, m, wanted) for m in (fact, plain)) if c.x is not None]
 
     def dose_note(self, recipe: str, tokens: int | None = None, so: str = "") -> list[str]:
-        """Says so where a recipe saw fewer sampled answers per training question than the paper's, at a checkpoint or at any. so:
-        what follows from it."""
+        """Says so where a recipe saw fewer sampled answers per training question than the paper's, at a checkpoint or
+        at any. so: what follows from it."""
         places = self.g.tokens if tokens is None else [tokens]
         doses = [e.dose for t in places for e in self.g.models(recipe, t, "end").values()]
         dose = min((dose for dose in doses if not np.isnan(dose)), default=PAPER_DOSE)
@@ -108,9 +109,9 @@ class Contrasts:
         ]
 
     def early(self) -> int:
-        """The checkpoint of finding 1, chosen on validation. A study marks its primary checkpoints, the early one first, by
-        pretraining runs of their own for each seed (--pretraining primary). Elsewhere: the first whose base answers EARLY of
-        the validation questions, 0-shot, before RL begins."""
+        """The checkpoint of finding 1, chosen on validation. A study marks its primary checkpoints, the early one
+        first, by pretraining runs of their own for each seed (--pretraining primary). Elsewhere: the first whose base
+        answers EARLY of the validation questions, 0-shot, before RL begins."""
         runs = {t: len({pretrained for pretrained, _ in self.g.models("rl", t)}) for t in self.g.tokens}
         own = [t for t in self.g.tokens if runs[t] > 1]
         # of a study that is not finished, all that there is may be primary
@@ -181,8 +182,8 @@ class Contrasts:
         return Finding("2", title, claims, notes=notes, needs=needs)
 
     def expansion_step(self, tokens: int) -> int | None:
-        """The first judged step of RL from base at which validation pass@1 is PAPER_GAIN times that at step 0 (which is asked
-        without examples: no other is known of the base); else the last."""
+        """The first judged step of RL from base at which validation pass@1 is PAPER_GAIN times that at step 0 (which is
+        asked without examples: no other is known of the base); else the last."""
         steps = [s for s in self.g.steps("rl", tokens) if s > 0]
         curves = [np.array(e.validation) for e in self.g.models("rl", tokens).values()]
         curves = [curve for curve in curves if len(curve)]

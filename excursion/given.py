@@ -62,8 +62,8 @@ class Given:
 
 @lru_cache
 def read_bases(paths: tuple[str, ...]) -> list[Given]:
-    """The checkpoints, by their pretraining tokens. UserError for a missing or damaged one, for one that is named twice, and for
-    models with different tokenizers."""
+    """The checkpoints, by their pretraining tokens. UserError for a missing or damaged one, for one that is named
+    twice, and for models with different tokenizers."""
     found = []
     for path in map(Path, paths):
         checkpoint = load_checkpoint(path)
@@ -95,8 +95,8 @@ def read_bases(paths: tuple[str, ...]) -> list[Given]:
 
 
 def refuse_other_weights(bases: list[Given], out: Path, note: bool = True) -> None:
-    """UserError if OUT was begun from other weights under the same names: what is there would be taken for what these make.
-    OUT/bases.json has the digests; with `note` they are written there."""
+    """UserError if OUT was begun from other weights under the same names: what is there would be taken for what these
+    make. OUT/bases.json has the digests; with `note` they are written there."""
     file = out / "bases.json"
     before = read_json(file) if file.exists() else {}
     if not isinstance(before, dict):
@@ -111,13 +111,14 @@ def refuse_other_weights(bases: list[Given], out: Path, note: bool = True) -> No
 
 
 def count_name(tokens: float) -> str:
-    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; two digits behind the point, so that nearby checkpoints differ."""
+    """3999744 → "4.00M", 28672 → "0.029M": steps of the smallest scale differ; two digits behind the point, so that
+    nearby checkpoints differ."""
     return f"{tokens / 1e6:.{2 if tokens >= 1e6 else 3}f}M" if tokens < 1e9 else f"{tokens / 1e9:.2f}B"
 
 
 def file_names(paths: list[Path]) -> list[str]:
-    """For each path as much of its end as tells it from the others: a/last.pt, b/last.pt → a_last, b_last. Without what would mean
-    something in a path or a makefile."""
+    """For each path as much of its end as tells it from the others: a/last.pt, b/last.pt → a_last, b_last. Without what
+    would mean something in a path or a makefile."""
     names = []
     for depth in range(1, 1 + max((len(path.resolve().parts) for path in paths), default=0)):
         names = ["_".join(path.resolve().with_suffix("").parts[-depth:]) for path in paths]
@@ -137,8 +138,8 @@ def nearest_scale(config: GPTConfig) -> str:
 
 
 def parse_stage_flags(values: tuple[str, ...]) -> dict[str, dict[str, list[str]]]:
-    """Stage → flag → its words, of values such as "rl --kl 0.01". UserError for a stage or flag that there is not, and for what the
-    plan, or another flag of the excursion, sets."""
+    """Stage → flag → its words, of values such as "rl --kl 0.01". UserError for a stage or flag that there is not, and
+    for what the plan, or another flag of the excursion, sets."""
     flags: dict[str, dict[str, list[str]]] = {}
     for value in values:
         form = "then its flags in quotes: rl '--kl 0.01'"
@@ -175,15 +176,15 @@ def fields_of(stage: str) -> dict:
 
 
 def kind_of(words: list[str]) -> list[str]:
-    """A command without the values that differ from cell to cell (PER_CELL). Of two commands that are equal so, a stage refuses both
-    or neither."""
+    """A command without the values that differ from cell to cell (PER_CELL). Of two commands that are equal so, a stage
+    refuses both or neither."""
     flags = [i for i, word in enumerate(words) if word.startswith("--")]
     return [word for i, j in pairwise([*flags, len(words)]) for word in words[i : i + 1 if words[i] in PER_CELL else j]]
 
 
 def check_commands(cells: list[Cell], flags: dict[str, dict[str, list[str]]], launch: str) -> None:
-    """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see files, nor
-    of how many processes `launch` starts it."""
+    """UserError unless every stage takes the flags that it is given, and has a cell. A stage's own check does not see
+    files, nor of how many processes `launch` starts it."""
     seen = {}  # stage and kind_of its flags → a command: a plan of thousands has a few
     for cell in cells:
         stage, words = Path(cell.command[0]).stem, cell.command[1:]

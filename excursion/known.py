@@ -1,15 +1,16 @@
 """Going on with a plan in another place, from its records alone: `python -m excursion run --records DIR`.
 
-Checkpoints are too large to be committed; records are not. An evaluation whose record lies in DIR is not made again, nor
-is what only it needs. Recipes are compared within a *unit*: one base checkpoint with all that starts from it. A unit
+Checkpoints are too large to be committed; records are not. An evaluation whose record lies in DIR is not made again,
+nor is what only it needs. Recipes are compared within a *unit*: one base checkpoint with all that starts from it.
+A unit
 
     has all its records    nothing of it is run
     has none               all of it is run
     has some               its base model is pretrained again. Records of that very model (its digest is in their lineage)
                            stand; the cells of other records are run again
 
-So a half-done unit goes on where the arithmetic of the machine is the same, and else begins anew. A base that was given (--bases)
-is there, and always compared: its commands name a path alone.
+So a half-done unit goes on where the arithmetic of the machine is the same, and else begins anew. A base that was given
+(--bases) is there, and always compared: its commands name a path alone.
 """
 
 import json
@@ -75,7 +76,8 @@ def base_of(cell: Cell, maker: dict[Path, Cell]) -> Path | None:
 
 
 def refuse_others(cells: list[Cell]) -> None:
-    """UserError if an evaluation that is there is of other weights than its base (--bases) has now: a makefile's jobs do not look."""
+    """UserError if an evaluation that is there is of other weights than its base (--bases) has now: a makefile's jobs
+    do not look."""
     maker = {path: cell for cell in cells for path in cell.results}
     there = [(cell.result, base_of(cell, maker)) for cell in cells if cell.meta and cell.result.exists()]
     weights = {base: weights_of(base) for base in {base for _, base in there} if base and base not in maker}
@@ -109,8 +111,8 @@ def has_record(cell: Cell, cells: list[Cell], records: Path) -> bool:
 
 
 def copy(standing: list[Cell], records: Path, folder: Path) -> None:
-    """Records that stand, into the folder of this run. A base may stand for more seeds in this plan than in the one that it
-    was made for, or for fewer."""
+    """Records that stand, into the folder of this run. A base may stand for more seeds in this plan than in the one
+    that it was made for, or for fewer."""
     for cell in standing:
         name = record_name(cell)
         if records.resolve() != folder.resolve():

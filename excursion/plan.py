@@ -1,8 +1,9 @@
 """The cells of each plan, in the order of their worth: which recipes, from which checkpoints, with which seeds.
 
-A plan calls b.evaluate(recipe, base) for every model that it wants (b: the Builder of cells.py); the cells that this needs are
-added by themselves, once. A further plan is a function here, its row in PLANS, and its name in Config.plan (config.py).
-What is finished when a run is stopped is a smaller study. Plans share OUT, and so the cells that they have in common.
+A plan calls b.evaluate(recipe, base) for every model that it wants (b: the Builder of cells.py); the cells that this
+needs are added by themselves, once. A further plan is a function here, its row in PLANS, and its name in Config.plan
+(config.py). What is finished when a run is stopped is a smaller study. Plans share OUT, and so the cells that they have
+in common.
 """
 
 import math
@@ -52,8 +53,8 @@ def plan_checkpoints(b: Builder) -> None:
 
 
 def plan_sweep(b: Builder) -> None:
-    """Every recipe that has a rate of its own, and SFT → RL, at the dose that is used, from the main checkpoint of a run
-    that the study does not use; nothing is judged on test questions."""
+    """Every recipe that has a rate of its own, and SFT → RL, at the dose that is used, from the main checkpoint of a
+    run that the study does not use; nothing is judged on test questions."""
     base = b.main(SWEEP_SEED)
     recipes = [r for r in ("rl", "sft", "gold", "parallel", "sft_rl") if r in b.config.recipes]
     if not recipes:
@@ -67,12 +68,12 @@ def plan_sweep(b: Builder) -> None:
 
 
 def plan_sharpening(b: Builder) -> None:
-    """RL from the base, from SFT at its best and at its end, and from Gold, at several rates, judged along the way: is it the
-    order, the rate or the dose? The rate that the grid uses is the grid's own run. Last, RL on those questions alone that
-    the start seldom answers: is it the dose per solved question?
+    """RL from the base, from SFT at its best and at its end, and from Gold, at several rates, judged along the way: is
+    it the order, the rate or the dose? The rate that the grid uses is the grid's own run. Last, RL on those questions
+    alone that the start seldom answers: is it the dose per solved question?
 
-    The paper's own pair is marked: direct RL at its rate, and RL after SFT at the highest factor: forty, as the paper's, with
-    --budget paper; three otherwise, for forty breaks a small model."""
+    The paper's own pair is marked: direct RL at its rate, and RL after SFT at the highest factor: forty, as the
+    paper's, with --budget paper; three otherwise, for forty breaks a small model."""
     c = b.config
     # recipe → the recipe whose model it starts from; "": the base
     starts = {recipe: RECIPES[recipe].after for recipe in ("rl", "sft_rl", "sft_converged_rl", "gold_rl")}

@@ -23,8 +23,8 @@ def at_the_end(entries: list[Entry], key: str) -> dict[object, list[Entry]]:
 
 
 def gain(groups: dict, rank: Callable) -> tuple[str, Terms]:
-    """("LOW → HIGH", the terms of the models at the highest value minus those at the lowest). rank: what a value is ordered by.
-    ("", []) without two values."""
+    """("LOW → HIGH", the terms of the models at the highest value minus those at the lowest). rank: what a value is
+    ordered by. ("", []) without two values."""
     if len(groups) < 2:
         return "", []
     low, high = min(groups, key=rank), max(groups, key=rank)

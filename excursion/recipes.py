@@ -1,18 +1,20 @@
 """The recipes that are compared: how each makes a model from a base checkpoint, and how the report shows it.
 
-The comparison is controlled: same questions, prompts x rollouts a step, response length, no KL, one RL budget and one RL
-rate, also after SFT. Parallel averaging has twice RL's rate on its RL side. Halved by the average it is direct RL, which
-therefore is its control of the RL dose; `sft_dose` is that of its SFT side (as many steps and rows, half the rate).
+The comparison is controlled: same questions, prompts x rollouts a step, response length, no KL, one RL budget and one
+RL rate, also after SFT. Parallel averaging has twice RL's rate on its RL side. Halved by the average it is direct RL,
+which therefore is its control of the RL dose; `sft_dose` is that of its SFT side (as many steps and rows, half the
+rate).
 
-A further recipe is a row of RECIPES: `--recipes NAME` runs it, and the report has it in its tables. For example, RL whose
-advantages are not divided by their standard deviation, at RL's own learning rate:
+A further recipe is a row of RECIPES: `--recipes NAME` runs it, and the report has it in its tables. For example, RL
+whose advantages are not divided by their standard deviation, at RL's own learning rate:
 
     "rl_mean": Recipe("RL without std", ("#56B4E9", "s", "--", True), "rl", rates="rl", flags=dict(advantage="mean")),
 
-`flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: lr and sft_lr (`rates`
-and `dose` set them), prompts, rollouts, kl and rows, the answer length, the evaluations and saves (Builder.training_flags in
-cells.py). Without `rates`, the recipe needs a row of its own in RATES (config.py; with --budget paper in PAPER_RATES). A contrast with
-it belongs into findings.py, its line into HERO (report.py) and, along training, into ALONG (figures.py).
+`flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: lr and sft_lr
+(`rates` and `dose` set them), prompts, rollouts, kl and rows, the answer length, the evaluations and saves
+(Builder.training_flags in cells.py). Without `rates`, the recipe needs a row of its own in RATES (config.py; with
+--budget paper in PAPER_RATES). A contrast with it belongs into findings.py, its line into HERO (report.py) and, along
+training, into ALONG (figures.py).
 """
 
 from dataclasses import dataclass, field

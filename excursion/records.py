@@ -150,8 +150,8 @@ def load(folder: Path) -> list[Entry]:
 
 
 def mixed_bases(entries: list[Entry]) -> str:
-    """A sentence on base checkpoints of which the records know two models, as where a plan went on on another kind of machine while
-    records of other plans stayed; empty without any."""
+    """A sentence on base checkpoints of which the records know two models, as where a plan went on on another kind of
+    machine while records of other plans stayed; empty without any."""
     models: dict[str, Counter] = {}  # base checkpoint → digest of its weights → records
     for e in entries:
         base = (e.record.get("lineage") or [{}])[0]
@@ -191,8 +191,9 @@ class Row:
 class Questions:
     """A measure with one value a question: pass@k by a count of right samples, or an entropy.
 
-    key: a count of a question's samples: "c" (right), "c_process" (right with every written equation true), "c_lenient"; or an
-    entropy of them in nats: "h_answers" (how they differ in the answer), "h_paths" (in the equations of the way to it).
+    key: a count of a question's samples: "c" (right), "c_process" (right with every written equation true),
+    "c_lenient"; or an entropy of them in nats: "h_answers" (how they differ in the answer), "h_paths" (in the equations
+    of the way to it).
     only: "fact" for the questions that hinge on a fact, "plain" for the others.
     """
 

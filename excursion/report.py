@@ -3,8 +3,9 @@
     python -m excursion report --out out/excursion                                 # of what is there by now
     python -m excursion report --records results/excursion --out out/again         # of committed records
 
-Out come report.md, report.html (one file, figures inside) and figures/*.png. write_report, at the end of this file, is their
-order. What is claimed, and by which test, is in findings.py and plan_findings.py: nothing here is written by hand after the fact.
+Out come report.md, report.html (one file, figures inside) and figures/*.png. write_report, at the end of this file, is
+their order. What is claimed, and by which test, is in findings.py and plan_findings.py: nothing here is written by hand
+after the fact.
 """
 
 import html
@@ -153,8 +154,8 @@ def heroes(g: Grid) -> list[str]:
 
 
 def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
-    """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain pass@k by 2
-    points anywhere in it: then both are drawn, here and in the trajectories."""
+    """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain
+    pass@k by 2 points anywhere in it: then both are drawn, here and in the trajectories."""
     recipes, gap, more = heroes(g), 0.0, ""  # gap: the largest such difference
     if not recipes:
         return False

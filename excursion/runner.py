@@ -2,11 +2,12 @@
 
     missing = Runner(cells, out="out/excursion", jobs=2)()
 
-A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command, exit
-code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins again, with an
-empty metrics.jsonl, if it had no checkpoint yet. It is noted from its start, without an exit code, so that no other
-command goes on with it: --resume would take from the checkpoint the flags that the other does not give. A cell that fails is left
-alone until `retry`. The estimate of the time left is by the seconds of finished cells of the same kind.
+A cell starts when what it needs is there, the first of the list first. Of a finished one OUT/NAME.json says command,
+exit code and seconds, OUT/NAME.log what it printed. A training run that was killed goes on with --resume, or begins
+again, with an empty metrics.jsonl, if it had no checkpoint yet. It is noted from its start, without an exit code, so
+that no other command goes on with it: --resume would take from the checkpoint the flags that the other does not give. A
+cell that fails is left alone until `retry`. The estimate of the time left is by the seconds of finished cells of the
+same kind.
 """
 
 import json
@@ -243,7 +244,8 @@ def needed(cells: list[Cell], wanted: list[Cell]) -> list[Cell]:
 
 
 def read_state(path: Path) -> dict | None:
-    """What is noted of a cell: command, rc (None of a training run that has not ended), seconds. None if there is nothing whole."""
+    """What is noted of a cell: command, rc (None of a training run that has not ended), seconds. None if there is
+    nothing whole."""
     try:
         state = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

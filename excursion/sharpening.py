@@ -1,15 +1,15 @@
 """What lowers pass@k: that RL comes after SFT (the order), its rate, or its dose? From --plan sharpening.
 
-RL from several starts (the base, SFT at its best and at its end, Gold) at several rates, judged at the same steps of training.
-Three contrasts are primary, named before the runs (docs/PROTOCOL.md); Holm's correction is over these three:
+RL from several starts (the base, SFT at its best and at its end, Gold) at several rates, judged at the same steps of
+training. Three contrasts are primary, named before the runs (docs/PROTOCOL.md); Holm's correction is over these three:
 
     order   at equal pass@1: RL after SFT - RL from base, both at the grid's rate
     rate    at equal pass@1: RL after SFT at the highest rate - at the grid's rate
     dose    last step - the step that is best on validation, mean of RL from base and RL after SFT, at the grid's rate
 
-Each is in pass@k, process-right where that can be judged; below 0 is sharpening. Beside them stand every start and rate; the
-gains over each start; the paper's own comparison, which changes order and rate together; and RL on those questions alone that
-the start seldom answers (is it the dose per solved question?).
+Each is in pass@k, process-right where that can be judged; below 0 is sharpening. Beside them stand every start and
+rate; the gains over each start; the paper's own comparison, which changes order and rate together; and RL on those
+questions alone that the start seldom answers (is it the dose per solved question?).
 """
 
 import numpy as np
@@ -37,8 +37,8 @@ DIRECT, AFTER = ("rl", 1.0), ("sft_rl", 1.0)
 class Sharpening:
     """The claims about RL from several starts at several rates; finding() has all of them.
 
-    grids: rate → its models; 0 stands for RL on seldom solved questions alone. rates: those that have records. A contrast of what
-    was not run is None.
+    grids: rate → its models; 0 stands for RL on seldom solved questions alone. rates: those that have records. A
+    contrast of what was not run is None.
     """
 
     def __init__(self, entries: list[Entry]):
@@ -79,8 +79,8 @@ class Sharpening:
         return [(sign, self.at(run, step)), (-sign, start)]
 
     def order(self, measure, rate: float = 1.0) -> Contrast | None:
-        """What RL after SFT at a rate adds to its start, minus what RL from base at the grid's rate adds to its own, at the last
-        step that both have."""
+        """What RL after SFT at a rate adds to its start, minus what RL from base at the grid's rate adds to its own, at
+        the last step that both have."""
         last = self.last(AFTER, DIRECT, ("sft_rl", rate))
         return contrast(self.gain(("sft_rl", rate), last) + self.gain(DIRECT, last, -1.0), measure)
 

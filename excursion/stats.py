@@ -15,8 +15,9 @@ never below Va or Vb, since no part is negative, with Satterthwaite's degrees of
 there are, whose resampled variance is (S - 1) / S of what it should be, and takes no account of how uncertain that is.
 test_stats.py measures the coverage of both at 3 seeds × 512 questions.
 
-Questions that hinge on the same fact are not independent. `clusters` names each question's fact; sums over a cluster then
-take the place of questions in Vb and Ve (cluster-robust variance: Liang and Zeger, 1986), and the bootstrap draws clusters.
+Questions that hinge on the same fact are not independent. `clusters` names each question's fact; sums over a cluster
+then take the place of questions in Vb and Ve (cluster-robust variance: Liang and Zeger, 1986), and the bootstrap draws
+clusters.
 """
 
 from dataclasses import dataclass, replace
@@ -166,8 +167,8 @@ def log_spread_ratio(a: np.ndarray, b: np.ndarray) -> Estimate:
     if min(spreads) <= 0:
         return Estimate(float("nan"), float("inf"), 1.0, len(a) + len(b), 1, 1)
     da, db = len(a) - 1, len(b) - 1
-    # The two logs add up to the width of the interval of log F, the log ratio of variances. That of standard deviations is
-    # half as wide, and half of it lies on each side
+    # The two logs add up to the width of the interval of log F, the log ratio of variances. That of standard deviations
+    # is half as wide, and half of it lies on each side
     width = 0.25 * float(np.log(fdtri(da, db, 1 - ALPHA / 2)) + np.log(fdtri(db, da, 1 - ALPHA / 2)))
     df = da + db
     return Estimate(float(np.log(spreads[0] / spreads[1])), width / float(stdtrit(df, 1 - ALPHA / 2)), df, df + 2, 1, 1)

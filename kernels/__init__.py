@@ -7,13 +7,13 @@ On a GPU they run as Triton kernels (triton_attention.py, triton_log_prob.py, tr
 
 Shapes are named as in model.py: B rows, T tokens, S keys, H heads, D head size, C model width, V vocabulary, N = B*T.
 
-To add a kernel: write its plain definition here, with a branch that asks on_triton(x); the Triton version in a file of its
-own; its block sizes in blocks.py; a launch of it in tools/kernel_report.py (`launches`). tests/test_kernels.py compares the
-plain definition with float64, tests/triton_numerics.py the Triton kernel.
+To add a kernel: write its plain definition here, with a branch that asks on_triton(x); the Triton version in a file of
+its own; its block sizes in blocks.py; a launch of it in tools/kernel_report.py (`launches`). tests/test_kernels.py
+compares the plain definition with float64, tests/triton_numerics.py the Triton kernel.
 
 The plain paths are bounded in memory. `linear_log_prob` never holds the (N, V) matrix of logits, which at 8192 tokens
-and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python -m tools.bench
-log_prob` prints time and memory of both.
+and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python -m
+tools.bench log_prob` prints time and memory of both.
 """
 
 import importlib.util
@@ -44,8 +44,8 @@ def use(choice: str, device: torch.device | str) -> None:
     cannot.
 
     torch: the definitions below. triton: the Triton kernels, on CUDA or, with TRITON_INTERPRET=1, in its interpreter.
-    auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch; attention of whole rows,
-    without documents, is PyTorch's there too.
+    auto: triton for tensors on CUDA, where it is installed and the GPU is new enough, else torch; attention of whole
+    rows, without documents, is PyTorch's there too.
     """
     global _choice
     device = torch.device(device)
@@ -96,8 +96,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, doc_start: Tensor | None = None, 
         q: (B, T, H, D).
         k, v: (B, T, H_kv, D); H is a multiple of H_kv (grouped queries: head h reads key head h // (H / H_kv)).
         doc_start: (B, T) position in the row at which the document of each token starts; None: one document a row.
-        prompt: (2, B, T) where the prompt of each token starts, and the position behind its last token; a prompt is that of its
-            own tokens, too. None: no prompts. Needs doc_start.
+        prompt: (2, B, T) where the prompt of each token starts, and the position behind its last token; a prompt is
+            that of its own tokens, too. None: no prompts. Needs doc_start.
 
     Returns:
         (B, T, H, D): softmax(q kᵀ / √D) v over the visible keys.
@@ -133,8 +133,8 @@ def decode_attention(
 ) -> Tensor:
     """Attention of one new token per row, over keys and values that lie in pages. The new ones are stored there.
 
-    A row's first pages are its prompt's, the last of them perhaps not full; those of its own tokens follow. Rows may share
-    pages, but not the one that the new token goes to.
+    A row's first pages are its prompt's, the last of them perhaps not full; those of its own tokens follow. Rows may
+    share pages, but not the one that the new token goes to.
 
     Args:
         q: (B, H, D). k, v: (B, H_kv, D) of the new token.
@@ -200,8 +200,8 @@ def linear_log_prob(
 
 
 class _LinearLogProb(torch.autograd.Function):
-    """Of one row: h (C,) its hidden state, W (V, C) the output head, τ the temperature, y the target, 1{y} (V,) one at the
-    target and zero elsewhere. With z = h Wᵀ / τ, L = logsumexp(z), p = exp(z - L), H = -Σ p log p:
+    """Of one row: h (C,) its hidden state, W (V, C) the output head, τ the temperature, y the target, 1{y} (V,) one at
+    the target and zero elsewhere. With z = h Wᵀ / τ, L = logsumexp(z), p = exp(z - L), H = -Σ p log p:
 
         d log p(y) / dz = 1{y} - p,     dH / dz = -p (log p + H),     dL / dz = p
     """
@@ -237,8 +237,8 @@ class _LinearLogProb(torch.autograd.Function):
             du = (1{y} g_lp + p f) / τ,     f = g_L - g_lp - g_H (log p + H),     dh = du W,     dW = duᵀ h
 
         The code makes a matrix `part` (N, V) and a factor `scale` (N,) with du = scale · part, and multiplies the small
-        dh and h by `scale`. With g_H, f is (N, V) and scale = 1 / τ. Without g_H, f is one number a row, so scale = f / τ
-        and part = 1{y} g_lp / f + p: this spares a pass over the large matrix.
+        dh and h by `scale`. With g_H, f is (N, V) and scale = 1 / τ. Without g_H, f is one number a row, so scale = f /
+        τ and part = 1{y} g_lp / f + p: this spares a pass over the large matrix.
         """
         hidden, weight, targets, logsumexp, entropy, kept = ctx.saved_tensors
         n, vocab = len(hidden), len(weight)

@@ -1,8 +1,8 @@
 """How the Triton kernels are started: the size of their blocks on each GPU, warps, precision of fp32 products.
 
-A Triton kernel is a program that runs once per tile of its output, all tiles at the same time; `tl.program_id` says which.
-A program loads tiles of its inputs, multiplies them on the matrix units (`tl.dot`), keeps sums in registers, in fp32, and
-stores its tile once. No program adds to what another one stores, so the same inputs give the same bits.
+A Triton kernel is a program that runs once per tile of its output, all tiles at the same time; `tl.program_id` says
+which. A program loads tiles of its inputs, multiplies them on the matrix units (`tl.dot`), keeps sums in registers, in
+fp32, and stores its tile once. No program adds to what another one stores, so the same inputs give the same bits.
 
 Imported only where triton is installed. With TRITON_INTERPRET=1 the kernels run on a CPU, slowly: the tests do that.
 """
@@ -27,10 +27,10 @@ class Block(NamedTuple):
 
 
 # (architecture, head size) → the block of each kernel. The head size is rounded up to a power of two; 0 stands for the
-# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90), 0 the interpreter. sm_86, 89 and 120
-# have 99 KB of shared memory for a program, which decides.
-# `python -m tools.kernel_report report` holds them to two rules, with triton 3.7 (PyTorch 2.13's for CUDA) and 3.9: no spills, and
-# no two warps that compute the same. Nobody has timed them yet: `python -m tools.kernel_report tune`.
+# log-prob kernels, which have no heads. Architecture 90 is compute capability 9.0 (sm_90), 0 the interpreter. sm_86, 89
+# and 120 have 99 KB of shared memory for a program, which decides.
+# `python -m tools.kernel_report report` holds them to two rules, with triton 3.7 (PyTorch 2.13's for CUDA) and 3.9: no
+# spills, and no two warps that compute the same. Nobody has timed them yet: `python -m tools.kernel_report tune`.
 SMALL = (86, 89, 120)
 BLOCKS: dict[tuple[int, int], dict[str, Block]] = {
     (80, 0): {"forward": Block(128, 128, 64, 8, 4), "backward": Block(128, 128, 64, 8, 4)},

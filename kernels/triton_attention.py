@@ -4,22 +4,22 @@
     p_ij = 2^s_ij / Σ_j 2^s_ij,
     o_i  = Σ_j p_ij v_j
 
-Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at all.
-With the keys of a tile of queries in order,
+Base 2, because the hardware's exponential is 2^x. Most tiles of the (queries × keys) plane are seen whole or not at
+all. With the keys of a tile of queries in order,
 
     prompt                        first
     | n_prompt tiles: mask | ...  | n_first tiles: mask | n_full tiles: no mask | n_last tiles: mask (the diagonal) |
       their prompt, if any          from the document of the first query on
 
 other tiles are never visited, and few pay for a mask. Between the two ranges lie other answers to the same prompt. Seen
-from a key they are one: it is seen by the queries from itself to the end of its document, and a key of a prompt by those to
-the end of the last answer. So doc_end says all about what is visible. The tiles with a mask are visited in one loop and those
-without in another; a loop for each range would need more registers than there are.
+from a key they are one: it is seen by the queries from itself to the end of its document, and a key of a prompt by
+those to the end of the last answer. So doc_end says all about what is visible. The tiles with a mask are visited in one
+loop and those without in another; a loop for each range would need more registers than there are.
 
-Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32, doc_start,
-doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides of a tile;
-GROUP = H / H_kv, the query heads of one key head; scale = log2(e) / √D; `at` the first key (or query) of the tile that is loaded
-now; `full` the loop over the tiles without a mask. blocks.py says what a Triton kernel is.
+Shapes: q, out and their gradients (B, T, H, D), k, v and theirs (B, T, H_kv, D), lse and delta (B, H, T) in fp32,
+doc_start, doc_end, prompt_start and prompt_end (B, T). Names: row = query; `tile` a program's place; BLOCK_* the sides
+of a tile; GROUP = H / H_kv, the query heads of one key head; scale = log2(e) / √D; `at` the first key (or query) of the
+tile that is loaded now; `full` the loop over the tiles without a mask. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -58,8 +58,8 @@ def _masked(i, n_first, n_full):
 def _keys_of(doc_start, prompt_start, prompt_end, b, tile, T, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
     """The keys that a tile of queries visits, as above: prompt, n_prompt, first, n_first, n_full, n_last.
 
-    Neither documents nor prompts fall along a row: what the first query sees begins first, and what the last query sees of
-    its own document is seen by all of them, up to the diagonal.
+    Neither documents nor prompts fall along a row: what the first query sees begins first, and what the last query sees
+    of its own document is seen by all of them, up to the diagonal.
     """
     top = tile * BLOCK_Q
     end = tl.minimum(top + BLOCK_Q, T)
@@ -322,7 +322,8 @@ def _block(launch: Launcher, kernel: str, q: Tensor) -> tuple[Block, dict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs' shapes
+# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs'
+# shapes
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,9 @@ pages of each row up to its own length and no padding, stores the new key and va
 whatever type they come; norm, rotation and SwiGLU are one launch each. kernels/__init__.py and model.py have the plain
 definitions, blocks.py says what a Triton kernel is.
 
-Names: b row, h key head, g query head within its group of GROUP, col column of a head; PAGE tokens of a page; MAX_PAGES pages
-of a row (X in kernels/__init__.py); scale = log2(e) / √D, for the hardware's exponential is 2^x; `at` offsets into a tensor.
+Names: b row, h key head, g query head within its group of GROUP, col column of a head; PAGE tokens of a page; MAX_PAGES
+pages of a row (X in kernels/__init__.py); scale = log2(e) / √D, for the hardware's exponential is 2^x; `at` offsets
+into a tensor.
 """
 
 import torch
@@ -90,8 +91,9 @@ def rms_norm_rows(x, gain, out, WIDTH, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def rotary_rows(x, cos, sin, out, H, HALF, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr):
-    """One program: all heads of one token, (H, 2·HALF), from halves (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin). A row of
-    `cos` holds the HALF cosines twice, a row of `sin` the sines negated and then as they are: the second half is read.
+    """One program: all heads of one token, (H, 2·HALF), from halves (x1, x2) to (x1 cos - x2 sin, x2 cos + x1 sin). A
+    row of `cos` holds the HALF cosines twice, a row of `sin` the sines negated and then as they are: the second half is
+    read.
     """
     h, col = tl.arange(0, BLOCK_H)[:, None], tl.arange(0, BLOCK_D)[None, :]
     n = tl.program_id(0).to(tl.int64)

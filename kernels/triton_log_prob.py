@@ -5,12 +5,12 @@ Logits z = h Wᵀ / τ exist one tile at a time, in registers. What is wanted of
 
     L = log Σ_v e^z_v,    log p(y) = z_y - L,    H = -Σ_v p_v log p_v
 
-The vocabulary is worked through in chunks: of fp32 weights only the chunk is copied to bf16, and in backward only its part
-of dL/dz exists.
+The vocabulary is worked through in chunks: of fp32 weights only the chunk is copied to bf16, and in backward only its
+part of dL/dz exists.
 
-Names: N rows of hidden states, V words, C model width; `tile` a program's place; BLOCK_* the sides of a tile; EVEN: C is a
-multiple of BLOCK_C, so that no load needs a mask. Inside a kernel `weight` is one chunk (V, C), V counts the words of that
-chunk alone, and `word` 0 is word `first_word` of the vocabulary. blocks.py says what a Triton kernel is.
+Names: N rows of hidden states, V words, C model width; `tile` a program's place; BLOCK_* the sides of a tile; EVEN: C
+is a multiple of BLOCK_C, so that no load needs a mask. Inside a kernel `weight` is one chunk (V, C), V counts the words
+of that chunk alone, and `word` 0 is word `first_word` of the vocabulary. blocks.py says what a Triton kernel is.
 """
 
 import torch
@@ -85,8 +85,8 @@ def log_prob_forward(
 
 
 def merge(top: Tensor, total: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """M, log l and H of each row, (N,) each, from m (top), l (total) and s (moment) of its tiles, (tiles, N) each, which are
-    overwritten. With M = max m, and l and s on the left those of the whole row:
+    """M, log l and H of each row, (N,) each, from m (top), l (total) and s (moment) of its tiles, (tiles, N) each,
+    which are overwritten. With M = max m, and l and s on the left those of the whole row:
 
         l = Σ_tiles l e^(m - M),   s = Σ_tiles (s + l (m - M)) e^(m - M),   L = M + log l,   H = log l - s / l
 
@@ -106,8 +106,8 @@ def log_prob_backward(
     hidden, weight, targets, lse, g_log_prob, g_p, g_entropy, dz, N, V, C, first_word, inv_temperature,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a tile of dz = dLoss/d(h Wᵀ), from the same logits as in forward, computed again. With upstream gradients
-    g_lp, g_H, g_L of the three outputs (g_log_prob, g_entropy; g_L is part of g_p):
+    """One program: a tile of dz = dLoss/d(h Wᵀ), from the same logits as in forward, computed again. With upstream
+    gradients g_lp, g_H, g_L of the three outputs (g_log_prob, g_entropy; g_L is part of g_p):
 
         dz_v = (1{v = y} g_lp + p_v (g_p - g_H log p_v)) / τ,    g_p = g_L - g_lp - g_H H,    log p = z - L
     """
@@ -126,8 +126,8 @@ def log_prob_backward(
 
 
 def linear_log_prob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float):
-    """kernels.linear_log_prob: hidden (N, C), weight (V, C), targets (N,) -> log-prob, entropy, logsumexp, (N,) each. A target
-    outside [0, V) gives NaN."""
+    """kernels.linear_log_prob: hidden (N, C), weight (V, C), targets (N,) -> log-prob, entropy, logsumexp, (N,) each. A
+    target outside [0, V) gives NaN."""
     return forward_op(hidden, weight, targets, temperature)
 
 
@@ -153,8 +153,8 @@ def backward(
     launch: Launcher, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, grad_logsumexp: Tensor | None,
     hidden: Tensor, weight: Tensor, targets: Tensor, entropy: Tensor, logsumexp: Tensor, temperature: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the kernel of the backward pass, chunk by chunk, and multiply: dL/dhidden and dL/dweight from the gradients of
-    the three outputs (None: not used) and what `forward` had and gave."""
+    """Launch the kernel of the backward pass, chunk by chunk, and multiply: dL/dhidden and dL/dweight from the
+    gradients of the three outputs (None: not used) and what `forward` had and gave."""
     hidden, targets = hidden.contiguous(), targets.contiguous()
     N, V = hidden.shape[0], weight.shape[0]
     zero = torch.zeros_like(logsumexp)
@@ -201,7 +201,8 @@ def _product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs' shapes
+# The same as operators of PyTorch: torch.compile takes an operator as one step, of which it needs only the outputs'
+# shapes
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# Tests compute on the CPU, whatever the machine has: they compare bits with a CPU's, and start more ranks than it may have
-# GPUs. The test marked gpu starts a process of its own, with TESTS_ON_GPU
+# Tests compute on the CPU, whatever the machine has: they compare bits with a CPU's, and start more ranks than it may
+# have GPUs. The test marked gpu starts a process of its own, with TESTS_ON_GPU
 if "TESTS_ON_GPU" not in os.environ:
     os.environ.setdefault("HIDDEN_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -33,8 +33,8 @@ SMALL = "--scale smoke --batch 4 --seq_len 64 --steps 12 --eval_every 0 --save_e
 
 
 def repository_files() -> list[str]:
-    """The files that git knows, as paths from the root. In a copy without .git, as Docker's image and a downloaded archive are: all
-    but out/ and what is hidden or cached."""
+    """The files that git knows, as paths from the root. In a copy without .git, as Docker's image and a downloaded
+    archive are: all but out/ and what is hidden or cached."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
     others = (

@@ -3,8 +3,8 @@
     python -m venv /tmp/cuda && /tmp/cuda/bin/pip install 'torch===2.13.0' numpy tyro tqdm tiktoken requests
     /tmp/cuda/bin/python tests/fake_cuda.py
 
-It needs a CUDA build of torch (several GB), but no GPU and no driver. `make test` runs it where there is such a build, and
-elsewhere only looks whether the names are there that it uses. Tensors are
+It needs a CUDA build of torch (several GB), but no GPU and no driver. `make test` runs it where there is such a build,
+and elsewhere only looks whether the names are there that it uses. Tensors are
 FakeTensorMode's, which know everything but their values; kernel launches check where their arguments lie. bf16 as on a
 GPU, with the Triton kernels and without. Sampling runs whole, on tokens that are all 0, and its launches are counted.
 """

@@ -2,9 +2,10 @@
 
     ended = fork("rl", ["--init", "base.pt", ...], folder, injury=Injury("kill", at=7))
 
-A fork starts in milliseconds, where a new interpreter with torch takes seconds, and is a process of its own all the same:
-it can be killed, stopped, run out of memory or hang. It runs the command as a user would type it in `folder`, through the
-stage's own command line. So that a fork inherits no threads, the process that forks computes nothing itself.
+A fork starts in milliseconds, where a new interpreter with torch takes seconds, and is a process of its own all the
+same: it can be killed, stopped, run out of memory or hang. It runs the command as a user would type it in `folder`,
+through the stage's own command line. So that a fork inherits no threads, the process that forks computes nothing
+itself.
 
 What a run writes (files opened for writing, renamed, removed; folders made; fsync; a line of metrics) are its *writes*,
 counted from 1. An Injury acts just before one of them.

@@ -2,9 +2,10 @@
 
     python tests/recompute_verdicts.py --records FOLDER [--report OUT/report.md]
 
-Prints value, 95% interval and Holm-corrected verdict of each; with --report, also what the report's tables say where they differ.
-It was first written from PROTOCOL.md, without a look at the code. Where that page left a choice open (CHOICE below; most are named in
-its second clarification now) it takes the one that excursion/ takes, written anew. tests/test_verdicts.py has both judge random studies.
+Prints value, 95% interval and Holm-corrected verdict of each; with --report, also what the report's tables say where
+they differ. It was first written from PROTOCOL.md, without a look at the code. Where that page left a choice open
+(CHOICE below; most are named in its second clarification now) it takes the one that excursion/ takes, written anew.
+tests/test_verdicts.py has both judge random studies.
 """
 
 import argparse
@@ -351,7 +352,8 @@ def trajectory(study: Study, recipe: str, tokens: int, **variant) -> dict:
 
 def crossing(points: list[Model], what: tuple, level: float) -> np.ndarray:
     """Per question, pass@k where mean pass@1 first rises to `level`, on the straight line between two judged steps.
-    CHOICE: first rise in the order of steps. CHOICE: minus slope · (pass@1 − level), so that the interval holds the crossing's noise."""
+    CHOICE: first rise in the order of steps. CHOICE: minus slope · (pass@1 − level), so that the interval holds the
+        crossing's noise."""
     one = np.array([m.values((1, *what[1:]))[2] for m in points])
     top = np.array([m.values(what)[2] for m in points])
     x, y = one.mean(1), top.mean(1)
@@ -364,7 +366,8 @@ def crossing(points: list[Model], what: tuple, level: float) -> np.ndarray:
 
 def at_equal_pass1(a: dict, b: dict, what: tuple) -> tuple[Table | None, bool]:
     """a − b in pass@k at equal pass@1. (None, True): some seed has less than 2 points in common.
-    CHOICE: at a quarter, half and three quarters of the range from the higher start to the lower maximum; three models or more."""
+    CHOICE: at a quarter, half and three quarters of the range from the higher start to the lower maximum; three models
+        or more."""
     keys = [k for k in sorted({*a} & {*b}) if min(len(a[k]), len(b[k])) > 2]
     rows = []
     for key in keys:
@@ -629,7 +632,8 @@ HEADS = {"What lowers": "order, rate or dose", "RL on questions": "demonstration
 
 
 def reported(path: Path) -> dict[str, list[tuple[str, str, str]]]:
-    """finding → [(contrast, value, verdict)] of the primary tables, which stand before what is beside; "verdict" → of the heading."""
+    """finding → [(contrast, value, verdict)] of the primary tables, which stand before what is beside; "verdict" → of
+    the heading."""
     found: dict = {}
     number, beside = None, False
     for line in path.read_text().splitlines():

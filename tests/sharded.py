@@ -2,11 +2,12 @@
 
 python tests/sharded.py PLAN.json
 
-The plan is a list of groups, run one after the other: {"ranks": n, "node": ranks on a node, "runs": [[stage, flags], ...],
-"signal": [rank, n], "late": rank, "given": folder}: that rank sends itself SIGTERM in the nth call of sampler.choose; on that
-rank alone it is time to save after each step; training goes on with the answers that the runs there have sampled. Beside each
-run that ends, seen.pt has the gradient of every optimizer step, over all ranks, the bytes that rank 0 kept, and the answers that
-it sampled. Rewards are made to vary, since a new model gets no question right.
+The plan is a list of groups, run one after the other: {"ranks": n, "node": ranks on a node, "runs": [[stage, flags],
+...], "signal": [rank, n], "late": rank, "given": folder}: that rank sends itself SIGTERM in the nth call of
+sampler.choose; on that rank alone it is time to save after each step; training goes on with the answers that the runs
+there have sampled. Beside each run that ends, seen.pt has the gradient of every optimizer step, over all ranks, the
+bytes that rank 0 kept, and the answers that it sampled. Rewards are made to vary, since a new model gets no question
+right.
 """
 
 import gc
@@ -38,8 +39,8 @@ def local(x: torch.Tensor) -> torch.Tensor:
 
 
 def record() -> tuple[list[torch.Tensor], dict[str, int]]:
-    """A list to which every optimizer step adds its gradient, whole and flat, before it is clipped; and what this rank has of
-    the masters, their gradient and the optimizer's state in a step, in bytes."""
+    """A list to which every optimizer step adds its gradient, whole and flat, before it is clipped; and what this rank
+    has of the masters, their gradient and the optimizer's state in a step, in bytes."""
     gradients, held, clip = [], {}, torch.nn.utils.clip_grad_norm_
 
     def clip_grad_norm_(parameters, norm):
@@ -74,8 +75,9 @@ def signal_at(n: int) -> None:
 
 
 def record_or_give(sample, given: dict) -> tuple:
-    """Another `sample`, and what it samples, {number of a question: its answers}. Where `given` has the question, it returns the
-    answers from there: sums in another order part last bits, and some day a token that is drawn between two."""
+    """Another `sample`, and what it samples, {number of a question: its answers}. Where `given` has the question, it
+    returns the answers from there: sums in another order part last bits, and some day a token that is drawn between
+    two."""
     sampled = {}
 
     def sample_or_take(*args, numbers, **flags):

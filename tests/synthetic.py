@@ -17,8 +17,8 @@ STEPS = (16, 48, 100, 160, 320)
 
 def make_entry(recipe, tokens, seed, right, process=None, facts=None, items=(1, 0), bits=1.0, h=(1.5, 1.2), floor=None, sets=("test",),
                args=None, **meta) -> Entry:  # fmt: skip
-    """A record with 32 samples a question, of which right[q] (process[q] with every equation true) are right. What is None
-    is absent, as in older records."""
+    """A record with 32 samples a question, of which right[q] (process[q] with every equation true) are right. What is
+    None is absent, as in older records."""
     rows = [
         {"id": str(i), "n": 32, "c": int(c), "box": 32, "c_lenient": int(c), "majority": float(c > 16)}
         for i, c in enumerate(right)
@@ -73,8 +73,8 @@ def save(entries: list[Entry], folder) -> None:
 
 
 class World:
-    """Answers of models to questions: each question has a difficulty, a model an ability and a sharpness. The sharper, the
-    less pass@32 for the same pass@1."""
+    """Answers of models to questions: each question has a difficulty, a model an ability and a sharpness. The sharper,
+    the less pass@32 for the same pass@1."""
 
     def __init__(self, n: int = 200, seed: int = 0, with_facts: bool = True):
         self.rng = np.random.default_rng(seed)
@@ -157,7 +157,8 @@ def noise(seed: int, *what) -> np.random.Generator:
 
 
 def random_study(seed: int, effect: float = 1.0, drop: float = 0.0, n: int = 40, spread: float = 0.25) -> list[Entry]:
-    """What the study's plans would leave, with made-up answers: abilities, curves and marks differ between recipes, seeds and steps.
+    """What the study's plans would leave, with made-up answers: abilities, curves and marks differ between recipes,
+    seeds and steps.
 
     Args:
         effect: how far recipes lie apart. drop: share of runs that are missing, as in an unfinished study. n: questions.

@@ -206,8 +206,9 @@ def test_a_packed_checkpoint_is_refused(base, tmp_path):
 
 
 def test_a_flipped_bit_is_found_or_harmless(base, good, tmp_path):
-    """One bit anywhere in the file (weights, pickled metadata, zip headers, the trailer) is refused with the file's name,
-    or leaves the content as it was: 60 at random, 20 in the first kilobyte, 20 in the zip's directory, all of the trailer."""
+    """One bit anywhere in the file (weights, pickled metadata, zip headers, the trailer) is refused with the file's
+    name, or leaves the content as it was: 60 at random, 20 in the first kilobyte, 20 in the zip's directory, all of the
+    trailer."""
     whole, path = (base / "last.pt").read_bytes(), tmp_path / "x.pt"
     rng = random.Random(0)
     size = len(whole)
@@ -330,8 +331,8 @@ def test_optimizer_states_that_do_not_fit(good):
 
 @pytest.mark.parametrize("kind", ["AdamW", "NAdam", "SGD", "RMSprop"])
 def test_an_optimizer_of_another_kind_goes_on(kind):
-    """Saved after two steps and loaded into a new one: the third step has the bits of a run that was not interrupted. The
-    state of AdamW does not fit an optimizer that keeps something else."""
+    """Saved after two steps and loaded into a new one: the third step has the bits of a run that was not interrupted.
+    The state of AdamW does not fit an optimizer that keeps something else."""
 
     def step(model, optimizer, seed):
         for p in model.parameters():

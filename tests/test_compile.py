@@ -1,5 +1,5 @@
-"""Compiled training passes: how many graphs they take, and that they change neither gradients nor checkpoints. Graphs are counted
-by a backend that runs them as they are; what the real one makes of them is its own affair."""
+"""Compiled training passes: how many graphs they take, and that they change neither gradients nor checkpoints. Graphs
+are counted by a backend that runs them as they are; what the real one makes of them is its own affair."""
 
 import functools
 import threading
@@ -67,8 +67,9 @@ def one_rank(tmp_path):
     pytest.param("whole model", "block", marks=pytest.mark.slow), pytest.param("--shard", "attention", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_ragged_batches_take_few_graphs(graphs, one_rank, how, recompute):
-    """A model of 2 layers over 8 ragged batches: no graph breaks, at most two recompilations (there are 16 chances), and the
-    gradients of the model as it is. The same with --shard, whose hooks stand around the blocks, and with --recompute."""
+    """A model of 2 layers over 8 ragged batches: no graph breaks, at most two recompilations (there are 16 chances),
+    and the gradients of the model as it is. The same with --shard, whose hooks stand around the blocks, and with
+    --recompute."""
     model = GPT(config_of("smoke", 128, n_layers=2)).init_weights(0, std=0.05)
     for block in model.blocks:
         block.recompute = recompute
@@ -85,8 +86,8 @@ def test_ragged_batches_take_few_graphs(graphs, one_rank, how, recompute):
 
 
 def test_pretraining_takes_one_graph_a_shape(graphs):
-    """All blocks have one graph, which no number of a layer is part of; a last, smaller micro-batch has another. Sampling
-    and evaluation compile nothing."""
+    """All blocks have one graph, which no number of a layer is part of; a last, smaller micro-batch has another.
+    Sampling and evaluation compile nothing."""
     model = GPT(config_of("smoke", 128, n_layers=3)).init_weights(0)
     fast = CompiledGPT(model, dynamic=False)
     for rows in (4, 4, 1, 4, 1):

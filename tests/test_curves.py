@@ -27,7 +27,8 @@ def write_run(folder: Path, **metrics) -> Path:
 
 
 def test_reads_what_is_whole(tmp_path):
-    """Steps and values as they were logged; no NaN, no text, no line that a kill has cut. Without a log: one line that names it."""
+    """Steps and values as they were logged; no NaN, no text, no line that a kill has cut. Without a log: one line that
+    names it."""
     folder = write_run(tmp_path / "run", lr=[1.0, math.nan, 0.5], entropy=[3, 2, 1])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "val_pass@1": 0.25, "name": "x", "flops": null}\nnull\n{"step": 4, "lr": 0.')
@@ -42,8 +43,8 @@ def test_reads_what_is_whole(tmp_path):
 
 
 def test_panels_that_no_run_has_are_left_out(tmp_path):
-    """A run without a metric has no line in its panel. RL's loss and a KL that was not measured are no panels; every source of
-    text has one; percentages are percentages."""
+    """A run without a metric has no line in its panel. RL's loss and a KL that was not measured are no panels; every
+    source of text has one; percentages are percentages."""
     rl = write_run(tmp_path / "rl", reward=[0.1, 0.2], loss=[5.0, 5.0], kl=[0.0, 0.0], **{"val_pass@1": [0.25, 0.5]})
     pre = write_run(tmp_path / "pre", loss=[3.0, 2.0], bpb_math=[1.0, 0.5], bpb_general=[2.0, 1.0])
     found = {title: lines for title, lines in curves.panels([curves.read_curves(f) for f in (rl, pre)])}
@@ -56,8 +57,8 @@ def test_panels_that_no_run_has_are_left_out(tmp_path):
 
 
 def test_smooth():
-    """Of a straight line it is that line but for the end; it begins at the first value; it is the mean of a window; it has few
-    points however long the run."""
+    """Of a straight line it is that line but for the end; it begins at the first value; it is the mean of a window; it
+    has few points however long the run."""
     x = np.arange(5000.0)
     places, values = curves.smooth(x, 2 * x)
     assert len(places) == 400 and places[0] == 0 and places[-1] == 4999
@@ -79,8 +80,8 @@ def test_names_without_what_all_have_in_common():
 
 
 def test_figure():
-    """All panels have the same steps; runs look different, their lines have the legend's colour; raw and smoothed values of a
-    long run, one line with marks of a short one; what cannot be negative has no axis below 0."""
+    """All panels have the same steps; runs look different, their lines have the legend's colour; raw and smoothed
+    values of a long run, one line with marks of a short one; what cannot be negative has no axis below 0."""
     x = np.arange(1.0, 41)
     found = [("Reward", [(x, np.zeros(40)), (x[:5], x[:5])]), ("Gradient norm", [(x[:20], x[:20]), None])]
     figure = curves.figure_of(found, ["long", "short"])

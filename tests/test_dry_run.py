@@ -145,8 +145,8 @@ def test_weights_optimizer_and_rows():
 
 
 def test_shard_spreads_what_the_optimizer_needs():
-    """--shard on 8 GPUs: an eighth of masters, AdamW and snapshot, weights whole in bf16 but for the tables, and no copies of
-    the blocks' weights among the activations."""
+    """--shard on 8 GPUs: an eighth of masters, AdamW and snapshot, weights whole in bf16 but for the tables, and no
+    copies of the blocks' weights among the activations."""
     c, process = config_of("small", 512), Process(0, 1, torch.device("cpu"), torch.bfloat16, micro_tokens=64)
     flags = dict(rows=16, prompts=16, rollouts=4, max_new_tokens=8, gpus=8, prompt_tokens=5, answer_tokens=5)
     plain, spread = (

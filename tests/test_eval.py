@@ -431,8 +431,8 @@ def test_guess_floor_is_the_mean_over_permuted_questions(k):
 
 
 def test_guess_floor_tells_luck_from_skill():
-    """A model that knows every answer of distinct questions has a floor of 0; one that answers alike everywhere is right
-    by luck alone: its pass@k is its floor."""
+    """A model that knows every answer of distinct questions has a floor of 0; one that answers alike everywhere is
+    right by luck alone: its pass@k is its floor."""
     gold = [str(i) for i in range(10)]
     assert guess_floor([[g] * 8 for g in gold], gold, 8).max() == 0
     alike = [gold[:8]] * 10
@@ -584,8 +584,9 @@ def test_ask_with_the_papers_preset(monkeypatch, base, world, tokenizer, capsys)
 
 
 def test_ask_continues_a_text(monkeypatch, base, tokenizer, capsys):
-    """--ask TEXT --prompt none: the model goes on with exactly the tokens of the text, greedily or at a --temperature; text and
-    continuation are printed, and no answer is looked for. What has no effect there is refused, and so is none without --ask."""
+    """--ask TEXT --prompt none: the model goes on with exactly the tokens of the text, greedily or at a --temperature;
+    text and continuation are printed, and no answer is looked for. What has no effect there is refused, and so is none
+    without --ask."""
     seen = []
 
     def go_on(model, prompts, n, *, temperature, **_):
@@ -756,8 +757,8 @@ def assert_as_the_harness(monkeypatch, tokenizer, items) -> list[int]:
 
 def test_accuracies_are_those_of_the_harness(monkeypatch, tokenizer):
     """On the same items and log-likelihoods, accuracy and accuracy_norm are lm-evaluation-harness's acc and acc_norm
-    item by item, and the texts that are asked for are its own: choices of 1 to 30 characters, some of them beyond ASCII,
-    with and without a space before them, 2 to 5 of them."""
+    item by item, and the texts that are asked for are its own: choices of 1 to 30 characters, some of them beyond
+    ASCII, with and without a space before them, 2 to 5 of them."""
     rng = np.random.default_rng(1)
     items = [
         {

@@ -47,8 +47,8 @@ def excursion_run(*flags) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def tour(world, tmp_path_factory):
-    """tour.ipynb after its run, and OUT of its experiment. It runs in a copy of the checkout, since it writes there; its
-    grid has one checkpoint, on the tests' world."""
+    """tour.ipynb after its run, and OUT of its experiment. It runs in a copy of the checkout, since it writes there;
+    its grid has one checkpoint, on the tests' world."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     place = tmp_path_factory.mktemp("excursion")
     for name in repository_files():
@@ -277,8 +277,8 @@ def test_plans_of_the_smallest_scale(tmp_path, plan):
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_plans(tmp_path, capsys, plan):
-    """Each cell comes after those that make what it needs, no two make one file or one record; makefile and sbatch script
-    say the same as the list; what it takes stands before it, in comments."""
+    """Each cell comes after those that make what it needs, no two make one file or one record; makefile and sbatch
+    script say the same as the list; what it takes stands before it, in comments."""
     config = make_config(tmp_path, plan=plan, scale="micro", budget="study", seeds=(1, 2), recipes=tuple(RECIPES))
     cells = make_plan(config)
     made = set()
@@ -362,8 +362,9 @@ def test_the_papers_grid_starts_where_the_paper_does(tmp_path):
 
 
 def test_the_papers_plans_suit_its_size(tmp_path):
-    """--budget paper: runs fit 80 GB by the count of tools.dry_run and are saved every half hour, unless the user says otherwise;
-    RL after SFT has the paper's rate among those of `sharpening`; `seeds` has an early checkpoint; no two controls are the same."""
+    """--budget paper: runs fit 80 GB by the count of tools.dry_run and are saved every half hour, unless the user says
+    otherwise; RL after SFT has the paper's rate among those of `sharpening`; `seeds` has an early checkpoint; no two
+    controls are the same."""
     paper = dict(scale="olmo2-1b", seeds=(0,), data="out/paper", mix="dolmino50")
     cells = plan_of(tmp_path, **paper)
     runs = {kind: [c for c in cells.values() if c.kind == kind] for kind in ("rl", "average", "sft", "soup", "eval")}
@@ -391,8 +392,8 @@ def test_the_papers_plans_suit_its_size(tmp_path):
 
 
 def test_the_papers_page_counts_the_grid(tmp_path):
-    """docs/paper.md and docs/launch.md: how many jobs and runs there are; each kind of run fits 80 GB by the count of tools.dry_run, which
-    takes the plan's own command."""
+    """docs/paper.md and docs/launch.md: how many jobs and runs there are; each kind of run fits 80 GB by the count of
+    tools.dry_run, which takes the plan's own command."""
     page, launch = ((ROOT / f"docs/{name}.md").read_text() for name in ("paper", "launch"))
     cells = list(plan_of(tmp_path, scale="olmo2-1b", data="out/paper", mix="dolmino50").values())
     assert f"seeds: {len(cells)} jobs" in page and f"size has {len(cells)} jobs" in launch
@@ -439,8 +440,9 @@ def test_seeds_of_one_base_share_its_evaluation(tmp_path, mode, expected):
 
 
 def test_the_grid_is_controlled(tmp_path):
-    """Recipes differ in what they learn from, not in questions, rollouts, KL, length, steps or RL's rate; the dose controls
-    of averaging have half of its rates, and direct RL is the one of its RL side; the paper's averaging has its ratios."""
+    """Recipes differ in what they learn from, not in questions, rollouts, KL, length, steps or RL's rate; the dose
+    controls of averaging have half of its rates, and direct RL is the one of its RL side; the paper's averaging has its
+    ratios."""
     at = "seed0/4.43M"
     recipes = (
         "rl",
@@ -516,8 +518,8 @@ def test_rates_and_checkpoints_that_were_chosen_are_used(tmp_path):
 
 
 def test_sharpening_crosses_start_rate_and_dose(tmp_path):
-    """Every start at every rate, along the way; the factor 1 is the grid's own run; the paper's own pair is marked: direct
-    RL at its rate, RL after SFT at the highest; RL on seldom solved questions from the same starts."""
+    """Every start at every rate, along the way; the factor 1 is the grid's own run; the paper's own pair is marked:
+    direct RL at its rate, RL after SFT at the highest; RL on seldom solved questions from the same starts."""
     cells = plan_of(tmp_path, plan="sharpening", budget="study", seeds=(1,))
     grid = plan_of(tmp_path, budget="study")
     recipes = ("rl", "sft_rl", "sft_converged_rl", "gold_rl")
@@ -620,8 +622,8 @@ def test_rates_are_chosen_on_validation(tmp_path):
 
 
 def test_a_sweep_takes_no_run_of_another_command(tmp_path):
-    """A finished run in OUT that was made with other flags does not count as one of this sweep, nor do damaged notes: the
-    runner then refuses the first, and makes the others."""
+    """A finished run in OUT that was made with other flags does not count as one of this sweep, nor do damaged notes:
+    the runner then refuses the first, and makes the others."""
     config = make_config(tmp_path, scale="smoke", plan="sweep", recipes=("rl",))
     cells = make_plan(config)
     runs = [c for c in cells if c.kind == "rl"]
@@ -638,8 +640,9 @@ def test_a_sweep_takes_no_run_of_another_command(tmp_path):
 
 
 def test_checkpoints_are_chosen_on_validation(tmp_path, capsys):
-    """The early one is the first whose base with examples has a process-right pass@1 of 3%; luck does not count. Pretraining
-    keeps the same checkpoints for the choice and for the grid after it; without any good enough nothing is chosen."""
+    """The early one is the first whose base with examples has a process-right pass@1 of 3%; luck does not count.
+    Pretraining keeps the same checkpoints for the choice and for the grid after it; without any good enough nothing is
+    chosen."""
     config = make_config(tmp_path, scale="micro", plan="checkpoints", budget="study")
     cells = make_plan(config)
     judged = [c for c in cells if c.kind == "eval"]
@@ -766,8 +769,8 @@ def test_bad_input_is_one_line(tmp_path):
 
 
 def test_no_cell_has_a_flag_that_its_stage_refuses(tmp_path):
-    """The commands of every recipe, plan and budget are accepted by the stage's own checks of ranges and of flags without
-    effect."""
+    """The commands of every recipe, plan and budget are accepted by the stage's own checks of ranges and of flags
+    without effect."""
     checks = {
         "average": (average, average.Config.check),
         "eval": (evaluation, cli.refuse_idle),

@@ -103,8 +103,8 @@ def test_an_error_within_leaves_nothing(tmp_path):
 
 
 def test_stale_temporaries_go_and_others_stay(tmp_path, monkeypatch):
-    """Removed: those of dead processes, files and folders. Kept: those of live ones, also of another user's, which we may not
-    signal, and files that only look alike."""
+    """Removed: those of dead processes, files and folders. Kept: those of live ones, also of another user's, which we
+    may not signal, and files that only look alike."""
     dead, alive = dead_pid(), os.getppid()
     (tmp_path / f"world.{dead}.part").mkdir()
     (tmp_path / f"world.{dead}.part/x").write_text("")

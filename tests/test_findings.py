@@ -63,8 +63,8 @@ def finding(entries, number: str) -> Finding:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_findings_that_hold(seeds):
-    """Shown where the records show them; by bits per byte only with several seeds, since one number has no interval. What
-    needs trajectories or another plan says so."""
+    """Shown where the records show them; by bits per byte only with several seeds, since one number has no interval.
+    What needs trajectories or another plan says so."""
     found = verdicts(as_in_the_paper(seeds))
     assert [found[n] for n in ("1", "3a", "3b", "4", "5")] == ["shown"] * 5
     assert found["4 by text"] == ("shown" if seeds == 3 else "unclear")
@@ -204,8 +204,8 @@ def test_verdict_rule():
 
 
 def test_contrasts_are_paired_by_question_seed_and_id():
-    """The interval of a difference that is the same for every question has no width, however different questions are; of
-    records with other questions the shared ones are compared, in whatever order they stand."""
+    """The interval of a difference that is the same for every question has no width, however different questions are;
+    of records with other questions the shared ones are compared, in whatever order they stand."""
     right = np.arange(1, 21)
     g = Grid([make_entry("base", 1, 0, right), make_entry("rl", 1, 0, right + 8), make_entry("rl", 1, 1, right)])
     d = contrast([(1, g.models("rl", 1)), (-1, g.models("base", 1))], Questions(1))
@@ -239,8 +239,8 @@ def test_replicates_of_other_pretraining_runs_do_not_replace_each_other():
 
 
 def test_checkpoints_with_and_without_pretraining_runs_of_their_own_are_averaged_by_seed():
-    """Three seeds after three pretraining runs at one checkpoint, after one shared run at another: the mean has three rows;
-    and the checkpoint with runs of their own is the early one of finding 1."""
+    """Three seeds after three pretraining runs at one checkpoint, after one shared run at another: the mean has three
+    rows; and the checkpoint with runs of their own is the early one of finding 1."""
     right = np.arange(1, 21)
     entries = [make_entry(r, 2, s, right + s, pretrained=s) for r in ("rl", "base") for s in (1, 2, 3)]
     entries += [make_entry("rl", t, s, right + s, pretrained=1) for t in (1, 3) for s in (1, 2, 3)]
@@ -311,8 +311,8 @@ def at_equal(g: Grid, m: Questions):
 
 
 def test_the_order_is_judged_at_equal_pass1():
-    """A sharper model has less pass@32 at the same pass@1, and is found to; two alike are not told apart, although one of
-    the trajectories begins and ends higher."""
+    """A sharper model has less pass@32 at the same pass@1, and is found to; two alike are not told apart, although one
+    of the trajectories begins and ends higher."""
     m = Questions(32)
     sharp = at_equal(trajectories(0.8, 2.0), m).estimate()
     assert sharp.low > 0.05
@@ -323,8 +323,8 @@ def test_the_order_is_judged_at_equal_pass1():
 
 
 def test_a_seed_without_common_pass1_is_not_left_out_alone():
-    """One seed's RL from base stays below where RL after SFT begins: the checkpoint is left out, not that seed, and the finding
-    names it."""
+    """One seed's RL from base stays below where RL after SFT begins: the checkpoint is left out, not that seed, and the
+    finding names it."""
     w, entries = World(300), trajectories(1.0, 1.0).entries
     entries = [e for e in entries if (e.recipe, e.meta["seed"]) != ("rl", 3)]
     entries += w.run("rl", 1, 3, np.full(5, -2.0), np.ones(5))
@@ -366,8 +366,9 @@ def test_the_model_of_a_run_is_where_validation_stopped_it():
 
 
 def test_the_early_checkpoint_is_the_same_at_every_state_of_a_study():
-    """The first primary one: with two of its seeds, when all seeds have both primary ones and nothing else is there (the main one
-    once stood for it then), and with another checkpoint. With one seed, half done, a report is made (it once crashed)."""
+    """The first primary one: with two of its seeds, when all seeds have both primary ones and nothing else is there
+    (the main one once stood for it then), and with another checkpoint. With one seed, half done, a report is made (it
+    once crashed)."""
 
     def rl(t: int, seed: int, start: float = 0.01) -> Entry:
         return make_entry(
@@ -519,8 +520,8 @@ def records_of_the_plans(tmp_path) -> list:
 
 
 def test_the_plans_of_the_study_answer_every_finding(tmp_path):
-    """The plans, rates, steps, seeds and marks that an excursion writes are those that the findings read: run as planned, no
-    finding is "not run", no primary contrast lacks a record, and the dose is the paper's."""
+    """The plans, rates, steps, seeds and marks that an excursion writes are those that the findings read: run as
+    planned, no finding is "not run", no primary contrast lacks a record, and the dose is the paper's."""
     entries = records_of_the_plans(tmp_path)
     found = [*all_findings(entries), *(f for f, _ in questions(entries))]
     assert [(f.number, c.text) for f in found for c in f.primary if c.x is None] == []
@@ -542,8 +543,8 @@ def small_pictures(monkeypatch):
 
 
 def test_report_is_the_same_twice_and_reads_on_a_phone(tmp_path, small_pictures):
-    """Byte-equal text and figures from the same records; a summary of five sentences at most; each finding with its mark;
-    every picture with words instead; nothing wider than a phone but what scrolls."""
+    """Byte-equal text and figures from the same records; a summary of five sentences at most; each finding with its
+    mark; every picture with words instead; nothing wider than a phone but what scrolls."""
     save(study(seeds=(1, 2), tokens=(5_600_000,), n=60), tmp_path / "records")
     for name in ("a", "b"):
         report.write_report(tmp_path / "records", tmp_path / name)
@@ -601,8 +602,8 @@ def test_figures_of_older_records_and_of_sizes():
 
 
 def test_an_interval_beyond_all_values_hides_no_other():
-    """Two pretraining runs that differ much have an interval of hundreds of points: the panel shows the others, in a range that
-    pass@k can have, and where a contrast's interval goes on."""
+    """Two pretraining runs that differ much have an interval of hundreds of points: the panel shows the others, in a
+    range that pass@k can have, and where a contrast's interval goes on."""
     far = estimate(np.array([[0.0] * 40, [0.9] * 40]), [str(i) for i in range(40)])
     near = [estimate(np.random.default_rng(i).normal(0.1, 0.2, (3, 40)), [str(i) for i in range(40)]) for i in range(3)]
     assert far.high > 5 and max(x.high for x in near) < 0.3

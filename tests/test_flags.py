@@ -93,8 +93,8 @@ def test_passes_that_make_no_sense(steps):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help(stage, capsys, monkeypatch):
-    """--help shows each flag once, with a sentence, in groups: the stage's own first. Where a run starts from a checkpoint,
-    --init, --out and --resume are among the first five."""
+    """--help shows each flag once, with a sentence, in groups: the stage's own first. Where a run starts from a
+    checkpoint, --init, --out and --resume are among the first five."""
     monkeypatch.setenv("COLUMNS", "100")  # a wide terminal gets two columns
     with pytest.raises(SystemExit):
         parse(stage, "--help")

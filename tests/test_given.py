@@ -52,8 +52,8 @@ def plan(tmp_path, *paths, **flags):
 
 
 def test_a_plan_starts_from_what_is_given(bases, tmp_path):
-    """No pretraining; every recipe from every checkpoint, labelled by its tokens, in their order whatever that of the flag is; all
-    seeds from the same ones, whose own evaluation is one."""
+    """No pretraining; every recipe from every checkpoint, labelled by its tokens, in their order whatever that of the
+    flag is; all seeds from the same ones, whose own evaluation is one."""
     cells = plan(tmp_path, bases / "a.pt", bases / "b.pt", recipes=("base", "rl"), seeds=(1, 2))
     assert {cell.kind for cell in cells.values()} == {"rl", "eval"}
     for label, name, tokens in (("2.00M", "b.pt", 2_000_000), ("4.00M", "a.pt", 4_000_000)):
@@ -84,8 +84,8 @@ def test_names_where_tokens_do_not_tell(bases, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(PLANS.keys() - {"checkpoints", "mixture", "scale"}))
 def test_every_plan_that_pretrains_nothing_itself(bases, tmp_path, capsys, name):
-    """From given checkpoints too, with all recipes: nothing is pretrained, what a cell needs is made before it or given; as a list,
-    a makefile, and a script of jobs."""
+    """From given checkpoints too, with all recipes: nothing is pretrained, what a cell needs is made before it or
+    given; as a list, a makefile, and a script of jobs."""
     paths = [bases / "a.pt", bases / "b.pt"]
     config = make_config(
         tmp_path, plan=name, bases=tuple(map(str, paths)), budget="study", seeds=(1, 2), recipes=tuple(RECIPES),
@@ -174,8 +174,8 @@ def test_records_of_given_checkpoints_stand(bases, tmp_path, weights, capsys):
 
 
 def test_whole_units_of_given_checkpoints_are_compared(bases, tmp_path):
-    """--records: where all is there, of another model of that path, nothing stands, for a command says a path alone; and an --out
-    whose evaluations are of another model than the path has now is refused, whoever made them."""
+    """--records: where all is there, of another model of that path, nothing stands, for a command says a path alone;
+    and an --out whose evaluations are of another model than the path has now is refused, whoever made them."""
     content = load_checkpoint(bases / "a.pt")
     content["lineage"][0]["weights"] = "new"
     save_checkpoint(tmp_path / "m.pt", content)
@@ -319,8 +319,8 @@ def test_the_nearest_scale(scale):
 
 @pytest.mark.slow
 def test_an_ablation_over_checkpoints_killed_and_resumed(base, world, tmp_path):
-    """One command, from two checkpoints of a run: killed and given again it has the records of a run that was not killed; the report
-    names the flag; with another flag the same OUT is refused."""
+    """One command, from two checkpoints of a run: killed and given again it has the records of a run that was not
+    killed; the report names the flag; with another flag the same OUT is refused."""
     for i, tokens in enumerate((1000, 3000)):
         content = load_checkpoint(base / "last.pt") | {"tokens": tokens}
         content["model"] = {name: tensor * (1 + 0.01 * i) for name, tensor in content["model"].items()}

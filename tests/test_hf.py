@@ -1,5 +1,5 @@
-"""Models of Hugging Face, both ways: transformers and lm-evaluation-harness load what `tools.olmo2 export` writes, and see the same
-model; `import` brings it back bit for bit."""
+"""Models of Hugging Face, both ways: transformers and lm-evaluation-harness load what `tools.olmo2 export` writes, and
+see the same model; `import` brings it back bit for bit."""
 
 import base64
 import dataclasses
@@ -83,7 +83,8 @@ def test_the_round_trip_is_bitwise(exported, tmp_path):
 
 
 def test_transformers_loads_it(exported):
-    """AutoModelForCausalLM, without a script, gives our logits in fp32 to 1e-5; config and generation config have our end of text."""
+    """AutoModelForCausalLM, without a script, gives our logits in fp32 to 1e-5; config and generation config have our
+    end of text."""
     transformers = pytest.importorskip("transformers")
     checkpoint, folder = exported
     theirs, ours = transformers.AutoModelForCausalLM.from_pretrained(folder), load_model(load_checkpoint(checkpoint))
@@ -150,8 +151,8 @@ print(peak("export", folder / "large.pt", folder / "large"), peak("import", fold
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory as Linux tells it")
 def test_never_two_copies_in_memory(tmp_path):
-    """A model of 70 MiB: export and import take its size beside what was there, all of it mapped from files; import of bf16 weights
-    their fp32 copy, and pages of the files."""
+    """A model of 70 MiB: export and import take its size beside what was there, all of it mapped from files; import of
+    bf16 weights their fp32 copy, and pages of the files."""
     from safetensors.torch import save_file
 
     write_checkpoint(tmp_path / "small.pt")
@@ -179,8 +180,8 @@ def test_never_two_copies_in_memory(tmp_path):
 
 
 def small_published(monkeypatch, cache: Path, name: str = "cl100k") -> bytes:
-    """Make the published cl100k a small one with its own pattern and gaps between its ranks and its special ids; its rank file,
-    which nobody has: the net is out of reach and the cache empty."""
+    """Make the published cl100k a small one with its own pattern and gaps between its ranks and its special ids; its
+    rank file, which nobody has: the net is out of reach and the cache empty."""
     texts = [segment for document in islice(world_module.documents(3, "general"), 60) for segment in document]
     pieces = {
         piece for text in texts for word in text.split() for piece in (f" {word}", word, word[:2], f" {word[:1]}")
@@ -300,8 +301,8 @@ def test_transformers_reads_the_tokenizer(exported):
 
 
 def test_ranks_come_from_the_folder(monkeypatch, tmp_path, capsys):
-    """Without net and cache, import finds the ranks in the model's own tokenizer.json, knows them by their digest, and keeps them
-    where all stages look; a tokenizer.json of other ids is refused, and so is a damaged one."""
+    """Without net and cache, import finds the ranks in the model's own tokenizer.json, knows them by their digest, and
+    keeps them where all stages look; a tokenizer.json of other ids is refused, and so is a damaged one."""
     content = small_published(monkeypatch, tmp_path / "cache")
     tokenizer_module.keep_ranks("cl100k", content)
     wide = dataclasses.replace(CONFIG, vocab_size=load_tokenizer("cl100k").padded_vocab_size)
@@ -376,7 +377,8 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path):
 
 
 def test_what_cannot_be_converted(exported, tmp_path):
-    """One line each: no names, names that are taken, flags without effect, a download that is not whole, an index of other files."""
+    """One line each: no names, names that are taken, flags without effect, a download that is not whole, an index of
+    other files."""
     checkpoint, folder = exported
     for command, source, target, flags, match in [
         ("import", "", "", {}, "import SOURCE TARGET"),
@@ -414,7 +416,8 @@ def test_what_cannot_be_converted(exported, tmp_path):
 
 
 def test_the_harness_finds_our_accuracies(world, tmp_path, monkeypatch):
-    """lm-evaluation-harness on an exported model and a task in local files: acc and acc_norm are those of eval.py, item by item."""
+    """lm-evaluation-harness on an exported model and a task in local files: acc and acc_norm are those of eval.py, item
+    by item."""
     harness = pytest.importorskip("lm_eval")
     pytest.importorskip("transformers")
     from lm_eval.tasks import TaskManager

@@ -77,8 +77,8 @@ def test_no_circles(graph):
     list(graphlib.TopologicalSorter({m: i - {m} for m, i in graph.items()}).static_order())
 
 
-# Command of a small run → the most functions and changes of file that its third step may pass through. The aim is 50 and 16
-# for GRPO, 20 and 6 for pretraining; these are what is reached, so that a step becomes no longer
+# Command of a small run → the most functions and changes of file that its third step may pass through. The aim is 50
+# and 16 for GRPO, 20 and 6 for pretraining; these are what is reached, so that a step becomes no longer
 STEPS = {
     "rl.py --steps 3 --prompts 2 --rollouts 4 --max_new_tokens 8 --kl 0.1": (57, 21),
     "pretrain.py --scale smoke --batch 2 --seq_len 64 --steps 3": (19, 6),

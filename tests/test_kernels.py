@@ -219,8 +219,8 @@ def test_rms_norm_of_zeros_is_zero_and_has_a_finite_gradient():
 
 @pytest.mark.parametrize("per_row", [False, True], ids=["positions of columns", "positions of rows"])
 def test_rotary_against_float64_complex_numbers(per_row):
-    """Pairs (i, i + D/2) turned by the angle, as complex numbers: values and gradient, for both shapes of the tables; the
-    input may be a view."""
+    """Pairs (i, i + D/2) turned by the angle, as complex numbers: values and gradient, for both shapes of the tables;
+    the input may be a view."""
     g = generator(0)
     base = torch.randn(2, 3, 5, 8, generator=g).requires_grad_()
     x = base.transpose(1, 2)  # (B, T, H, D), not contiguous
@@ -298,8 +298,9 @@ def test_causal_attention_against_a_dense_float64_mask(kv_heads):
 
 @st.composite
 def prompt_layouts(draw, longest: int = 6, tokens: int = 16) -> list[list[tuple[int, int]]]:
-    """(B, T) the document (prompt, answer) of each token: prompt | answer | answer | ... | prompt | ..., prompts of no token
-    and without answers among them, pieces of up to `longest` tokens. The end of the row cuts off what does not fit."""
+    """(B, T) the document (prompt, answer) of each token: prompt | answer | answer | ... | prompt | ..., prompts of no
+    token and without answers among them, pieces of up to `longest` tokens. The end of the row cuts off what does not
+    fit."""
     T, rows = draw(st.integers(1, tokens)), []
     for _ in range(draw(st.integers(1, 2))):
         row = []
@@ -327,8 +328,8 @@ def layout_of(rows: list[list[tuple[int, int]]]) -> tuple[Tensor, Tensor]:
 @settings(max_examples=60, deadline=None)
 @given(prompt_layouts(), st.sampled_from([1, 2, 4]), st.integers(0, 2**31 - 1))
 def test_attention_with_shared_prompts_equals_rows_of_their_own(rows, kv_heads, seed):
-    """In float64: each answer behind a prompt that it shares has the output of a row that holds its prompt and itself, and
-    the gradients of a prompt are the sum of those of its copies."""
+    """In float64: each answer behind a prompt that it shares has the output of a row that holds its prompt and itself,
+    and the gradients of a prompt are the sum of those of its copies."""
     b, t, g = len(rows), len(rows[0]), generator(seed)
     q, up = torch.randn(2, b, t, 4, 8, dtype=torch.float64, generator=g)
     k, v = torch.randn(2, b, t, kv_heads, 8, dtype=torch.float64, generator=g)
@@ -347,8 +348,8 @@ def test_attention_with_shared_prompts_equals_rows_of_their_own(rows, kv_heads, 
 
 
 def test_which_attention_runs_on_a_gpu(monkeypatch):
-    """Whole rows: PyTorch's, cuDNN first in passes with gradients and left out in others. Documents: the Triton kernel, and
-    with KERNELS=triton for both. On tensors that only say that they are on a GPU."""
+    """Whole rows: PyTorch's, cuDNN first in passes with gradients and left out in others. Documents: the Triton kernel,
+    and with KERNELS=triton for both. On tensors that only say that they are on a GPU."""
     ran = []
 
     def sdpa(q, k, v, **_):

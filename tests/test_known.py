@@ -82,8 +82,8 @@ def test_what_is_left(tmp_path, monkeypatch, capsys, weights):
 
 
 def test_records_that_stand_are_copied(tmp_path):
-    """They take part in the report of the run that goes on, for all seeds that start from their model in this plan or an
-    earlier one."""
+    """They take part in the report of the run that goes on, for all seeds that start from their model in this plan or
+    an earlier one."""
     for folder in ("records", "out"):
         (tmp_path / folder).mkdir()
     write_jsonl(tmp_path / "records/one-base.json.gz", [{}])

@@ -70,8 +70,8 @@ def submit(tmp_path):
 
 
 def test_a_plan_as_jobs(world, tmp_path, submit):
-    """The script of `plan` makes the files of the cells through torchrun, though OUT has a blank in it, each log beside its
-    cell; run again it submits nothing; the report's records are collected from what the jobs left."""
+    """The script of `plan` makes the files of the cells through torchrun, though OUT has a blank in it, each log beside
+    its cell; run again it submits nothing; the report's records are collected from what the jobs left."""
     out = tmp_path / "an out of 5%j"
     flags = ["--scale", "smoke", "--tokens", "20k", "--checkpoints", "20k", "--recipes", "base", "--limit", "2"]
     flags += ["--data", world, "--out", out, "--format", "slurm", "--launch", "torchrun --nproc_per_node=1"]
@@ -94,8 +94,8 @@ def test_a_plan_as_jobs(world, tmp_path, submit):
 
 
 def test_a_sweep_of_jobs(world, tmp_path, submit):
-    """Rates are chosen by `report` once jobs have made all runs. A job leaves the folder of a run alone in which another is at work,
-    and begins anew in one that a kill has left without a checkpoint."""
+    """Rates are chosen by `report` once jobs have made all runs. A job leaves the folder of a run alone in which
+    another is at work, and begins anew in one that a kill has left without a checkpoint."""
     flags = ["--plan", "sweep", "--scale", "smoke", "--tokens", "20k", "--checkpoints", "20k", "--recipes", "sft", "--sweep", "1", "3",
              "--data", world, "--out", tmp_path / "out"]  # fmt: skip
     code, script, err = run("-m", "excursion", "plan", *flags, "--format", "slurm", "--sbatch", SBATCH)
@@ -129,9 +129,9 @@ def test_the_page_names_cells_that_are_there(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
 def test_a_makefile_leaves_notes(tmp_path, capsys):
-    """Of each cell that has succeeded, as the runner would, whatever characters its command has; of others none. A training run
-    that has its last checkpoint and no note, killed in its last evaluation, goes on; a given file has to be there. The python
-    is the one of the plan, whatever PATH says."""
+    """Of each cell that has succeeded, as the runner would, whatever characters its command has; of others none. A
+    training run that has its last checkpoint and no note, killed in its last evaluation, goes on; a given file has to
+    be there. The python is the one of the plan, whatever PATH says."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "bin/python").chmod(0o755)
@@ -165,8 +165,9 @@ def test_a_makefile_leaves_notes(tmp_path, capsys):
 
 
 def test_no_other_command_goes_on_with_a_run(tmp_path):
-    """--resume takes from last.pt what a command does not say: so a run that was killed is noted from its start, and refused to
-    another command, by `run` (with --retry too) and in the shell. Without a checkpoint it begins anew by any."""
+    """--resume takes from last.pt what a command does not say: so a run that was killed is noted from its start, and
+    refused to another command, by `run` (with --retry too) and in the shell. Without a checkpoint it begins anew by
+    any."""
     note = tmp_path / "out/cells/x.json"
     code = f"import shutil, sys; shutil.copy({str(note)!r}, PATH) if '--fail' not in sys.argv else sys.exit('no disk')"
     cell = replace(small_cell(tmp_path, "x", code), run=tmp_path / "run")

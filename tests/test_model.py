@@ -137,8 +137,8 @@ def test_initial_weights_are_those_of_pytorch(std):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [False, True], ids=["rows", "packed answers"])
 def test_what_is_computed_again_changes_no_bit(packed, dtype):
-    """--recompute attention and block: the gradients of --recompute none to the bit; each keeps less for backward than the one
-    before; block computes the blocks' forward pass twice. A pass without gradients is as it was."""
+    """--recompute attention and block: the gradients of --recompute none to the bit; each keeps less for backward than
+    the one before; block computes the blocks' forward pass twice. A pass without gradients is as it was."""
     model, rng = tiny(n_layers=3, n_kv_heads=1), np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(128, size=(3, 40)))
     batch = Packed(random_ids(rng, [5, 9]), random_ids(rng, [30, 20, 1]), [0, 0, 1], CPU)
@@ -223,9 +223,9 @@ def rows_of(entry, prompt, new) -> np.ndarray:
 @pytest.mark.parametrize("kind", [KVCache, PagedCache])
 @torch.no_grad()
 def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kind, kv_heads):
-    """Rows that continue shared prompts of different lengths (one fills its page), and joined at different times, have the
-    hidden states of a full forward in float64, also after a row was moved to another slot, whatever the cache's memory held. Pages: no
-    page is lost, and the last rows have to wait where there are none."""
+    """Rows that continue shared prompts of different lengths (one fills its page), and joined at different times, have
+    the hidden states of a full forward in float64, also after a row was moved to another slot, whatever the cache's
+    memory held. Pages: no page is lost, and the last rows have to wait where there are none."""
     model, exact, rng = tiny(n_kv_heads=kv_heads), tiny(n_kv_heads=kv_heads).double(), np.random.default_rng(0)
     prompts = random_ids(rng, (7, 1, 32))
     owner, joins = np.array([2, 0, 1, 0, 2]), np.array([0, 0, 1, 3, 3])
@@ -283,8 +283,8 @@ def test_cached_decoding_at_ragged_positions_equals_the_full_forward(kind, kv_he
 
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_packed_answers_and_gradients_equal_separate_rows(kv_heads):
-    """Answers that share a prompt (ragged, of one token, a prompt of one token, a prompt without answers, answers out of
-    order) have the log-probs and parameter gradients of full rows of their own."""
+    """Answers that share a prompt (ragged, of one token, a prompt of one token, a prompt without answers, answers out
+    of order) have the log-probs and parameter gradients of full rows of their own."""
     model, rng = tiny(n_kv_heads=kv_heads), np.random.default_rng(1)
     prompts = random_ids(rng, (3, 17, 9, 1))
     owner = [1, 0, 0, 3, 1, 3]

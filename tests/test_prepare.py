@@ -202,8 +202,9 @@ def dolmino_copy(folder):
 
 
 def test_dolmino(tmp_path, monkeypatch):
-    """`--input dolmino` makes one source of each of the six configurations, from a local copy as from the hub; all of them
-    without --max_tokens, each its share of it otherwise; and `--mix dolmino50` trains on them in the paper's shares."""
+    """`--input dolmino` makes one source of each of the six configurations, from a local copy as from the hub; all of
+    them without --max_tokens, each its share of it otherwise; and `--mix dolmino50` trains on them in the paper's
+    shares."""
     copy = str(dolmino_copy(tmp_path / "copy"))
     out = run(tmp_path, "dolmino", local=copy)
     assert {path.name for path in out.iterdir() if path.is_dir()} == set(KINDS)
@@ -249,8 +250,8 @@ def test_dolmino(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("part", ["dclm", "math"])
 def test_streaming_itself(tmp_path, monkeypatch, part):
-    """`datasets` streams a configuration of DOLMino's layout (folder with a dataset card, .json.zst, .jsonl and .gz files)
-    through stream_hub: every row, in an order of the seed, from any row on. The network alone is left out."""
+    """`datasets` streams a configuration of DOLMino's layout (folder with a dataset card, .json.zst, .jsonl and .gz
+    files) through stream_hub: every row, in an order of the seed, from any row on. The network alone is left out."""
     copy, seen = dolmino_copy(tmp_path / "copy"), []
     card = "".join(f"- config_name: {k}\n  data_files:\n  - split: train\n    path: data/{k}/**/*\n" for k in KINDS)
     (copy / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
@@ -274,8 +275,8 @@ def test_without_the_hub(tmp_path, monkeypatch):
 
 
 def test_local_copies_of_question_sets(tmp_path):
-    """GSM8K and OpenMathInstruct-2 from copies in the hub's layout: parquet of the right split, the test split banned and
-    written, the GSM8K sources alone; openmathinstruct2-full takes all, with validation questions of both."""
+    """GSM8K and OpenMathInstruct-2 from copies in the hub's layout: parquet of the right split, the test split banned
+    and written, the GSM8K sources alone; openmathinstruct2-full takes all, with validation questions of both."""
     rows = [{"question": f"Q {i}, how many nuts?", "answer": f"It is {i}.\n#### {i}"} for i in range(30)]
     parquet(tmp_path / "gsm8k/main/train-00000-of-00001.parquet", rows)
     parquet(tmp_path / "gsm8k/main/test-00000-of-00001.parquet", rows[25:])
@@ -317,8 +318,8 @@ def test_local_copies_of_question_sets(tmp_path):
 
 
 def test_local_copy_of_math(tmp_path):
-    """MATH in the hub's layout, a folder for each subject: all seven, their levels kept, the answer taken from the box; one
-    subject by --subset."""
+    """MATH in the hub's layout, a folder for each subject: all seven, their levels kept, the answer taken from the box;
+    one subject by --subset."""
     for number, subject in enumerate(HUB_QUESTIONS["math"][1]):
         for split, first in ("train", 0), ("test", 6):
             rows = [
@@ -349,8 +350,9 @@ def real(name):
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/realdata")
 def test_published_rows_in_the_hubs_layouts(tmp_path):
-    """The published GSM8K, MATH (its test problems, the 500 of MATH-500 as the test split) and a sample of OpenMathInstruct-2 in
-    the hub's layouts: every row becomes a question whose first solution earns the reward, and no test question is trained on."""
+    """The published GSM8K, MATH (its test problems, the 500 of MATH-500 as the test split) and a sample of
+    OpenMathInstruct-2 in the hub's layouts: every row becomes a question whose first solution earns the reward, and no
+    test question is trained on."""
     parquet(tmp_path / "gsm8k/main/train-00000-of-00001.parquet", real("gsm8k_train.jsonl.gz"))
     parquet(tmp_path / "gsm8k/main/test-00000-of-00001.parquet", real("gsm8k_test.jsonl.gz"))
     rows = real("math_test.jsonl.gz")
@@ -426,8 +428,8 @@ def test_local_copy_of_any_text(tmp_path):
 
 
 def test_text_field(tmp_path, capsys):
-    """--text_field names the column of the text, in jsonl and parquet; .txt files need none. Where it is missing, the line
-    names the flag and what there is; another field makes another source."""
+    """--text_field names the column of the text, in jsonl and parquet; .txt files need none. Where it is missing, the
+    line names the flag and what there is; another field makes another source."""
     path = write(tmp_path / "t.jsonl", [{"content": text, "text": "no"} for text in texts(5)] + [{"body": "x"}])
     (tmp_path / "a.txt").write_text("plain\n")
     out = run(tmp_path, path, tmp_path / "a.txt", source="t", text_field="content", val_fraction=0)
@@ -764,8 +766,8 @@ def test_no_validation_questions(tmp_path):
 
 
 def test_two_into_one_folder(tmp_path):
-    """A folder that another prepare is at work in is refused in one line and left as it is; when that one has ended, it is
-    free. What is wrong with the flags is found before there is a folder."""
+    """A folder that another prepare is at work in is refused in one line and left as it is; when that one has ended, it
+    is free. What is wrong with the flags is found before there is a folder."""
     source = write(tmp_path / "t.jsonl", [{"text": text} for text in texts(9)])
     (tmp_path / "out").mkdir()
     lock = take_lock(tmp_path / "out")  # the other process: a second descriptor is as good as a second process

@@ -148,8 +148,9 @@ BF16 = Process(0, 1, torch.device("cpu"), torch.bfloat16)
 
 
 def test_22_the_reference_in_bf16_has_the_policys_bits():
-    """Property 22 under autocast: the reference, whose matrices are kept in bf16, has the log-probs of an equal policy to the
-    bit, so that the KL is exactly 0; it takes 2 bytes for each of their numbers, and fp32 leaves it as it was."""
+    """Property 22 under autocast: the reference, whose matrices are kept in bf16, has the log-probs of an equal policy
+    to the bit, so that the KL is exactly 0; it takes 2 bytes for each of their numbers, and fp32 leaves it as it
+    was."""
     model, groups = for_the_world(), make_groups(REWARDS)
     reference = rl.kl_reference(for_the_world(), torch.bfloat16)
     with torch.no_grad(), BF16.autocast():
@@ -190,8 +191,8 @@ def test_15_before_any_update_every_ratio_is_1(tmp_path, monkeypatch, process, f
     assert max((r - 1).abs().max().item() for r in ratios) < 1e-3
     apart = max(np.abs(s - a.old_log_prob).max() for a, s in sampled)
     assert apart > 3e-3 if process is BF16 else apart < 1e-4
-    # forward and backward of every update cost 3 forward passes; the old log-probs of each answer one, but for those of the first
-    # minibatch where it does not come again
+    # forward and backward of every update cost 3 forward passes; the old log-probs of each answer one, but for those of
+    # the first minibatch where it does not come again
     epoch, first = (rl.sampling_metrics(some, policy, 1.0)["flops"] for some in (groups, g.minibatches(groups)[0]))
     epochs = g.config.inner_epochs  # sampling has cost one epoch too
     row = sum(len(g[0].prompt) + sum(len(a.tokens) - 1 for a in g) for g in groups)  # the last token is no input
@@ -246,8 +247,8 @@ def test_14_15_16_first_update_is_reinforce(model):
 
 
 def test_14_kl_and_entropy_are_those_of_the_formula(model):
-    """Property 14 for the other terms of the loss: kl Σ w k3 - entropy Σ w H, both at the sampling temperature, in gradient and
-    in the logged KL."""
+    """Property 14 for the other terms of the loss: kl Σ w k3 - entropy Σ w H, both at the sampling temperature, in
+    gradient and in the logged KL."""
     groups = make_groups([[0.0] * 3])
     other = GPT(config_of("smoke", 128)).init_weights(1, std=0.15).requires_grad_(False)
     got, stats = gradient(model, grpo(temperature=0.7, reference=other, kl=0.3, entropy=0.2), groups)
@@ -497,8 +498,8 @@ def test_23_prompt_and_pad_positions_get_zero_gradient(model, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["token_mean", "token_sum"])
 def test_23_sft_trains_on_solutions_only(loss):
-    """Property 23 in SFT: two solutions of a question have the gradient of their mean (or summed) NLL in rows of their own; the
-    logged loss is the mean. A loss on the prompt would give a gradient to other states than those."""
+    """Property 23 in SFT: two solutions of a question have the gradient of their mean (or summed) NLL in rows of their
+    own; the logged loss is the mean. A loss on the prompt would give a gradient to other states than those."""
     texts = ["Two. \\boxed{2}", "\\boxed{2}"]
     question = {"id": "1", "question": "Tom has 2 pears. How many?", "solutions": texts, "answer": "2"}
     policy, tokenizer = for_the_world(), load_tokenizer("world")

@@ -198,8 +198,8 @@ def test_hub_names(monkeypatch):
 
 
 def test_limit_parses_no_more(tmp_path, monkeypatch):
-    """`limit` gives the first questions of a whole reading. Of a file of our own form nothing behind them is read; where
-    a question's solutions may follow row by row, rows of other questions are not parsed as questions."""
+    """`limit` gives the first questions of a whole reading. Of a file of our own form nothing behind them is read;
+    where a question's solutions may follow row by row, rows of other questions are not parsed as questions."""
     own = write(tmp_path / "own.jsonl", [OWN | {"question": f"{i}?", "id": str(i)} for i in range(5000)])
     way = OMI2 | {"generated_solution": "Another way: \\boxed{4}."}
     rows = [r | {"problem": f"{i}?"} for r in (OMI2, way) for i in range(500)]
@@ -227,8 +227,8 @@ def test_byte_order_mark(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json.gz", ".json.zst"])
 def test_overlong_lines(tmp_path, monkeypatch, capsys, suffix):
-    """A line longer than MAX_RECORD is named, counted and skipped, in any compression, and no more than that is ever held
-    of it; the lines around it are read, and one of just the limit too."""
+    """A line longer than MAX_RECORD is named, counted and skipped, in any compression, and no more than that is ever
+    held of it; the lines around it are read, and one of just the limit too."""
     monkeypatch.setattr(readers, "MAX_RECORD", 1000)
     exact = json.dumps(OWN | {"question": "Exact?"}).encode()
     exact = exact[:-1] + b" " * (999 - len(exact)) + b"}"
@@ -293,8 +293,8 @@ def test_hub_layouts(tmp_path, name):
 
 
 def test_split_of_groups():
-    """With groups, so many of each group's sources are held out, each by its own shuffle with seed 42, in turn; train is
-    the rest in its order, other sources included."""
+    """With groups, so many of each group's sources are held out, each by its own shuffle with seed 42, in turn; train
+    is the rest in its order, other sources included."""
     rows = [row | {"source": source} for i in range(20) for source in "abc" for row in rows_of(f"{source} {i}?")]
     train, validation = split_validation(rows, n=5, groups=(("a",), ("b",)))
     assert [row["source"] for row in validation] == list("ab") * 5
@@ -377,8 +377,8 @@ def test_banned_question_within_other_text():
 
 
 def test_demonstration_ends_in_one_stop_token():
-    """Property 37: a solution ends in exactly one stop token, also if its text spells one; with a cut it is the first so
-    many tokens of that."""
+    """Property 37: a solution ends in exactly one stop token, also if its text spells one; with a cut it is the first
+    so many tokens of that."""
     solution = "Tom has 3<|endoftext|> pears. The answer is \\boxed{3}."
     tokens = encode_solution(solution, TOKENIZER)
     assert tokens.count(TOKENIZER.eos) == 1 and tokens[-1] == TOKENIZER.eos
@@ -414,8 +414,8 @@ def test_worked_examples(name, tmp_path):
 
 
 def test_question_answer_prompts():
-    """The authors' prompt: GSM8K's own rows with their marks, the instruction after the last Answer:, no stop token; for
-    MATH the answers boxed. Without examples the prompt is plain."""
+    """The authors' prompt: GSM8K's own rows with their marks, the instruction after the last Answer:, no stop token;
+    for MATH the answers boxed. Without examples the prompt is plain."""
     examples = load_examples("gsm8k_train")
     texts = {form: TOKENIZER.decode(few_shot_prompt(examples, "Why?", TOKENIZER, form)) for form in PROMPT_FORMS}
     hashes, boxed = texts["question_answer"], texts["question_answer_boxed"]
@@ -492,8 +492,8 @@ def test_a_parquet_file_whose_text_is_damaged(tmp_path):
 
 
 def test_what_a_users_file_may_hold(tmp_path):
-    """Two files numbered from 1, one behind the other: every question keeps an id of its own. 0 is an id. true and NaN are no
-    answers. Questions that differ in case alone leave nothing to train on, and this is said."""
+    """Two files numbered from 1, one behind the other: every question keeps an id of its own. 0 is an id. true and NaN
+    are no answers. Questions that differ in case alone leave nothing to train on, and this is said."""
     rows = [{"id": i, "question": f"What is {i} and {part}?", "answer": str(i)} for part in "ab" for i in range(3)]
     write_jsonl(tmp_path / "mine.jsonl", rows)
     found = load_questions(tmp_path / "mine.jsonl")

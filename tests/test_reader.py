@@ -80,8 +80,8 @@ def evil(tmp_path) -> Path:
 
 
 def test_text_of_models_is_never_html(evil):
-    """Whatever a model, a question or a name says, the page has the same elements as a harmless one, loads nothing, and its data
-    are what the record says."""
+    """Whatever a model, a question or a name says, the page has the same elements as a harmless one, loads nothing, and
+    its data are what the record says."""
     page, tame = reader.page([evil], 0), reader.page([write_record(evil.parent, "a", {"q": [sample("x")]})], 0)
     assert Elements(page).tags == Elements(tame).tags and Elements(page).tags.count("script") == 2
     assert not Elements(page).urls and "default-src 'none'" in page and not re.search(r"https?:", page)
@@ -144,8 +144,8 @@ def test_in_a_browser(evil, tmp_path):
 
 
 def test_equal_answers_stand_once(tmp_path):
-    """The most frequent first, with their number; a cut answer is another one than a whole one with its text. What the grader
-    finds tells wrong from no answer."""
+    """The most frequent first, with their number; a cut answer is another one than a whole one with its text. What the
+    grader finds tells wrong from no answer."""
     samples = [sample("no box"), sample("\\boxed{7}", True, process=False), sample("\\boxed{7}", True, process=False),
                sample("\\boxed{7}", True, cut=True), sample("#### 9"), sample("\\boxed{7}", cut=True)]  # fmt: skip
 
@@ -163,8 +163,8 @@ def test_equal_answers_stand_once(tmp_path):
 
 
 def test_two_records_side_by_side(tmp_path):
-    """Questions meet by set and id, whatever their order; one that only one record has stands alone. Without a common question
-    there is no page."""
+    """Questions meet by set and id, whatever their order; one that only one record has stands alone. Without a common
+    question there is no page."""
     a = write_record(tmp_path / "a", "last", {"x": [sample("A")], "y": [sample("B")]})
     b = write_record(tmp_path / "b", "last", {"y": [sample("C", True)]})
     data = data_of(reader.page([a, b], 0))
@@ -221,8 +221,8 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 
 def test_ends_of_tokens():
-    """The ends cut the decoded text into the tokens' texts, for any ids: characters of several tokens, broken ones, ids of the
-    padded table that stand for nothing."""
+    """The ends cut the decoded text into the tokens' texts, for any ids: characters of several tokens, broken ones, ids
+    of the padded table that stand for nothing."""
     tokenizer, rng = load_tokenizer("world"), np.random.default_rng(0)
     text = "Tom has 7 é 🙂 pears"
     ids = tokenizer.encode(text)

@@ -1,5 +1,5 @@
-"""README's commands are run, in its order and in one folder, each made small by flags behind its own; hub data sets and the
-files that it names are small stand-ins of the same form. What is not run is listed here with the reason."""
+"""README's commands are run, in its order and in one folder, each made small by flags behind its own; hub data sets and
+the files that it names are small stand-ins of the same form. What is not run is listed here with the reason."""
 
 import gzip
 import importlib
@@ -163,7 +163,8 @@ def test_every_command_of_readme_and_docs(place, monkeypatch, capsys):
 
 
 def test_parser_of_the_readme():
-    """Commands are those of indented and fenced blocks and of tables, without comments and repetitions; prose and listings are none."""
+    """Commands are those of indented and fenced blocks and of tables, without comments and repetitions; prose and
+    listings are none."""
     page = "Run `python no.py`.\n\n    .venv/bin/python a.py --x 'b c'  # why\n    OUT/file   what\n\n```bash\ntorchrun b.py\npython a.py --x 'b c'\n```\n"
     assert commands(page) == ["python a.py --x 'b c'", "torchrun b.py"]
     assert commands("| a | `python c.py --x 1`, or `rl.py`; `make smoke` |\n`python no.py x`") == [

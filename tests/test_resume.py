@@ -201,8 +201,8 @@ def test_flags_of_another_version_are_named(whole, tmp_path):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_data_that_have_changed_are_refused(name, base, world, tmp_path):
-    """Shards or questions that were made anew would give a resumed run other batches; the lineage names what was trained on.
-    A run of an older version, which does not know, goes on."""
+    """Shards or questions that were made anew would give a resumed run other batches; the lineage names what was
+    trained on. A run of an older version, which does not know, goes on."""
     stage, data, out = STAGES[name][0], tmp_path / "world", tmp_path / "run"
     shutil.copytree(world, data)
     stage.main(config(name, out, base, data))
@@ -240,8 +240,9 @@ def test_a_logger_that_is_not_installed(logger, base, world, tmp_path, monkeypat
 
 
 def test_rollouts_in_wandb_and_tensorboard(base, world, tmp_path, monkeypatch):
-    """RL gives what it writes to rollouts.jsonl.gz at the first step and every 16th after it: the same answers and rewards, a row
-    an answer, at the step of their metrics. In TensorBoard each line stands in a block that is shown as it is."""
+    """RL gives what it writes to rollouts.jsonl.gz at the first step and every 16th after it: the same answers and
+    rewards, a row an answer, at the step of their metrics. In TensorBoard each line stands in a block that is shown as
+    it is."""
     tables, texts = [], []
     log = types.SimpleNamespace(log=lambda values, step: tables.append((step, values)), finish=lambda: None)
     fake = types.SimpleNamespace(

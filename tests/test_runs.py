@@ -26,8 +26,8 @@ from process import Process
 
 
 def test_33_pretraining_resumes_bitwise(base, world, tmp_path):
-    """Property 33: killed at a random moment and resumed, the same bits as without. (Other stages: test_resume.py; signals that
-    a run obeys: test_ranks.py.)"""
+    """Property 33: killed at a random moment and resumed, the same bits as without. (Other stages: test_resume.py;
+    signals that a run obeys: test_ranks.py.)"""
     process = start("pretrain.py", *SMALL, "--data", world, "--out", tmp_path / "run")
     while not (tmp_path / "run/last.pt").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -47,8 +47,8 @@ POST = dict(prompts=2, rollouts=4, max_new_tokens=8, limit=12, steps=4, save_eve
 
 
 def test_33_interleaved_steps_resume_bitwise(base, world, tmp_path, monkeypatch):
-    """Property 33: a run that stopped after an SFT step goes on with the RL step that is due. (Other modes: test_resume.py,
-    test_ranks.py.)"""
+    """Property 33: a run that stopped after an SFT step goes on with the RL step that is due. (Other modes:
+    test_resume.py, test_ranks.py.)"""
     monkeypatch.setattr(rl, "reward_of", lambda text, *_: (float(len(text) % 3), False))
     flags = POST | dict(init=str(base / "last.pt"), data=str(world), rows=4, mode="interleaved")
     average.main(average.Config(out=str(tmp_path / "whole"), **flags | dict(steps=4)))
@@ -171,8 +171,8 @@ def test_weights_that_make_no_sense(flags, base):
 
 
 def test_evaluation_in_the_authors_form(base, world, tmp_path):
-    """--prompt and --grader reach the evaluation: another prompt gives other samples, another judge the same samples and
-    its own judgement; the record says which."""
+    """--prompt and --grader reach the evaluation: another prompt gives other samples, another judge the same samples
+    and its own judgement; the record says which."""
     common = dict(checkpoint=(str(base / "last.pt"),), data=str(world), questions=("test_easy",), tasks=(), samples=2)
     common |= dict(k=(1,), limit=4, max_new_tokens=8, shots="1")
     texts, records = {}, {}

@@ -68,8 +68,8 @@ def test_the_scheduled_rate_is_the_one_that_acts(base):
 
 @pytest.mark.parametrize("decay_gains", [False, True])
 def test_what_decays(decay_gains):
-    """With zero gradients, matrices and the head shrink by lr · decay, with decay_gains the gains too; the rest stays bit
-    for bit. Every parameter is in exactly one group."""
+    """With zero gradients, matrices and the head shrink by lr · decay, with decay_gains the gains too; the rest stays
+    bit for bit. Every parameter is in exactly one group."""
     model = GPT(config_of("smoke", 128)).init_weights(0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = make_optimizer(model, 1e-2, 0.5, (0.9, 0.95), decay_gains)
@@ -90,8 +90,8 @@ def test_what_decays(decay_gains):
 
 
 def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
-    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, with both optimizers of average.py; the
-    moments' rates and eps are the paper's."""
+    """pretrain.py decays the gains as OLMo2 does, post-training the matrices only, with both optimizers of average.py;
+    the moments' rates and eps are the paper's."""
     seen = []
 
     class Enough(Exception):
@@ -122,8 +122,8 @@ def test_decay_of_the_stages(base, world, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("clip", "want"), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
 def test_clipping(clip, want):
-    """The gradient's norm is cut to --clip and never raised to it; 0 is no clipping; the norm before is returned. Seen by
-    steps of plain gradient descent at rate 1."""
+    """The gradient's norm is cut to --clip and never raised to it; 0 is no clipping; the norm before is returned. Seen
+    by steps of plain gradient descent at rate 1."""
     module = torch.nn.Linear(1, 2)
     before = [p.detach().clone() for p in module.parameters()]
     gradients = [torch.tensor([[3.0], [0.0]]), torch.tensor([0.0, 4.0])]
@@ -254,8 +254,8 @@ def test_a_crash_in_a_stages_evaluation_loses_nothing(base, world, tmp_path, mon
 
 
 def test_a_failing_log_does_not_outlive_its_step(tmp_path):
-    """metrics.jsonl after a resume holds no line of a step that will be made again, nor one that a kill has cut, or that
-    is none of ours."""
+    """metrics.jsonl after a resume holds no line of a step that will be made again, nor one that a kill has cut, or
+    that is none of ours."""
     run = runtime.Run(RunConfig(out=str(tmp_path / "run")), "sft", CPU)
     run.open()
     for step in range(1, 6):

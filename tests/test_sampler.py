@@ -142,8 +142,8 @@ class Casts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once(model, prompts):
-    """While answers are sampled in bf16, by 30 forward passes and more, each matrix of the products is cast once: autocast keeps
-    the copies as long as its context is open, and `sample` casts the head itself."""
+    """While answers are sampled in bf16, by 30 forward passes and more, each matrix of the products is cast once:
+    autocast keeps the copies as long as its context is open, and `sample` casts the head itself."""
     with Casts(model) as casts, torch.autocast("cpu", torch.bfloat16):
         sample(model, prompts, 2, stop=-1, max_new_tokens=30, seed=1)
     matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
@@ -195,8 +195,8 @@ def test_4_rows_differ_and_repeat_with_the_seed(model, prompts):
 
 
 def test_4_ranks_together_draw_the_rows_of_one_process(model, prompts):
-    """Process.spread: one, two, or more ranks than prompts draw the same rows, and every rank gets what was made of them
-    in the order of the prompts; a batch that begins at another number draws other rows."""
+    """Process.spread: one, two, or more ranks than prompts draw the same rows, and every rank gets what was made of
+    them in the order of the prompts; a batch that begins at another number draws other rows."""
 
     class Rank(Process):
         made = None
@@ -405,8 +405,8 @@ def test_6_stopping_changes_nothing_but_the_end(model, prompts):
 
 
 def test_6_what_earlier_rows_left_in_a_slot_is_not_read(model, prompts, monkeypatch):
-    """Property 6: with garbage in the buffers of tokens and log-probs, behind the ends of rows, the answers are the same:
-    they hold nothing behind their ends."""
+    """Property 6: with garbage in the buffers of tokens and log-probs, behind the ends of rows, the answers are the
+    same: they hold nothing behind their ends."""
     want, plain = draw(model, prompts, slots=5), sampler.Slots.__init__
 
     def filled(self, *args):
@@ -507,8 +507,8 @@ def spy(monkeypatch) -> dict:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 0.8])
 def test_rows_that_have_said_the_same_are_computed_once(monkeypatch, model, prompts, temperature):
-    """A token goes through the model once for each distinct beginning of the answers to a prompt, when all its rows decode
-    together; in a few slots the rows are the same."""
+    """A token goes through the model once for each distinct beginning of the answers to a prompt, when all its rows
+    decode together; in a few slots the rows are the same."""
     computed = []
 
     class Spy(KVCache):
@@ -539,8 +539,9 @@ def test_kv_gib_bounds_the_slots(monkeypatch, model, prompts):
 
 
 def test_kv_gib_0_takes_what_is_free(monkeypatch, model, prompts):
-    """kv_gib 0: the slots that fit in the free memory, with the same samples. On a GPU that is what the driver and PyTorch
-    have free, less a tenth, the weights in autocast's type and 2 GiB; where less is free, the message asks for more."""
+    """kv_gib 0: the slots that fit in the free memory, with the same samples. On a GPU that is what the driver and
+    PyTorch have free, less a tenth, the weights in autocast's type and 2 GiB; where less is free, the message asks for
+    more."""
     want, seen = answers(draw(model, prompts, n=8)), spy(monkeypatch)
     assert answers(draw(model, prompts, n=8, slots=40, kv_gib=0)) == want and seen["slots"] == 40
     gib = seen["bytes"] * 0.6 / 2**30
@@ -559,8 +560,8 @@ def test_kv_gib_0_takes_what_is_free(monkeypatch, model, prompts):
 
 def test_stragglers_do_not_starve_others(monkeypatch, model, prompts):
     """7 prompts x 8 rows of 1 to 60 tokens in 3 slots: every row comes out whole, in no more steps than list scheduling
-    needs (work / slots + the longest row), so that no slot stays empty while a row waits. Two prompts are prefilled at a time: the
-    next ones leave alone those that a straggler still reads."""
+    needs (work / slots + the longest row), so that no slot stays empty while a row waits. Two prompts are prefilled at
+    a time: the next ones leave alone those that a straggler still reads."""
     want, seen, done = draw(model, prompts, n=8, max_new_tokens=60), spy(monkeypatch), []
     monkeypatch.setattr(sampler, "PREFILL_TOKENS", 2 * max(map(len, prompts)))
     s = draw(model, prompts, n=8, max_new_tokens=60, slots=3, progress=done.append)
@@ -573,8 +574,9 @@ def test_stragglers_do_not_starve_others(monkeypatch, model, prompts):
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("slots", [3, 41, 100])
 def test_pages_give_the_same_rows(monkeypatch, model, prompts, slots, small):
-    """Keys and values in pages: the rows that slots give, whatever the pool's memory held, and though a row's end is seen
-    late. With a pool for hardly more than one answer, rows give their pages back and begin again, and none is lost."""
+    """Keys and values in pages: the rows that slots give, whatever the pool's memory held, and though a row's end is
+    seen late. With a pool for hardly more than one answer, rows give their pages back and begin again, and none is
+    lost."""
     flags = dict(n=8, max_new_tokens=60, slots=slots)
     want, waited, caches = draw(model, prompts, **flags), [], []
 
@@ -615,8 +617,8 @@ def test_pages_give_the_same_rows(monkeypatch, model, prompts, slots, small):
 
 
 def test_an_edited_model_decodes_by_its_own_forward(monkeypatch, model, prompts):
-    """On a GPU paged.decode_step decodes, which computes what model.py does; where a fork has edited the forward pass there, the
-    model itself does."""
+    """On a GPU paged.decode_step decodes, which computes what model.py does; where a fork has edited the forward pass
+    there, the model itself does."""
     assert paged.follows_model(), (
         "model.py has changed: change decode_step alike, then FOLLOWED, to what `digest` gives"
     )

@@ -72,8 +72,8 @@ def assert_close_lines(one: Path, many: Path) -> None:
 
 
 def assert_equal_to_one_process(one: Path, many: Path, ranks: int) -> None:
-    """Every gradient and every metric to 1e-5; the same rollouts; a checkpoint with the same names, shapes and settings; and a
-    rank keeps its part of masters, gradients and AdamW's state, no more."""
+    """Every gradient and every metric to 1e-5; the same rollouts; a checkpoint with the same names, shapes and
+    settings; and a rank keeps its part of masters, gradients and AdamW's state, no more."""
     a, b = (torch.load(folder / "seen.pt", weights_only=False) for folder in (one, many))
     apart = (a["gradients"] - b["gradients"]).norm(dim=1) / a["gradients"].norm(dim=1)
     assert apart.max() < 1e-5, apart
@@ -108,8 +108,9 @@ def test_sharded_ranks_are_one_process(runs, tmp_path):
 
 
 def test_bf16(runs, tmp_path):
-    """In bf16 the ranks read bf16 weights, with fp32 masters: the gradients of one process to what bf16 rounds (2⁻⁸), the
-    same also where micro-batches of one row add up; and nothing of the trial pass of --compile is left in a gradient."""
+    """In bf16 the ranks read bf16 weights, with fp32 masters: the gradients of one process to what bf16 rounds (2⁻⁸),
+    the same also where micro-batches of one row add up; and nothing of the trial pass of --compile is left in a
+    gradient."""
     stages = {"pretrain": ("pretrain", PRETRAIN[1] | dict(compile="on")), "sft": STAGES["sft"]}
     groups = [{"ranks": 1, "runs": runs(tmp_path / "1", stages, steps=2, dtype="bf16")}]
     groups += [{"ranks": 2, "runs": runs(tmp_path / "2", stages, steps=2, dtype="bf16", shard=True)}]
@@ -122,8 +123,9 @@ def test_bf16(runs, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_steps_on_2_3_and_4_ranks(runs, tmp_path):
-    """The same over 20 steps, with parts of unequal size (3 ranks) and of one row of nodes (4). All train on the answers that
-    one process sampled. Their own are hardly ever others: a token that is drawn between two parts at the last bit of a sum."""
+    """The same over 20 steps, with parts of unequal size (3 ranks) and of one row of nodes (4). All train on the
+    answers that one process sampled. Their own are hardly ever others: a token that is drawn between two parts at the
+    last bit of a sum."""
     groups = [{"ranks": 1, "runs": runs(tmp_path / "1", STAGES, steps=20)}]
     for n in (2, 3, 4):
         flags = dict(steps=20, shard=True)
@@ -139,8 +141,8 @@ def test_twenty_steps_on_2_3_and_4_ranks(runs, tmp_path):
 
 
 def test_resumed_on_any_number_of_ranks(runs, tmp_path):
-    """1 → 2 → 4 → 1 ranks, sharded where there are several, from one resume to the next: the data order and the losses of one
-    process; and the last one, which was given no --shard, goes on without."""
+    """1 → 2 → 4 → 1 ranks, sharded where there are several, from one resume to the next: the data order and the losses
+    of one process; and the last one, which was given no --shard, goes on without."""
     stages = {"pretrain": PRETRAIN, "rl": RL}
     groups = [{"ranks": 1, "runs": runs(tmp_path / "one", stages, steps=4)}]
     for steps, ranks in enumerate((1, 2, 4, 1), 1):
@@ -153,9 +155,9 @@ def test_resumed_on_any_number_of_ranks(runs, tmp_path):
 
 
 def test_what_ranks_save_together(runs, tmp_path):
-    """SIGTERM to rank 1 in the middle of the second step's sampling: both save the first step and exit with 143, and the
-    resumed run ends in the bits of one that was not stopped. Saves by the clock of rank 0, and a kept checkpoint that a
-    resumed run has to write again, change nothing."""
+    """SIGTERM to rank 1 in the middle of the second step's sampling: both save the first step and exit with 143, and
+    the resumed run ends in the bits of one that was not stopped. Saves by the clock of rank 0, and a kept checkpoint
+    that a resumed run has to write again, change nothing."""
     stages = {"rl": ("rl", dict(**ROLLOUTS, kl=0.1, minibatch=1, steps=3, shard=True))}
     whole, stopped = (runs(tmp_path / name, stages, save_every="0") for name in ("whole", "stopped"))
     codes = start(

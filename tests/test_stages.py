@@ -173,8 +173,8 @@ def test_30_each_stream_is_clipped_by_itself(base, world, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("mode", "sides"), [("parallel", "RSRS"), ("interleaved", "SR"), ("combined", "RR")])
 def test_rates_and_optimizers_of_the_modes(base, world, tmp_path, monkeypatch, mode, sides):
-    """RL steps at lr and SFT steps at sft_lr, both along the schedule; each side of parallel has its own optimizer, a baseline
-    one."""
+    """RL steps at lr and SFT steps at sft_lr, both along the schedule; each side of parallel has its own optimizer, a
+    baseline one."""
     seen = []
 
     def record(model, optimizer, process, lr, clip):
@@ -198,8 +198,8 @@ def test_rates_and_optimizers_of_the_modes(base, world, tmp_path, monkeypatch, m
 
 
 def test_norms_are_weighed_alike_whatever_the_loss_sums(base, world, tmp_path, monkeypatch):
-    """--weight norm: with --loss token_sum the SFT gradient is longer by the number of its tokens, and w the same. (It once left SFT
-    a weight of 1e-3.)"""
+    """--weight norm: with --loss token_sum the SFT gradient is longer by the number of its tokens, and w the same. (It
+    once left SFT a weight of 1e-3.)"""
     monkeypatch.setattr(rl, "reward_of", vary)
     flags = TINY | dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=1, limit=12, weight="norm")
     for loss in ("token_mean", "token_sum"):
@@ -227,8 +227,8 @@ def test_turns_have_an_order_of_questions_each(base, world, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("weight", ["norm", "signal"])
 def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, monkeypatch, weight):
-    """Steps whose rewards are all equal under --weight norm or signal: w is 0, and the run is that of sft.py on the same rows, up to
-    the rounding of θ̄ + Δ. (norm once multiplied the SFT update by 0, while its moments went on.)"""
+    """Steps whose rewards are all equal under --weight norm or signal: w is 0, and the run is that of sft.py on the
+    same rows, up to the rounding of θ̄ + Δ. (norm once multiplied the SFT update by 0, while its moments went on.)"""
     monkeypatch.setattr(rl, "reward_of", lambda *_: (0.0, False))
     flags = dict(init=str(base / "last.pt"), data=str(world), rows=4, steps=3, limit=12, eval_every=0)
     both = TINY | flags | dict(weight=weight, sft_lr=1e-3)
@@ -242,8 +242,8 @@ def test_without_signal_the_sft_update_is_applied_whole(base, world, tmp_path, m
 
 @pytest.mark.parametrize(("side", "weight"), [(sft.SFT, 1), (rl.GRPO, 0)])
 def test_a_gradient_that_is_not_finite_leaves_the_other_update_whole(base, world, tmp_path, monkeypatch, side, weight):
-    """--weight norm with a gradient of nan on one side: the step is counted as skipped, w is that of the other side alone, and the
-    weights stay finite and are moved by it."""
+    """--weight norm with a gradient of nan on one side: the step is counted as skipped, w is that of the other side
+    alone, and the weights stay finite and are moved by it."""
     monkeypatch.setattr(rl, "reward_of", vary)
     backward = side.backward
     monkeypatch.setattr(side, "backward", lambda *args, **more: backward(*args, **more, scale=float("nan")))
@@ -321,8 +321,9 @@ def test_gsm8k_itself_as_rl_and_sft_data(base, world, tmp_path, capsys):
 
 
 def test_what_to_expect_of_gsm8k(base, world, tmp_path, capsys):
-    """Runs on GSM8K's questions, or on those made of them, say once where the paper's pass@1 leaves the floor and how many tokens
-    are behind the model; later models are told the paper's number at no more tokens than theirs; other runs are told nothing."""
+    """Runs on GSM8K's questions, or on those made of them, say once where the paper's pass@1 leaves the floor and how
+    many tokens are behind the model; later models are told the paper's number at no more tokens than theirs; other runs
+    are told nothing."""
     assert what_to_expect([{"source": "world"}], 10) == what_to_expect([], 10) == []
     for source, tokens, said in [
         (
@@ -364,8 +365,9 @@ MATH_ANSWERS = ["--prompts", "4", "--rollouts", "4", "--max_new_tokens", "24", "
 
 
 def test_math_from_the_hubs_layout_to_a_record(base, tmp_path):
-    """MATH by the commands, from a local copy in the hub's layout: prepared, learned from its solutions, RL, evaluated on its test
-    set. The answer of every question is a half, so that even this model learns it: rewards and pass@1 rise from 0."""
+    """MATH by the commands, from a local copy in the hub's layout: prepared, learned from its solutions, RL, evaluated
+    on its test set. The answer of every question is a half, so that even this model learns it: rewards and pass@1 rise
+    from 0."""
     for subject in HUB_QUESTIONS["math"][1]:
         for split, of_split in ("train", range(8)), ("test", range(8, 12)):
             rows = [
@@ -403,8 +405,9 @@ def test_math_from_the_hubs_layout_to_a_record(base, tmp_path):
 
 @pytest.mark.skipif(not REALDATA.exists(), reason="needs ../shared/realdata")
 def test_math_itself_from_its_files_to_a_record(base, tmp_path):
-    """The published MATH by the commands: its test problems are banned from training (two are in both of its own splits), RL
-    samples answers to its problems and judges them against its answers, and its test set is evaluated with worked examples."""
+    """The published MATH by the commands: its test problems are banned from training (two are in both of its own
+    splits), RL samples answers to its problems and judges them against its answers, and its test set is evaluated with
+    worked examples."""
     train, test, data = REALDATA / "math_train.jsonl.gz", REALDATA / "math_test.jsonl.gz", tmp_path / "math"
     prepare = ["-m", "data.prepare", "--input", train, "--source", "math", "--questions", "only", "--ban", test]
     said = must(*prepare, "--validation_questions", "500", "--out", data)

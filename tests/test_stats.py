@@ -23,8 +23,8 @@ def test_interval_covers_the_mean_at_three_seeds(seed, question, rest):
 
 
 def test_bootstrap_is_too_narrow_where_seeds_differ():
-    """Why the small-sample interval decides: with three seeds that differ, the crossed bootstrap misses the mean in more than
-    a tenth of draws, the small-sample interval in fewer than half as many."""
+    """Why the small-sample interval decides: with three seeds that differ, the crossed bootstrap misses the mean in
+    more than a tenth of draws, the small-sample interval in fewer than half as many."""
     rng, misses = np.random.default_rng(1), np.zeros(2)
     for _ in range(600):
         y = draw(rng, 0.4, 0.3, 0.3, (3, 32))
@@ -34,8 +34,8 @@ def test_bootstrap_is_too_narrow_where_seeds_differ():
 
 
 def test_estimate_against_hand_computed_cases():
-    """One seed: Student's t over questions. One number a run: over seeds. Equal seeds: as many questions as there are, no
-    more. One value: no interval."""
+    """One seed: Student's t over questions. One number a run: over seeds. Equal seeds: as many questions as there are,
+    no more. One value: no interval."""
     x = estimate(np.array([[1.0, 2.0, 3.0, 6.0]]))
     assert x.mean == 3 and x.se == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2) and x.df == pytest.approx(3)
     assert x.high - x.mean == pytest.approx(3.182446 * x.se, rel=1e-6)  # t of 3 degrees of freedom
@@ -63,8 +63,8 @@ def test_bootstrap_against_hand_computed_cases():
 
 
 def test_questions_of_one_fact_count_once():
-    """Each question asked four times under other names, clustered: the interval of the questions themselves. Without the
-    clusters it would be half as wide."""
+    """Each question asked four times under other names, clustered: the interval of the questions themselves. Without
+    the clusters it would be half as wide."""
     y = draw(np.random.default_rng(0), 0.0, 1.0, 0.3, (3, 64))
     four, facts = np.repeat(y, 4, axis=1), np.repeat(np.arange(64), 4)
     assert estimate(four, facts).half_width == pytest.approx(estimate(y).half_width, rel=1e-9)

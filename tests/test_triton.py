@@ -64,8 +64,9 @@ def test_numbers_on_the_gpu():
     pytest.param(86, "mma.sync", marks=pytest.mark.slow), pytest.param(89, "mma.sync", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_compiled_code(arch, unit, monkeypatch):
-    """At OLMo2-1B's shapes every kernel compiles for the GPU, keeps its registers, feeds its warps, fits its shared memory
-    and, where it multiplies, uses the matrix units (for the 16 rows of decoding the oldest kind). Needs no GPU."""
+    """At OLMo2-1B's shapes every kernel compiles for the GPU, keeps its registers, feeds its warps, fits its shared
+    memory and, where it multiplies, uses the matrix units (for the 16 rows of decoding the oldest kind). Needs no
+    GPU."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("TRITON_INTERPRET=1: interpreted kernels are not compiled")
     from kernels.triton_attention import attention_forward
@@ -154,8 +155,8 @@ def test_small_tiles_of_fp32_compile(arch, monkeypatch):
 
 
 def test_every_stage_on_fake_cuda_tensors():
-    """fake_cuda.py, where PyTorch is built for CUDA. Elsewhere: it imports, and every name that it takes from another file
-    is there."""
+    """fake_cuda.py, where PyTorch is built for CUDA. Elsewhere: it imports, and every name that it takes from another
+    file is there."""
     if torch.version.cuda is not None:
         done = subprocess.run([sys.executable, "tests/fake_cuda.py"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

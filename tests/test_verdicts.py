@@ -13,8 +13,8 @@ from excursion.records import load
     (0, 1.0, 0.0, 0.25, (1, 2, 3)), (1, 2.0, 0.0, 0.02, (1, 2, 3)), (2, 0.3, 0.15, 0.1, (1, 2, 3)), (3, 1.0, 0.0, 0.1, (1,)),
 ])  # fmt: skip
 def test_every_verdict_by_other_code(tmp_path, seed, effect, drop, spread, seeds):
-    """Means, standard errors, degrees of freedom, intervals, p-values after Holm and verdicts of all primary contrasts: the same.
-    Whole studies, one of which runs are missing, and one seed alone."""
+    """Means, standard errors, degrees of freedom, intervals, p-values after Holm and verdicts of all primary contrasts:
+    the same. Whole studies, one of which runs are missing, and one seed alone."""
     save([e for e in random_study(seed, effect, drop, spread=spread) if e.meta["seed"] in seeds], tmp_path)
     entries = load(tmp_path)
     found = [*all_findings(entries), *(f for f, _ in questions(entries))]

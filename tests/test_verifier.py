@@ -60,8 +60,8 @@ REALDATA = Path(__file__).resolve().parents[2] / "shared" / "realdata"
     ],
 )
 def test_extraction(response, box, answer):
-    r"""Property 38: strictly, the answer is the last closed \boxed{}, braces nested or escaped; leniently, failing that, what
-    follows the last ####, failing that the last formula or number."""
+    r"""Property 38: strictly, the answer is the last closed \boxed{}, braces nested or escaped; leniently, failing
+    that, what follows the last ####, failing that the last formula or number."""
     assert last_box(response) == box
     assert extract_answer(response) == answer
 
@@ -163,8 +163,9 @@ def test_conventions_where_data_sets_disagree():
     r"""What is accepted although it could be argued to be wrong, and why.
 
     A percentage counts as its number (MATH asks "what percent", its gold answer is 28\%, and "28" is right) and as its
-    fraction (others' gold is 0.335 for 33.5\%); a bare 28 is still not 0.28. A unit is dropped, not compared: the question
-    fixes it, and its spellings are without end. A list of solutions has no order, as nothing says which comes first."""
+    fraction (others' gold is 0.335 for 33.5\%); a bare 28 is still not 0.28. A unit is dropped, not compared: the
+    question fixes it, and its spellings are without end. A list of solutions has no order, as nothing says which comes
+    first."""
     assert is_equal(r"28\%", "28") and is_equal(r"28\%", "0.28") and not is_equal("28", "0.28")
     # 3 million may be asked for as 3; beside a ratio that is no time, 4:10 is a ratio
     assert is_equal("3 million", "3") and is_equal("4:10", "2:5") and not is_equal("3 million", "3 thousand")
@@ -257,7 +258,8 @@ def check_both_ways(a: str, b: str) -> None:
 @given(plain_answers, plain_answers, st.booleans())
 def test_the_short_way_of_plain_answers_is_the_long_one(a, b, close):
     """Numbers and tuples of numbers are judged without the parser. Every verdict and every canonical form is the same
-    with it: for equal ones in another spelling, for different ones, and for what only looks like a number or a tuple."""
+    with it: for equal ones in another spelling, for different ones, and for what only looks like a number or a
+    tuple."""
     check_both_ways(a, a.replace("(", "( ").replace("00", "0").replace(", ", ",") if close else b)
 
 
@@ -275,8 +277,9 @@ def test_the_short_way_of_chosen_answers():
     st.sampled_from(["x", "n", r"\sqrt3", r"\pi"]),
 )
 def test_a_product_equals_its_expansion_and_no_other(roots, place, change, variable):
-    """Expressions are compared by value: a product of binomials equals its expansion, and not one with a coefficient changed.
-    (A changed constant is a different number also at √3 and π, for which the powers of one variable are not independent.)"""
+    """Expressions are compared by value: a product of binomials equals its expansion, and not one with a coefficient
+    changed. (A changed constant is a different number also at √3 and π, for which the powers of one variable are not
+    independent.)"""
     product = "".join(f"({variable} - {root})".replace("- -", "+ ") for root in roots)
     coefficients = [1]
     for root in roots:
@@ -339,7 +342,8 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial_input_is_answered_in_time_and_memory(name):
-    """Never more than 50 ms nor 50 MB, whichever side the input is on; processor time, best of three, as others use the machine."""
+    """Never more than 50 ms nor 50 MB, whichever side the input is on; processor time, best of three, as others use the
+    machine."""
     text = ADVERSARIAL[name]
     calls = [
         lambda: lenient(text, "42"),
@@ -458,8 +462,8 @@ def test_threads_and_processes_agree():
 @pytest.mark.skipif(not (REALDATA / "verifier_cases.jsonl").exists(), reason="needs ../shared/realdata")
 @pytest.mark.parametrize("file, agreement", [("verifier_cases.jsonl", 0.98), ("verifier_exotic.jsonl", 0.90)])
 def test_agreement_with_labelled_cases(file, agreement):
-    """At least 98% agreement with the labels on ordinary cases and 90% on sets, intervals, matrices, inequalities; and no
-    wrong answer is accepted at all."""
+    """At least 98% agreement with the labels on ordinary cases and 90% on sets, intervals, matrices, inequalities; and
+    no wrong answer is accepted at all."""
     rows = [json.loads(line) for line in (REALDATA / file).read_text().splitlines()]
     wrong = []
     for row in rows:

@@ -172,8 +172,8 @@ def test_everything_is_a_function_of_the_seed():
 
 
 def test_answers_follow_from_the_words():
-    """Read back from its words, and from what the general text says of containers, every question has its answer, in the
-    order of its question, its number of equations and its facts; and values within [2, 200]."""
+    """Read back from its words, and from what the general text says of containers, every question has its answer, in
+    the order of its question, its number of equations and its facts; and values within [2, 200]."""
     for rows in questions().values():
         for row in rows:
             tracks = read_problem(row["question"])
@@ -185,8 +185,8 @@ def test_answers_follow_from_the_words():
 
 
 def test_every_solution_is_right():
-    """Each equation of each solution is one operation and holds, each fact is stated as the text has it, each track's last
-    result is its number in the answer, and there is one box with the answer in it."""
+    """Each equation of each solution is one operation and holds, each fact is stated as the text has it, each track's
+    last result is its number in the answer, and there is one box with the answer in it."""
     for rows in questions().values():
         for row in rows:
             tracks = read_problem(row["question"])
@@ -252,8 +252,8 @@ def test_splits_are_disjoint():
 
 
 def test_facts_of_test_trials_and_training_are_disjoint():
-    """Each of the 288 facts is asked for by one of three groups of splits alone, and evenly: a group's facts are asked for
-    equally often, within one. Their mentions in the text are a third each, so that none is easier to know."""
+    """Each of the 288 facts is asked for by one of three groups of splits alone, and evenly: a group's facts are asked
+    for equally often, within one. Their mentions in the text are a third each, so that none is easier to know."""
     groups = {"train": "train", "examples": "train", "test_easy": "test", "test_hard": "test"}
     asked, by_split = defaultdict(set), defaultdict(Counter)
     for split, rows in questions().items():
@@ -307,8 +307,8 @@ def test_no_question_is_in_the_pretraining_text(split):
 
 
 def test_the_ban_works():
-    """Problems that the text would tell are not in it once they are banned: few questions would meet the text by chance,
-    so that the test above alone could not see a ban that does nothing."""
+    """Problems that the text would tell are not in it once they are banned: few questions would meet the text by
+    chance, so that the test above alone could not see a ban that does nothing."""
 
     def told(banned: frozenset[str]) -> list[str]:
         rng = random.Random(7)
@@ -326,9 +326,9 @@ def test_the_ban_works():
 
 
 def test_demonstrations_have_the_forms_of_the_text():
-    """SFT adds no new format: of first solutions, and of right worksheets in the prompt's form that show their work, the
-    styles are a fifth each, and the orders of steps even (4000 rows, and 1100 problems of some 400 worksheets: bands of 4
-    and 3 standard errors)."""
+    """SFT adds no new format: of first solutions, and of right worksheets in the prompt's form that show their work,
+    the styles are a fifth each, and the orders of steps even (4000 rows, and 1100 problems of some 400 worksheets:
+    bands of 4 and 3 standard errors)."""
 
     def forms(pairs) -> dict[str, float]:
         found, paths = Counter(), Counter()
@@ -389,8 +389,8 @@ def test_worksheets_keep_one_form():
 
 
 def test_shares_of_forms():
-    """Header, box, answers only, tracks, facts and drills are as frequent as designed (some 10000 worksheets; bands of at
-    least 3 standard errors)."""
+    """Header, box, answers only, tracks, facts and drills are as frequent as designed (some 10000 worksheets; bands of
+    at least 3 standard errors)."""
     headers, boxes, only, n = Counter(), Counter(), 0, len(worksheets(16_000))
     for document in worksheets(16_000):
         header, _, solution, _, box = parts(document[0])
@@ -434,8 +434,8 @@ def test_a_tenth_of_the_worksheets_is_wrong():
 
 @pytest.mark.parametrize("source", world.SOURCES)
 def test_held_out_text_is_not_in_the_training_text(source):
-    """No validation document is a training document; without the filter some short ones are. 100,000 tokens and more are
-    held out of each source, so that small changes of bits per byte can be seen."""
+    """No validation document is a training document; without the filter some short ones are. 100,000 tokens and more
+    are held out of each source, so that small changes of bits per byte can be seen."""
     documents = list(world.documents(SEED, source, "validation"))
     held_out, tokenizer = {tuple(d) for d in documents}, load_tokenizer("world")
     assert len(held_out) > 0.95 * world.N_HELD_OUT[source]

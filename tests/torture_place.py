@@ -117,15 +117,15 @@ RUNS = {  # what is killed, and killed again: stage, flags
 
 
 def varied_rewards() -> None:
-    """In a fork: a reward that varies, since a new model gets no question right; and little held-out text, whose bits per
-    byte would take most of the time of these runs."""
+    """In a fork: a reward that varies, since a new model gets no question right; and little held-out text, whose bits
+    per byte would take most of the time of these runs."""
     evaluation.HELD_OUT_TOKENS = 300
     rl.reward_of = lambda text, *rest, **more: (float(len(text) % 3), False)
 
 
 def again(stage: str, flags: list[str], folder: Path) -> list[str]:
-    """The flags of the next start, as a user would pass them: with --resume where there is a checkpoint to go on from, with
-    all the other flags or without."""
+    """The flags of the next start, as a user would pass them: with --resume where there is a checkpoint to go on from,
+    with all the other flags or without."""
     if stage in ("prepare", "eval") or "soup" in flags or not (folder / "run/last.pt").exists():
         return flags
     return ["--resume", "--out", "run"] if folder.name[-1] in "02468" else [*flags, "--resume"]

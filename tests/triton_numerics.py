@@ -3,9 +3,9 @@ of its own, because a process has the kernels in one flavour only.
 
     TRITON_INTERPRET=1 python -m pytest tests/triton_numerics.py
 
-All memory that the kernels are to fill is poisoned with NaN first. The interpreter takes ten milliseconds for a tile and
-has one block for all head sizes: there each layout meets one head size, and nothing is repeated to compare bits, since its
-programs run one after the other. A GPU gets every pair, and repeats.
+All memory that the kernels are to fill is poisoned with NaN first. The interpreter takes ten milliseconds for a tile
+and has one block for all head sizes: there each layout meets one head size, and nothing is repeated to compare bits,
+since its programs run one after the other. A GPU gets every pair, and repeats.
 """
 
 import contextlib
@@ -147,8 +147,8 @@ def run_attention(inputs: list[Tensor], layout: tuple, up: Tensor) -> list[Tenso
 
 
 def check_attention(rows, heads, kv_heads, D, dtype=torch.float32, limit=5e-6, seed=0, masked=True, twice=False):
-    """rows: document of each token, of each row (test_kernels.sees). masked=False: the kernels are not told. twice: on a
-    GPU a second run gives the same bits."""
+    """rows: document of each token, of each row (test_kernels.sees). masked=False: the kernels are not told. twice: on
+    a GPU a second run gives the same bits."""
     B, T, g = len(rows), len(rows[0]), generator(seed)
     shapes = [(B, T, heads, D), (B, T, kv_heads, D), (B, T, kv_heads, D), (B, T, heads, D)]
     *inputs, up = (torch.randn(shape, generator=g).to(DEVICE, dtype) for shape in shapes)
@@ -382,8 +382,8 @@ def test_13_log_prob_of_huge_logits(temperature):
 
 
 def test_attention_operators():
-    """PyTorch's own checks: shapes and types without a launch are those of a launch, no input is changed or returned, and a
-    traced forward and backward of changing shapes have the gradients of the eager one."""
+    """PyTorch's own checks: shapes and types without a launch are those of a launch, no input is changed or returned,
+    and a traced forward and backward of changing shapes have the gradients of the eager one."""
     q, k, v = (torch.randn(1, 9, heads, 32, generator=generator(heads)).to(DEVICE) for heads in (2, 1, 1))
     v = v.transpose(1, 2).contiguous().transpose(1, 2)  # strides of its own
     inputs = [x.requires_grad_() for x in (q, k, v)]
@@ -493,9 +493,9 @@ def test_whole_steps(world, tmp_path, monkeypatch):
 
 
 def test_packed_rows_share_their_prompts():
-    """Training on answers that share their prompts (of one token, out of order, without answers): the same log-probs and
-    gradients as by the plain path, twice the same bits; a prompt stands in the row once, but for its last token, and no
-    hidden state predicts two tokens."""
+    """Training on answers that share their prompts (of one token, out of order, without answers): the same log-probs
+    and gradients as by the plain path, twice the same bits; a prompt stands in the row once, but for its last token,
+    and no hidden state predicts two tokens."""
     model = tiny_gpt(std=0.3).to(DEVICE)
     prompts, answers = [[5, 6, 7, 8], [9, 10], [3] * 20, [4]], [[11, 12, 13], [14], [15, 16], [17, 18, 19, 20], [21, 2]]
     results = []
@@ -517,8 +517,8 @@ def test_packed_rows_share_their_prompts():
 
 
 def check_decode(prompts, own, H, H_kv, D, page=16, dtype=torch.float32, limit=5e-6, seed=0):
-    """Row i continues prompt i % len(prompts) with own[i] tokens before the new one. Pages lie anywhere in the pool, and
-    what no row has stored is NaN; q and k come in fp32, as under autocast."""
+    """Row i continues prompt i % len(prompts) with own[i] tokens before the new one. Pages lie anywhere in the pool,
+    and what no row has stored is NaN; q and k come in fp32, as under autocast."""
     g, B = generator(seed), len(own)
     k, v = ([torch.randn(n, H_kv, D, generator=g).to(dtype) for n in [*prompts, *(n + 1 for n in own)]] for _ in "kv")
     q = torch.randn(B, H, D, generator=g).to(dtype)
@@ -572,8 +572,8 @@ def test_decode_attention_in_bf16():
 
 @torch.no_grad()
 def test_decode_rows():
-    """Norm, rotation and SwiGLU of one token per row against the model's in float64: widths that are no power of two, bf16,
-    gains in fp32; one launch each."""
+    """Norm, rotation and SwiGLU of one token per row against the model's in float64: widths that are no power of two,
+    bf16, gains in fp32; one launch each."""
     g = generator(0)
     x, y = torch.randn(2, 5, 1, 6, 20, generator=g)
     norm = RMSNorm(120, 1e-6).double()

@@ -5,11 +5,11 @@
     pip install -r requirements-bench.txt      the peers: transformers and TRL; without them their columns stay empty
 
 Machines are noisy, so nothing is compared with a number of another minute. A figure comes from several rounds. In each
-round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and ratios
-are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA.
+round every contender runs once, in turn, and the rate of large matrix products is measured beside them. Shares and
+ratios are taken within a round; their medians are printed. fp32 on a CPU, bf16 on CUDA.
 
-Peers run in a process of their own, as their users run them: without our allocator settings (process._keep_pages), which
-on a CPU would make them faster too.
+Peers run in a process of their own, as their users run them: without our allocator settings (process._keep_pages),
+which on a CPU would make them faster too.
 
     ours       what this project's code reaches: tokens per second, MiB or seconds
     of bound   train, sample, kernels: the share of the matrix-product rate, from the FLOPs in model.py
@@ -64,8 +64,8 @@ Run = Callable[[], object]  # a piece of work; a float that it returns is its ti
 class Config:
     """Bench: what is measured, and how often"""
 
-    # what to measure: train, a pretraining step; sample; log_prob, its time and memory; rl, a GRPO step; average, a step
-    # of average.py and its memory; kernels, the Triton kernels (on CUDA). Nothing: all
+    # what to measure: train, a pretraining step; sample; log_prob, its time and memory; rl, a GRPO step; average, a
+    # step of average.py and its memory; kernels, the Triton kernels (on CUDA). Nothing: all
     parts: tyro.conf.Positional[tuple[Literal["train", "sample", "log_prob", "rl", "average", "kernels"], ...]] = ()
     repeats: int = 5  # rounds behind each figure (rl, average: at most 3)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
@@ -215,8 +215,8 @@ def training_step(model: GPT, rows: int, length: int, process: Process, compile:
 
 
 def bench_train(process: Process, repeats: int) -> None:
-    """Forward, backward and optimizer. FLOPs as train_flops counts them: 6 a token for each parameter of a matrix product
-    (embeddings are looked up, not multiplied), and attention."""
+    """Forward, backward and optimizer. FLOPs as train_flops counts them: 6 a token for each parameter of a matrix
+    product (embeddings are looked up, not multiplied), and attention."""
     vocab = load_tokenizer("world").padded_vocab_size
     wide = config_of("small", vocab, n_layers=2)
     cases = [
@@ -353,8 +353,8 @@ def grpo_step(model: GPT, n_prompts: int, n: int, process: Process, new: int = N
 
 
 def bench_rl(process: Process, repeats: int) -> None:
-    """A GRPO step against what its tokens cost in sampling and, in rows of their own with their prompts, in pretraining;
-    and against TRL's GRPOTrainer. The same prompts, answers, lengths and one update for both."""
+    """A GRPO step against what its tokens cost in sampling and, in rows of their own with their prompts, in
+    pretraining; and against TRL's GRPOTrainer. The same prompts, answers, lengths and one update for both."""
     model = GPT(config_of("micro", load_tokenizer("world").padded_vocab_size)).init_weights(0).to(process.device)
     n_prompts, n, rows, length = 64, 16, 8, 256
     prompts = random_prompts(model.config, n_prompts)
@@ -384,8 +384,9 @@ def run_stage(stage: str, flags: dict) -> float:
 
 
 def bench_average(process: Process, repeats: int) -> None:
-    """average.py --mode parallel against rl.py and sft.py, each as a user runs it: memory at a model of 190m's shape, on
-    small batches (SFT's has fewer tokens than RL's, so that its activations add nothing); time of a step at micro."""
+    """average.py --mode parallel against rl.py and sft.py, each as a user runs it: memory at a model of 190m's shape,
+    on small batches (SFT's has fewer tokens than RL's, so that its activations add nothing); time of a step at
+    micro."""
     with tempfile.TemporaryDirectory() as name:
         folder, n_params = Path(name), {}
         build_world(folder / "data")
@@ -448,8 +449,8 @@ def attention_runs(process: Process) -> dict[str, Callable]:
 
 
 def log_prob_runs() -> dict[str, Callable]:
-    """The summed negative log-prob of targets from hidden (N, C), weight (V, C). Ours takes weights in fp32, as they are
-    in training; the others take what autocast would give them."""
+    """The summed negative log-prob of targets from hidden (N, C), weight (V, C). Ours takes weights in fp32, as they
+    are in training; the others take what autocast would give them."""
     runs = {"ours": lambda h, w, y: -kernels.linear_log_prob(h, w, y).log_prob.sum()}
     if hasattr(F, "linear_cross_entropy"):
         runs["linear_cross_entropy"] = lambda h, w, y: F.linear_cross_entropy(h, w.to(h.dtype), y, reduction="sum")

@@ -7,11 +7,12 @@
 
 After the stage come the stage's own flags, and those of `Dry` below. No data and no checkpoint is read.
 
-Activations are counted, not estimated: the stage's own `backward` runs one micro-batch on fake tensors, which have shapes
-and no memory, and what autograd saves is added up (`saved_bytes`). It runs with one block and with two; all blocks are
-equal. tests/test_dry_run.py holds the count against real runs on a CPU. Keys and values are those of the sampler's own Slots, on
-fake tensors too. The log-prob workspace is computed from the code, temporaries of a backward pass are estimated. torch.compile is left out: it
-saves less. GB are 10⁹ bytes. No figure of this program has been compared with a GPU yet.
+Activations are counted, not estimated: the stage's own `backward` runs one micro-batch on fake tensors, which have
+shapes and no memory, and what autograd saves is added up (`saved_bytes`). It runs with one block and with two; all
+blocks are equal. tests/test_dry_run.py holds the count against real runs on a CPU. Keys and values are those of the
+sampler's own Slots, on fake tensors too. The log-prob workspace is computed from the code, temporaries of a backward
+pass are estimated. torch.compile is left out: it saves less. GB are 10⁹ bytes. No figure of this program has been
+compared with a GPU yet.
 """
 
 import contextlib
@@ -122,8 +123,9 @@ def norm_on_cuda(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
 def fakes(gpu: bool):
     """Tensors without memory. backward() does nothing.
 
-    gpu: operations are those of a GPU, though the tensors say that they are on the CPU: of CUDA, even of fake tensors, autograd
-    makes nothing in a PyTorch without CUDA. Triton's kernels are operators: of fake tensors they are not launched.
+    gpu: operations are those of a GPU, though the tensors say that they are on the CPU: of CUDA, even of fake tensors,
+    autograd makes nothing in a PyTorch without CUDA. Triton's kernels are operators: of fake tensors they are not
+    launched.
     """
     patches = [(torch.Tensor, "backward", lambda *_: None), (torch.Tensor, "item", lambda _: 1.0)]
     if gpu:
@@ -157,8 +159,8 @@ _counted: dict[str, int] = {}  # what `activations` was asked → its answer, wh
 
 
 def activations(job: Job, items: int, n: int) -> int:
-    """Bytes that the backward pass of one micro-batch needs: `items` rows of --seq_len in pretraining, `items` rows in SFT,
-    `items` questions with n answers each in RL."""
+    """Bytes that the backward pass of one micro-batch needs: `items` rows of --seq_len in pretraining, `items` rows in
+    SFT, `items` questions with n answers each in RL."""
     config, c, gpu = job.config, job.c, job.process.device.type == "cuda"
     process = replace(job.process, device=torch.device("cpu"), micro_tokens=10**9)  # all of it at once
     job = replace(job, process=process)
@@ -281,8 +283,8 @@ def sampling(job: Job, gib: float) -> Sampling:
 def memory(job: Job) -> dict[str, dict[str, float]]:
     """Phase of a step → part → bytes on one GPU.
 
-    Weights are fp32 on every rank and are their own masters; their bf16 copies are activations in an update. With --shard
-    masters and what else the optimizer needs are spread over the ranks (sharding.py).
+    Weights are fp32 on every rank and are their own masters; their bf16 copies are activations in an update. With
+    --shard masters and what else the optimizer needs are spread over the ranks (sharding.py).
     """
     stage, config, c, dtype = job.stage, job.config, job.c, job.process.dtype
     n = 4 * parameters(c)  # bytes of the weights and of their gradients
@@ -324,8 +326,8 @@ def parameters(c: GPTConfig) -> int:
 
 
 def product_bytes(job: Job) -> int:
-    """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once; with --shard
-    those of the blocks are of that type."""
+    """Of the matrices that the model multiplies by, in the type of the products. Autocast casts these, and once; with
+    --shard those of the blocks are of that type."""
     with torch.device("meta"):
         model = GPT(job.c)
     cast = (model.head, *(() if job.config.shard else model.blocks.modules()))

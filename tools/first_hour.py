@@ -5,11 +5,11 @@
     python -m tools.first_hour train_1b ranks        these parts, again
     python -m tools.first_hour --scale smoke         on a machine without a GPU, in a minute: what can run there, at toy size
 
-Each part runs in a process of its own, with a limit of time, so that what fails or hangs costs one line of the table. Its output
-is in OUT/PART.log, all results are in OUT/results.json, the table is in OUT/report.md.
+Each part runs in a process of its own, with a limit of time, so that what fails or hangs costs one line of the table.
+Its output is in OUT/PART.log, all results are in OUT/results.json, the table is in OUT/report.md.
 
-What is expected was estimated without a GPU, for one H100 (docs/gpu.md): FLOPs and bytes of the code at published rates. A part
-does not fail where it is slower.
+What is expected was estimated without a GPU, for one H100 (docs/gpu.md): FLOPs and bytes of the code at published
+rates. A part does not fail where it is slower.
 """
 
 import contextlib

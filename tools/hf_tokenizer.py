@@ -3,9 +3,9 @@
     files = tokenizer_files(load_tokenizer("world"), context=256)      # {"tokenizer.json": {...}, "tokenizer_config.json": {...}}
     name = recognise(Path("olmo2-1b/tokenizer.json"))                  # "cl100k"; its ranks are then in tiktoken's cache
 
-The file that is written encodes as tiktoken does, for two reasons. A piece of the pattern that is a token is taken whole
-(`ignore_merges`). Any other piece is merged from bytes, the pair with the lowest rank first: every way to split a token into two
-tokens is a merge, in the order of the ranks of what they make. transformers itself is not needed here.
+The file that is written encodes as tiktoken does, for two reasons. A piece of the pattern that is a token is taken
+whole (`ignore_merges`). Any other piece is merged from bytes, the pair with the lowest rank first: every way to split a
+token into two tokens is a merge, in the order of the ranks of what they make. transformers itself is not needed here.
 """
 
 import base64
@@ -20,8 +20,8 @@ from files import MALFORMED
 
 
 def byte_letters() -> list[str]:
-    """The letter that stands for each of the 256 bytes in a tokenizer.json (GPT-2's table): a printable byte is itself, the others
-    are the letters from U+0100 on."""
+    """The letter that stands for each of the 256 bytes in a tokenizer.json (GPT-2's table): a printable byte is itself,
+    the others are the letters from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -38,8 +38,8 @@ def spelled(token: bytes) -> str:
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """All pairs of tokens that make a token, by the rank of what they make.
 
-    Two pairs of one token may overlap in a text: p1 p2 p3 with p1 p2 = p2 p3. tiktoken merges the left one. There p2 is a start
-    and an end of the token; the pair that begins with it comes later in this order."""
+    Two pairs of one token may overlap in a text: p1 p2 p3 with p1 p2 = p2 p3. tiktoken merges the left one. There p2 is
+    a start and an end of the token; the pair that begins with it comes later in this order."""
     merges = []
     for token in sorted(ranks, key=ranks.get):
         splits = [(token[:i], token[i:]) for i in range(1, len(token))]
@@ -49,8 +49,9 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def their_pattern(pattern: str) -> str:
-    """A pattern of tiktoken's for Oniguruma, the regular expressions of tokenizers: `{1,3}+` repeats there, and `$` is the end of a
-    line. Nothing that a possessive `++` keeps could be given back to any use in these patterns, so that a plain `+` is the same."""
+    """A pattern of tiktoken's for Oniguruma, the regular expressions of tokenizers: `{1,3}+` repeats there, and `$` is
+    the end of a line. Nothing that a possessive `++` keeps could be given back to any use in these patterns, so that a
+    plain `+` is the same."""
     return re.sub(r"([+?*]|\{\d+,\d+\})\+", r"\1", pattern).replace("$", r"\z")
 
 
@@ -107,8 +108,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def recognise(path: Path) -> str:
-    """The name of our tokenizer that has the ids of a tokenizer.json; empty: none has. A published one is recognised by the digest
-    of its rank file, which this makes again and keeps in tiktoken's cache: nothing has to be downloaded then."""
+    """The name of our tokenizer that has the ids of a tokenizer.json; empty: none has. A published one is recognised by
+    the digest of its rank file, which this makes again and keeps in tiktoken's cache: nothing has to be downloaded
+    then."""
     ranks = read_ranks(path)
     if ranks == parse_ranks(WORLD_RANKS.read_bytes()):
         return "world"
@@ -124,8 +126,8 @@ def recognise(path: Path) -> str:
 
 
 def tokenizer_of(folder: Path, wanted: str) -> str:
-    """The tokenizer of a model in `folder`: `wanted` (empty: what its tokenizer.json is, else cl100k, OLMo2's). UserError if
-    its tokenizer.json says otherwise."""
+    """The tokenizer of a model in `folder`: `wanted` (empty: what its tokenizer.json is, else cl100k, OLMo2's).
+    UserError if its tokenizer.json says otherwise."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return wanted or "cl100k"

@@ -3,8 +3,9 @@
     python -m tools.kernel_report report      registers, spills, memory, warps on each architecture; needs no GPU
     python -m tools.kernel_report tune        on a GPU: time candidates, print the fastest as lines of kernels/blocks.py
 
-Both call the functions that launch the kernels at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own: in `report`
-it only keeps what would be launched, in `tune` it launches and times. A new kernel is called in `launches` and in `tune`.
+Both call the functions that launch the kernels at OLMo2-1B's shapes with a Launcher (kernels/blocks.py) of their own:
+in `report` it only keeps what would be launched, in `tune` it launches and times. A new kernel is called in `launches`
+and in `tune`.
 """
 
 import importlib.util
@@ -21,8 +22,8 @@ import torch
 
 
 class SM(NamedTuple):
-    """What a streaming multiprocessor has for all programs that run on it at a time (CUDA C++ Programming Guide, table of
-    compute capabilities). All have 65536 registers."""
+    """What a streaming multiprocessor has for all programs that run on it at a time (CUDA C++ Programming Guide, table
+    of compute capabilities). All have 65536 registers."""
 
     shared_kb: int  # 1 KB of it goes to the system for each program, so a program may have one less
     warps: int
@@ -63,11 +64,11 @@ class Compiled(NamedTuple):
 
 
 def launches(arch: int, layout: str = "prompts", dtype=torch.bfloat16, head: int = 128, group: int = 1) -> list[tuple]:
-    """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args, block,
-    constants), each kernel once.
+    """What one forward and backward, and a decoding step of 512 rows, launch at OLMo2-1B's shapes: (kernel, args,
+    block, constants), each kernel once.
 
-    arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too). head: the
-    head size, as in HEADS. group: query heads to one key head.
+    arch: as in BLOCKS (80: sm_80). layout: of attention, "causal", "documents" (doc_start) or "prompts" (prompt, too).
+    head: the head size, as in HEADS. group: query heads to one key head.
     On the meta device: all shapes, no data.
     """
     from kernels import triton_attention, triton_decode, triton_log_prob
@@ -141,9 +142,9 @@ def compile_for(arch: int, kernel, args: tuple, block, constants: dict) -> Compi
 def warp_shares(ttgir: str) -> tuple[int | None, int]:
     """Compiled.rows_per_warp and repeats, from Triton's intermediate code.
 
-    A layout there says how many warps share the rows and the columns of a tile (`warpsPerCTA = [8, 1]`), and how many of
-    each a warp's instruction takes (`instrShape = [16, 64, 16]`). Warps for which a product has too few do what others do.
-    Products that are not a warp's (of sm_100's tensor memory, of fp32 without tf32) do not count.
+    A layout there says how many warps share the rows and the columns of a tile (`warpsPerCTA = [8, 1]`), and how many
+    of each a warp's instruction takes (`instrShape = [16, 64, 16]`). Warps for which a product has too few do what
+    others do. Products that are not a warp's (of sm_100's tensor memory, of fp32 without tf32) do not count.
     """
     layout = r"^(#\w+) = #ttg.nvidia_mma<.*warpsPerCTA = \[(\d+), (\d+)\].*instrShape = \[(\d+), (\d+)"
     layouts = {name: [int(n) for n in sides] for name, *sides in re.findall(layout, ttgir, re.MULTILINE)}

@@ -5,8 +5,8 @@ lm-evaluation-harness load.
     python -m tools.olmo2 import olmo2-1b out/olmo2-1b.pt         # a folder: hf download allenai/OLMo-2-0425-1B --local-dir olmo2-1b
     python -m tools.olmo2 export out/rl/last.pt out/rl_hf         # config.json, *.safetensors, generation_config.json, the tokenizer
 
-Only OLMo2's own architecture is taken: config.json must say so. transformers itself is not needed for this. Weights pass through
-one by one: in memory there is at most one copy of them, in fp32 (of an export, one tensor).
+Only OLMo2's own architecture is taken: config.json must say so. transformers itself is not needed for this. Weights
+pass through one by one: in memory there is at most one copy of them, in fp32 (of an export, one tensor).
 """
 
 import json
@@ -36,15 +36,15 @@ class Config:
 
     # import: theirs → a checkpoint; export: a checkpoint → theirs
     command: Positional[Literal["import", "export"]] = "import"
-    # of `import`: a folder with config.json and *.safetensors, one .safetensors file beside its config.json, or a model of
-    # the hub, OWNER/NAME; of `export`: a checkpoint
+    # of `import`: a folder with config.json and *.safetensors, one .safetensors file beside its config.json, or a model
+    # of the hub, OWNER/NAME; of `export`: a checkpoint
     source: Positional[str] = ""
     target: Positional[str] = ""  # of `import`: the checkpoint to write; of `export`: the folder to make
     revision: str = ""  # of a model of the hub: branch, tag or commit, such as stage1-step10000-tokens21B
     # of `import`: the ids that the model was trained on; empty: what the folder's tokenizer.json is, else cl100k, OLMo2's
     tokenizer: str = ""
-    # of `import`: pretraining tokens behind the weights, a label in records and tables; 0: what --revision or the folder's
-    # name says (tokens21B)
+    # of `import`: pretraining tokens behind the weights, a label in records and tables; 0: what --revision or the
+    # folder's name says (tokens21B)
     tokens: int = 0
     shard_gib: float = 4.0  # of `export`: the largest .safetensors file
     weights: str = ""  # the same as SOURCE of `import`
@@ -147,8 +147,8 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def read_weights(path: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """Config and transformers state_dict of a folder, or of one .safetensors file beside its config.json. The tensors are mapped:
-    they take memory as they are read. UserError."""
+    """Config and transformers state_dict of a folder, or of one .safetensors file beside its config.json. The tensors
+    are mapped: they take memory as they are read. UserError."""
     if not path.exists():
         raise UserError(f"{path}: no such folder or file")
     config = read_config((path if path.is_dir() else path.parent) / "config.json")
@@ -270,8 +270,8 @@ def shards(sizes: dict[str, int], largest: float) -> Iterator[list[str]]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A .safetensors file in fp32, written tensor by tensor: 8 bytes length of the header, the header in JSON, the numbers.
-    (safetensors' own save_file copies all of them first.)"""
+    """A .safetensors file in fp32, written tensor by tensor: 8 bytes length of the header, the header in JSON, the
+    numbers. (safetensors' own save_file copies all of them first.)"""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + 4 * tensor.numel()]}

@@ -3,8 +3,8 @@
     python -m tools.plot out/rl out/average                    # → out/curves.png
     python -m tools.plot out/rl_* --out three_seeds.png
 
-A panel a quantity; what none of the runs has is left out. Smoothed, with the raw values behind. A run may still be going on.
-Each run draws its own OUT/curves.png at its end.
+A panel a quantity; what none of the runs has is left out. Smoothed, with the raw values behind. A run may still be
+going on. Each run draws its own OUT/curves.png at its end.
 """
 
 from dataclasses import dataclass

@@ -3,9 +3,9 @@
     python -m tools.reader out/rl/eval/last.json                                     # → out/rl/eval/last.html
     python -m tools.reader out/base/eval/last.json out/rl/eval/last.json --out both.html
 
-The answers are those of eval.py, beside the record in CHECKPOINT.jsonl.gz; equal ones stand once, with their number. The page is
-one file and loads nothing; what models wrote gets onto the screen as text, never as HTML. The first few answers to each
-question have probabilities (SHADED in eval.py); in records of older versions none has.
+The answers are those of eval.py, beside the record in CHECKPOINT.jsonl.gz; equal ones stand once, with their number.
+The page is one file and loads nothing; what models wrote gets onto the screen as text, never as HTML. The first few
+answers to each question have probabilities (SHADED in eval.py); in records of older versions none has.
 """
 
 import gzip

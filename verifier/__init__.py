@@ -4,10 +4,10 @@ r"""Is this answer right? The reward of GRPO and the judge of every evaluation.
     is_equal("(x+1)^2", "x^2+2x+1")                       # True
 
 Two answers are equal when their values are. verifier/latex.py parses each into a tree by recursive descent;
-verifier/exact.py evaluates the tree: `Fraction` where the value is rational, 100-digit decimals where it is not, variables
-at fixed rational points, so that `(x+1)^2` equals `x^2+2x+1`. A value has a canonical string, `canonical`. An answer that
-the parser does not know, or that would grow past the limits, is compared as a string. Conventions, where a choice had to be
-made:
+verifier/exact.py evaluates the tree: `Fraction` where the value is rational, 100-digit decimals where it is not,
+variables at fixed rational points, so that `(x+1)^2` equals `x^2+2x+1`. A value has a canonical string, `canonical`. An
+answer that the parser does not know, or that would grow past the limits, is compared as a string. Conventions, where a
+choice had to be made:
 
 - units, currency, degrees and words after a number are dropped: the question fixes the unit; but `3 million` equals
   `3,000,000` (and `3`, as in "how many million?"), and `2 fifths`, `20 June` and `3 squared` are compared as strings;
@@ -20,8 +20,8 @@ made:
 - a word is one from four letters on, and the usual short units; other letters side by side are variables, and so are m, g and s.
 
 Any string is answered, in bounded time, and none is run as code. The bounds: regular expressions that backtrack at most
-linearly, MAX_CHARS and MAX_DEPTH for the parser, MAX_BITS and FUEL for arithmetic. There is no state, so that threads can
-share it, and no `hash()`, so that two processes agree.
+linearly, MAX_CHARS and MAX_DEPTH for the parser, MAX_BITS and FUEL for arithmetic. There is no state, so that threads
+can share it, and no `hash()`, so that two processes agree.
 """
 
 import re
@@ -74,8 +74,8 @@ def last_box(text: str) -> str | None:
 
 
 def extract_answer(response: str) -> str | None:
-    r"""What a reader takes for the answer: the last closed \boxed{}, else what follows the last ####, else the last formula
-    ($..$, \(..\), \[..\]) or number, whichever ends later. None where there is nothing."""
+    r"""What a reader takes for the answer: the last closed \boxed{}, else what follows the last ####, else the last
+    formula ($..$, \(..\), \[..\]) or number, whichever ends later. None where there is nothing."""
     box = last_box(response)
     if box is not None:
         return box
@@ -125,8 +125,8 @@ def is_equal(candidate: str, gold: str) -> bool:
 
 
 def canonical(answer: str) -> str:
-    r"""A normal form for grouping answers in a majority vote: equal numbers, expressions, tuples, sets and so on get the
-    same string. It cannot express what is equal to two different things: `10\%` counts as `10`, `x=5` as `5`."""
+    r"""A normal form for grouping answers in a majority vote: equal numbers, expressions, tuples, sets and so on get
+    the same string. It cannot express what is equal to two different things: `10\%` counts as `10`, `x=5` as `5`."""
     answer = answer.strip()
     if len(answer) > MAX_CHARS:
         return answer
@@ -146,8 +146,9 @@ _PLAIN_TIME = re.compile(r"0?([0-9]|1[0-9]|2[0-3])(?:\\!)? ?: ?(?:\\!)?([0-5][0-
 
 
 def _plain_key(text: str) -> str | None:
-    """The key that `_read` would give a plain number, tuple of numbers or fraction, without the parser and 30 times faster.
-    Nearly all answers to school mathematics are one of these, and all of the world's. None for anything else."""
+    """The key that `_read` would give a plain number, tuple of numbers or fraction, without the parser and 30 times
+    faster. Nearly all answers to school mathematics are one of these, and all of the world's. None for anything
+    else."""
     if plain := _PLAIN_NUMBER.fullmatch(text):
         sign, whole, decimals = plain.groups("")
         numbers = [f"{sign}{whole.replace(',', '')}" + (f".{decimals}" if decimals else "")]
@@ -216,8 +217,8 @@ _FIRST_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]*)?")
 
 
 def extract_gsm8k(response: str) -> str | None:
-    r"""What the authors' evaluation of GSM8K takes for the answer: the line after the *first* ####, else the last box, else
-    the last number. (The first ####, since a base model goes on with questions of its own after its answer.)"""
+    r"""What the authors' evaluation of GSM8K takes for the answer: the line after the *first* ####, else the last box,
+    else the last number. (The first ####, since a base model goes on with questions of its own after its answer.)"""
     line = response.partition("####")[2].lstrip().partition("\n")[0].strip()
     if line:
         return line
@@ -229,8 +230,8 @@ def extract_gsm8k(response: str) -> str | None:
 
 
 def is_equal_gsm8k(candidate: str, gold: str) -> bool:
-    """Equality of the authors' evaluation of GSM8K: the same text but for white space, case, \\text, $ and a last stop; or
-    else the *first number* in each, to a relative 1e-4."""
+    """Equality of the authors' evaluation of GSM8K: the same text but for white space, case, \\text, $ and a last stop;
+    or else the *first number* in each, to a relative 1e-4."""
     if max(len(candidate), len(gold)) > MAX_CHARS:
         return False
     (candidate, a), (gold, b) = _read_gsm8k(candidate), _read_gsm8k(gold)
@@ -250,8 +251,8 @@ def _read_gsm8k(answer: str) -> tuple[str, float | None]:
 
 
 def normal_form(answer: str, grader: str) -> str:
-    """By which answers are grouped in majority votes, entropies and the guess floor: what `grader` finds equal has one form,
-    but for what no string can express (`canonical`; gsm8k: numbers within 1e-4 of each other)."""
+    """By which answers are grouped in majority votes, entropies and the guess floor: what `grader` finds equal has one
+    form, but for what no string can express (`canonical`; gsm8k: numbers within 1e-4 of each other)."""
     if grader != "gsm8k" or len(answer) > MAX_CHARS:
         return canonical(answer)
     text, number = _read_gsm8k(answer)
@@ -282,14 +283,14 @@ def gsm8k(response: str, answer: str) -> Grade:
     return Grade(found, found is not None and is_equal_gsm8k(found, answer))
 
 
-# --grader of the RL reward and of evaluation. A grader takes (response, right answer) and returns a Grade. Add yours here, and
-# its name to `grader` in rl.py and eval.py
+# --grader of the RL reward and of evaluation. A grader takes (response, right answer) and returns a Grade. Add yours
+# here, and its name to `grader` in rl.py and eval.py
 GRADERS = {"strict": strict, "lenient": lenient, "gsm8k": gsm8k}
 
 
 def judge(response: str, answer: str, finished: bool, grader: str = "strict", truncated: str = "wrong") -> Grade:
-    """The verdict on a sample, one for the RL reward and for evaluation: that of GRADERS[grader]. A response that was cut
-    before its stop token (not `finished`) gives no answer, unless `truncated` is "score", as the authors do."""
+    """The verdict on a sample, one for the RL reward and for evaluation: that of GRADERS[grader]. A response that was
+    cut before its stop token (not `finished`) gives no answer, unless `truncated` is "score", as the authors do."""
     if not finished and truncated != "score":
         return Grade(None, False)
     return GRADERS[grader](response, answer)

@@ -1,7 +1,7 @@
 """A tree → what it is worth: the exact arithmetic of verifier/.
 
-Numbers are complex, `Fraction` while they are rational and 100-digit decimals where they are not; variables stand at fixed
-rational points, so that (x+1)^2 equals x^2+2x+1. Arithmetic is bounded by MAX_BITS and FUEL: beyond, Unsupported.
+Numbers are complex, `Fraction` while they are rational and 100-digit decimals where they are not; variables stand at
+fixed rational points, so that (x+1)^2 equals x^2+2x+1. Arithmetic is bounded by MAX_BITS and FUEL: beyond, Unsupported.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Value(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arithmetic: complex numbers as pairs (real, imaginary), each a Fraction while exact, else a Decimal. Division by zero and
-# what exceeds the exponents of CONTEXT is an ArithmeticError.
+# Arithmetic: complex numbers as pairs (real, imaginary), each a Fraction while exact, else a Decimal. Division by zero
+# and what exceeds the exponents of CONTEXT is an ArithmeticError.
 # ---------------------------------------------------------------------------------------------------------------------
 
 Real = Fraction | Decimal
@@ -231,8 +231,8 @@ def _number_key(a: Number) -> str:
 
 
 class Evaluator:
-    """Structures (lists, tuples, relations) become a Value of Values. An expression becomes the key of its number; one with
-    variables is computed at two points, and its key is both numbers. Unsupported: no value within the bounds."""
+    """Structures (lists, tuples, relations) become a Value of Values. An expression becomes the key of its number; one
+    with variables is computed at two points, and its key is both numbers. Unsupported: no value within the bounds."""
 
     def __init__(self):
         self.fuel = FUEL
@@ -380,8 +380,8 @@ class Evaluator:
         """A key that equations of the same solutions share: 2x=4 and x=2, or with `signed` the inequalities 2x<4 and x<2.
 
         Such equations have the same left - right up to a factor (for inequalities a positive one). So the key is this
-        difference at points 1 and 2, divided by the one at point 0. Where a side is not one number, as in (x,y)=(1,2) or
-        x=1±2, the key is made of the two sides instead."""
+        difference at points 1 and 2, divided by the one at point 0. Where a side is not one number, as in (x,y)=(1,2)
+        or x=1±2, the key is made of the two sides instead."""
         if _contains(left, ("seq", "ratio")) or _contains(right, ("pm", "seq", "list", "matrix")):
             return f"{left}={self.value(right).key}"
         difference = ("add", left, ("neg", right))

@@ -3,10 +3,10 @@ r"""Is the way to an answer right, and which way is it? For solutions whose arit
     equations("First 12 + 5 = 17. Then 17 * 2 = 34. So \\boxed{34}.")   # ["12+5=17", "17*2=34"]
     holds("12+5-3=14")                                                   # True
 
-A right answer can be luck: early in pretraining most right answers follow from false equations. An answer is *process-right*
-if it is right, every equation written in its text is true, and at least one of them computes something: an answer alone, or
-"17 = 17", shows no process. What stands beside an equals sign and cannot be read as arithmetic makes its equation false, for
-a measure against luck must not count what it cannot check.
+A right answer can be luck: early in pretraining most right answers follow from false equations. An answer is
+*process-right* if it is right, every equation written in its text is true, and at least one of them computes something:
+an answer alone, or "17 = 17", shows no process. What stands beside an equals sign and cannot be read as arithmetic
+makes its equation false, for a measure against luck must not count what it cannot check.
 
 Read are integers and decimals, + - * / and their other signs (x × · ÷ \times \cdot \div), parentheses, chains on either
 side (12 + 5 - 3 = 14) and of equals signs (12 + 5 = 10 + 7 = 17: all sides must be equal). Values are exact fractions.
