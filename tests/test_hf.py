@@ -70,9 +70,10 @@ def exported(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_the_round_trip_is_bitwise(exported, tmp_path):
-    """Exported in shards and imported again, by the command line: the same weights bit for bit, configuration and tokenizer."""
+    """Exported in shards and imported again, by the command line: the same weights bit for bit, configuration, tokenizer
+    and pretraining tokens."""
     checkpoint, folder = exported
-    code, _, err = run("-m", "tools.olmo2", "import", folder, tmp_path / "back.pt", "--tokens", "7")
+    code, _, err = run("-m", "tools.olmo2", "import", folder, tmp_path / "back.pt")
     assert code == 0, err
     before, after = load_checkpoint(checkpoint), load_checkpoint(tmp_path / "back.pt")
     assert before["model"].keys() == after["model"].keys() and len(list(folder.glob("*.safetensors"))) > 2
@@ -82,7 +83,7 @@ def test_the_round_trip_is_bitwise(exported, tmp_path):
         assert before[key] == after[key], key
 
 
-def test_transformers_loads_it(exported):
+def test_transformers_loads_it(exported, tmp_path):
     """AutoModelForCausalLM, without a script, gives our logits in fp32 to 1e-5; config and generation config have our
     end of text."""
     transformers = pytest.importorskip("transformers")
@@ -97,6 +98,13 @@ def test_transformers_loads_it(exported):
     world = load_tokenizer("world")
     for config in (theirs.config, theirs.generation_config):
         assert (config.eos_token_id, config.pad_token_id) == (world.eos, world.pad)
+    # What it trains and saves is still known by its pretraining tokens; whatever stands there, it is a number
+    theirs.save_pretrained(tmp_path)
+    assert olmo2.exported_tokens(tmp_path) == 7
+    config = json.loads((tmp_path / "config.json").read_text())
+    for odd in (-1, 7.0, True, "7", [7], 2**70, None):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"pretraining_tokens": odd}))
+        assert olmo2.exported_tokens(tmp_path) == 0
 
 
 def test_greedy_text_is_the_same(exported):

@@ -44,7 +44,7 @@ class Config:
     # of `import`: the ids that the model was trained on; empty: what the folder's tokenizer.json is, else cl100k, OLMo2's
     tokenizer: str = ""
     # of `import`: pretraining tokens behind the weights, a label in records and tables; 0: what --revision or the
-    # folder's name says (tokens21B)
+    # folder's name says (tokens21B), or the config.json that `export` wrote
     tokens: int = 0
     shard_gib: float = 4.0  # of `export`: the largest .safetensors file
     weights: str = ""  # the same as SOURCE of `import`
@@ -211,6 +211,12 @@ def label_of(text: str) -> tuple[int, int]:
     return (int(found[1]), int(found[2]) * 10**9) if found else (0, 0)
 
 
+def exported_tokens(folder: Path) -> int:
+    """The pretraining tokens that `export_model` wrote to config.json, where transformers keeps them; 0: none there."""
+    tokens = read_json(folder / "config.json").get("pretraining_tokens")
+    return tokens if type(tokens) is int and 0 < tokens < 2**63 else 0
+
+
 def import_model(flags: Config, source: str, out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists: name another file")
@@ -224,7 +230,8 @@ def import_model(flags: Config, source: str, out: Path) -> None:
         path = download(source, flags.revision)
     # Read it, and see that it is what it says
     config, theirs = read_weights(path)
-    tokenizer = tokenizer_of(path if path.is_dir() else path.parent, flags.tokenizer)
+    folder = path if path.is_dir() else path.parent
+    tokenizer = tokenizer_of(folder, flags.tokenizer)
     # a published tokenizer's size is known without its ranks, which may have to be downloaded
     known = PUBLISHED.get(tokenizer)
     vocab_size = known[-1] if known else load_tokenizer(tokenizer).vocab_size
@@ -240,7 +247,7 @@ def import_model(flags: Config, source: str, out: Path) -> None:
         raise UserError(f"{source}: {error}") from None
     # Write it
     step, tokens = label_of(flags.revision or Path(source).name)
-    tokens = flags.tokens or tokens
+    tokens = flags.tokens or tokens or exported_tokens(folder)
     args = asdict(flags) | {"tokenizer": tokenizer}
     # FLOPs are unknown, and so they stay in all that comes of it
     save_checkpoint(out, {
@@ -291,8 +298,9 @@ def export_model(flags: Config, source: str, folder: Path) -> None:
     checkpoint = load_checkpoint(source)  # mapped
     config, tokenizer = GPTConfig(**checkpoint["config"]), load_tokenizer(checkpoint["tokenizer"])
     theirs = to_olmo2(checkpoint.pop("model"), config)
+    about = {"pretraining_tokens": checkpoint["tokens"]}  # transformers keeps what it does not know
     files = {
-        "config.json": their_config(config, tokenizer.eos, tokenizer.pad),
+        "config.json": their_config(config, tokenizer.eos, tokenizer.pad) | about,
         "generation_config.json": {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "do_sample": False},
         **tokenizer_files(tokenizer, config.context),
     }
