@@ -20,9 +20,9 @@ Both sides of `parallel` and `combined` go through the questions in one order: w
 solution a question, a step's two sides learn from the same questions. Modes in turns have an order for each side, for
 else RL would be asked what SFT has just been shown.
 
-Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step. --weight
-norm: w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the other side's
-update its full length. --weight signal: w is the share of questions whose answers differ in reward.
+Beyond the paper, --weight 0.5:0.1 moves w linearly over the run, and two choices set w anew at every step.
+--weight norm: w |g_RL| = (1 - w) |g_SFT|, with the norms before clipping; if one side has no gradient, w gives the
+other side's update its full length. --weight signal: w is the share of questions whose answers differ in reward.
 """
 
 import math

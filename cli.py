@@ -75,8 +75,8 @@ def cli(main: Callable, config_class: type, presets: dict[str, dict] | None = No
 
 def joined(arguments: list[str], config_class: type) -> list[str]:
     """["--sbatch", "--gres=gpu:8"] → ["--sbatch=--gres=gpu:8"], for the flags that config_class.DASHED names: the
-    parser would take such a value for a flag. Those of config_class.PAIRED take two words: --stage_flags rl "--kl
-    0.01"."""
+    parser would take such a value for a flag. Those of config_class.PAIRED take two words:
+    --stage_flags rl "--kl 0.01"."""
     paired = {f"--{name}" for name in getattr(config_class, "PAIRED", ())}
     dashed, words = {f"--{name}" for name in getattr(config_class, "DASHED", ())} | paired, []
     for word in arguments:

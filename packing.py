@@ -31,7 +31,7 @@ class Packed:
     The Triton kernels take the row as it stands, in another order: each prompt right before its answers. The prompt's
     last token, whose hidden state predicts the first token of an answer, is taken out of the prompt and begins each
     answer: else the gradients of all answers would meet in one hidden state, and a GPU adds them in an order that
-        changes from run to run.
+    changes from run to run.
 
         tokens:     prompt 0 but for its last token | that token, answer 0 | that token, answer 1 | prompt 1 ...
 

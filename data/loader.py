@@ -95,7 +95,7 @@ class Loader:
     train batches, only held-out ones).
 
     Attributes: `sources` {name: Source}, `weights` {name: int}, `tokenizer` (its name), `vocab_size`, `digest` (of all
-        train tokens)."""
+    train tokens)."""
 
     def __init__(self, folder: str | Path, mix: dict[str, float] | None, batch_size: int, seq_len: int, seed: int):
         folder = Path(folder)

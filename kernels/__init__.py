@@ -12,8 +12,8 @@ its own; its block sizes in blocks.py; a launch of it in tools/kernel_report.py 
 compares the plain definition with float64, tests/triton_numerics.py the Triton kernel.
 
 The plain paths are bounded in memory. `linear_log_prob` never holds the (N, V) matrix of logits, which at 8192 tokens
-and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three. `python -m
-tools.bench log_prob` prints time and memory of both.
+and 50304 words takes 1.6 GB a copy, and PyTorch's own route (linear, log_softmax, gather) holds three.
+`python -m tools.bench log_prob` prints time and memory of both.
 """
 
 import importlib.util

@@ -353,7 +353,7 @@ def trajectory(study: Study, recipe: str, tokens: int, **variant) -> dict:
 def crossing(points: list[Model], what: tuple, level: float) -> np.ndarray:
     """Per question, pass@k where mean pass@1 first rises to `level`, on the straight line between two judged steps.
     CHOICE: first rise in the order of steps. CHOICE: minus slope · (pass@1 − level), so that the interval holds the
-        crossing's noise."""
+    crossing's noise."""
     one = np.array([m.values((1, *what[1:]))[2] for m in points])
     top = np.array([m.values(what)[2] for m in points])
     x, y = one.mean(1), top.mean(1)
@@ -367,7 +367,7 @@ def crossing(points: list[Model], what: tuple, level: float) -> np.ndarray:
 def at_equal_pass1(a: dict, b: dict, what: tuple) -> tuple[Table | None, bool]:
     """a − b in pass@k at equal pass@1. (None, True): some seed has less than 2 points in common.
     CHOICE: at a quarter, half and three quarters of the range from the higher start to the lower maximum; three models
-        or more."""
+    or more."""
     keys = [k for k in sorted({*a} & {*b}) if min(len(a[k]), len(b[k])) > 2]
     rows = []
     for key in keys:
