@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 BITS = "bits"  # beside k of pass@k
 
 # Sentences of the README. {a-b:k@tokens} is the change of pass@k in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
-# ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first: a checkpoint.
+# ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint.
 QUOTES = """
 RL raises pass@1 to {rl:1@last}%, from {base:1@last}% for the base with worked examples and {base_0shot:1@last}% without ({rl/base:1@last} and {rl/base_0shot:1@last} times).
 ({rl-base:32@last} points against the base with examples)
@@ -121,7 +121,8 @@ class Records:
         """What stands between the braces of a quote, computed."""
         names, _, at = quote.partition("@")
         names, what = names.split(":")
-        places = {"": self.tokens, "first": self.tokens[:1], "last": self.tokens[-1:]}[at]
+        places = {"": self.tokens, "first": self.tokens[:1], "last": self.tokens[-1:]}.get(at)
+        places = places or [t for t in self.tokens if f"{t / 1e6:.2f}M" == at]
         if "-" in names:
             x = [100 * v for v in self.change(*names.split("-"), what, places)]
             return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*x).replace("-", "−")

@@ -1,9 +1,9 @@
 """Every primary contrast of docs/PROTOCOL.md, computed again from the record files by code that shares nothing with excursion/.
 
-    python tests/recompute_verdicts.py --records FOLDER [--report OUT/report.md]
+    python tests/recompute_verdicts.py --records FOLDER [--report OUT/report.md] [--readme README.md]
 
 Prints value, 95% interval and Holm-corrected verdict of each; with --report, also what the report's tables say where
-they differ. It was first written from PROTOCOL.md, without a look at the code. Where that page left a choice open
+they differ; with --readme, whether the values and verdicts of its table of findings are these. It was first written from PROTOCOL.md, without a look at the code. Where that page left a choice open
 (CHOICE below; most are named in its second clarification now) it takes the one that excursion/ takes, written anew.
 tests/test_verdicts.py has both judge random studies.
 """
@@ -675,13 +675,29 @@ def same(mine: str, theirs: str) -> bool:
     return len(a) == len(b) and all(x == y or abs(x - y) <= max(unit, 2e-4 * abs(y)) for x, y in zip(a, b, strict=True))
 
 
+def rows_of_readme(readme: Path, found: list[Finding]) -> dict[str, bool]:
+    """Row of the README's table of findings, | 3b. what was measured | values with intervals | verdict |, → is every
+    value in it that of a primary contrast of this finding, and is the verdict the finding's."""
+    known, rows = {f.number: f for f in found}, {}
+    for line in readme.read_text().splitlines():
+        if match := re.match(r"\| ([1-8][abc]?(?: by text)?)\. ", line):
+            *_, values, verdict = [c.strip() for c in line.strip("| ").split(" | ")]
+            f, values = known[match[1]], re.findall(r"[×+−][\d.]+ \[[^\]]*\]", values)
+            right = bool(values) and all(any(same(shown(c), v) for c in f.claims if c.x) for v in values)
+            rows[line] = right and verdict.strip("*✓✗? ").startswith(f.verdict)
+    return rows
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=Path, required=True)
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--readme", type=Path)
     args = parser.parse_args()
-    there = reported(args.report) if args.report else {}
-    for f in findings(Study(args.records)):
+    there, found = reported(args.report) if args.report else {}, findings(Study(args.records))
+    for row, right in rows_of_readme(args.readme, found).items() if args.readme else ():
+        print("same   " if right else "DIFFERS", row)
+    for f in found:
         theirs = there.get(f.number, {"verdict": "", "rows": []})
         mark = (
             ""

@@ -37,4 +37,23 @@ def test_every_verdict_by_other_code(tmp_path, seed, effect, drop, spread, seeds
     assert known > (25 if len(seeds) > 1 and not drop else 10)
 
 
+def test_rows_of_a_readme(tmp_path):
+    """A table made from the report's own findings is right in every row; with one digit or one verdict changed it is not."""
+    save(random_study(0), tmp_path)
+    found = all_findings(load(tmp_path))
+    lines = [f"| {f.number}. {f.title} | {'; '.join(c.numbers for c in f.primary)} | {f.said} |" for f in found]
+    again, readme = recompute_verdicts.findings(recompute_verdicts.Study(tmp_path)), tmp_path / "README.md"
+
+    def right(*lines) -> list[bool]:
+        readme.write_text("\n".join(lines))
+        return [*recompute_verdicts.rows_of_readme(readme, again).values()]
+
+    assert right(*lines) == [True] * len(NUMBERED)
+    number, text = found[2].number, found[2].primary[0].numbers
+    assert number == "3a" and right(lines[2].replace(text, text.replace(".", "9.", 1))) == [False]
+    assert right(lines[2].replace(found[2].said, "not run")) == [False] and right("| 3a. nothing | – | shown |") == [
+        False
+    ]
+
+
 NUMBERED = ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5", "6", "7", "8")
