@@ -13,8 +13,8 @@ whose advantages are not divided by their standard deviation, at RL's own learni
 `flags` are those of the stage's command. Some flags are the same for every recipe and cannot be set here: lr and sft_lr
 (`rates` and `dose` set them), prompts, rollouts, kl and rows, the answer length, the evaluations and saves
 (Builder.training_flags in cells.py). Without `rates`, the recipe needs a row of its own in RATES (config.py; with
---budget paper in PAPER_RATES). A contrast with it belongs into findings.py, its line into HERO (report.py) and, along
-training, into ALONG (figures.py).
+--budget paper in PAPER_RATES). A contrast with it belongs into findings.py, its line into HERO or LINES (report.py) and,
+along training, into ALONG (figures.py).
 """
 
 from dataclasses import dataclass, field

@@ -25,8 +25,9 @@ from excursion.records import Entry, Questions, load, million, mixed_bases
 from excursion.sharpening import Sharpening
 from likelihood import main_accuracy
 
-# Recipes of the first figure and of those of each test set; at most six lines
-HERO = ["base", "rl", "sft", "sft_rl", "gold", "parallel"]
+# Recipes of the first figure; with what else the figures of each test set and over FLOPs have, at most six lines
+HERO = ["base", "rl", "sft", "sft_rl"]
+LINES = [*HERO, "gold", "parallel"]
 MARK = {"shown": "✓", "contradicted": "✗", "unclear": "?", "not run": "–"}
 
 
@@ -148,15 +149,15 @@ def file_name(tokens: int) -> str:
     return million(tokens).replace(" ", "")
 
 
-def heroes(g: Grid) -> list[str]:
-    """The recipes of HERO that were judged; the base 0-shot stands in for a base with examples that was not."""
-    return [r for r in (HERO if g.has("base") else ["base_0shot", *HERO]) if g.has(r)]
+def judged(g: Grid, recipes: list[str]) -> list[str]:
+    """Those that were judged; the base 0-shot stands in for a base with examples that was not."""
+    return [r for r in (recipes if g.has("base") else ["base_0shot", *recipes]) if g.has(r)]
 
 
 def show_hero(doc: Document, g: Grid, c: Contrasts) -> bool:
     """Pass@k over pretraining, one line for each recipe of HERO. Returns whether process-right differs from plain
     pass@k by 2 points anywhere in it: then both are drawn, here and in the trajectories."""
-    recipes, gap, more = heroes(g), 0.0, ""  # gap: the largest such difference
+    recipes, gap, more = judged(g, HERO), 0.0, ""  # gap: the largest such difference
     if not recipes:
         return False
     if len(c.judged) > 1:
@@ -247,7 +248,7 @@ def show_dynamics(doc: Document, g: Grid) -> None:
 
 def show_sets(doc: Document, g: Grid) -> None:
     """Pass@k of each test set, where there are several, and over FLOPs, where they are known."""
-    recipes, panels = heroes(g), []
+    recipes, panels = judged(g, LINES), []
     sets = list(dict.fromkeys(name for e in g.entries for name in e.sets))
     for name in sets if len(sets) > 1 else ():
         for m in [Questions(k, set=name) for k in dict.fromkeys((1, g.k))]:
