@@ -3,9 +3,10 @@
     python tests/recompute_verdicts.py --records FOLDER [--report OUT/report.md] [--readme README.md]
 
 Prints value, 95% interval and Holm-corrected verdict of each; with --report, also what the report's tables say where
-they differ; with --readme, whether the values and verdicts of its table of findings are these. It was first written from PROTOCOL.md, without a look at the code. Where that page left a choice open
-(CHOICE below; most are named in its second clarification now) it takes the one that excursion/ takes, written anew.
-tests/test_verdicts.py has both judge random studies.
+they differ; with --readme, whether the values and verdicts of its table of findings are these. It was first written
+from PROTOCOL.md, without a look at the code. Where that page left a choice open (CHOICE below; most are named in its
+second clarification now) it takes the one that excursion/ takes, written anew. tests/test_verdicts.py has both judge
+random studies.
 """
 
 import argparse
@@ -676,14 +677,15 @@ def same(mine: str, theirs: str) -> bool:
 
 
 def rows_of_readme(readme: Path, found: list[Finding]) -> dict[str, bool]:
-    """Row of the README's table of findings, | 3b. what was measured | values with intervals | verdict |, → is every
-    value in it that of a primary contrast of this finding, and is the verdict the finding's."""
+    """Row of the README's table of findings, | 3b. what was measured | values with intervals | verdict |, → are its
+    values those of primary contrasts of this finding, in their order, and is the verdict the finding's."""
     known, rows = {f.number: f for f in found}, {}
     for line in readme.read_text().splitlines():
         if match := re.match(r"\| ([1-8][abc]?(?: by text)?)\. ", line):
             *_, values, verdict = [c.strip() for c in line.strip("| ").split(" | ")]
             f, values = known[match[1]], re.findall(r"[×+−][\d.]+ \[[^\]]*\]", values)
-            right = bool(values) and all(any(same(shown(c), v) for c in f.claims if c.x) for v in values)
+            claims = iter(f.claims)  # each value takes it on from the one before
+            right = bool(values) and all(any(c.x and same(shown(c), v) for c in claims) for v in values)
             rows[line] = right and verdict.strip("*✓✗? ").startswith(f.verdict)
     return rows
 
