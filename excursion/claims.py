@@ -48,6 +48,7 @@ class Claim:
     across_runs: bool = False  # its sides come from different pretraining runs
     over: str = ""  # of a mean: its checkpoints; and where all seeds start from one pretraining run
     settles: bool = True  # False: these records could show it, but not contradict it (such as at too small a dose)
+    apart: bool = False  # x is None though both sides were judged: they share no pass@1 at which to compare them
     shown_as: str = ""  # in place of mean and interval
     visible_as: str = ""  # in place of the smallest visible effect
     wish: str = ""  # in place of `expected`
@@ -72,7 +73,7 @@ class Claim:
     @property
     def verdict(self) -> str:
         if self.x is None:
-            return "not run"
+            return "unclear" if self.apart else "not run"
         if self.of_one_seed and self.across_runs:
             return "unclear"
         if self.p_shown <= ALPHA:

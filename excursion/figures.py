@@ -178,7 +178,8 @@ def shade_floor(ax, floors: dict[float, float]) -> None:
     if y.max() > low:
         ax.fill_between(np.r_[left, x, right], low, np.r_[y[0], y, y[-1]], color="#999999", alpha=0.35, lw=0, zorder=0)
         place, text = min(0.9, (y[0] - low) / (high - low) + 0.012), "guess floor"
-    ax.text(0.015, place, text, transform=ax.transAxes, fontsize=8.5, color="#555555")
+    # at the right, where lines are high
+    ax.text(0.985, place, text, transform=ax.transAxes, fontsize=8.5, color="#555555", ha="right")
     ax.set_ylim(low, high)
 
 

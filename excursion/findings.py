@@ -264,12 +264,14 @@ class Contrasts:
         for m, counts in self.both():
             found = {t: at_equal_pass1(runs(g, "rl", t), runs(g, "sft_rl", t), m) for t in g.tokens}
             what, small = f"{m.name}: {label('rl')} − {label('sft_rl')} at equal {m.at(1).name}", ADVANTAGE
-            claims.append(claim(mean_of(found), what, "above", counts=counts, small=small, needs=needs))
             apart = [
                 million(t)
                 for t, c in found.items()
                 if c is None and both_judged(runs(g, "rl", t), runs(g, "sft_rl", t))
             ]
+            mean = mean_of(found)
+            none_in_common = mean is None and bool(apart)
+            claims.append(claim(mean, what, "above", counts=counts, small=small, needs=needs, apart=none_in_common))
             if apart and counts:
                 notes.append(
                     f"Left out: {listed(apart)}, where the two runs of some seed have no 2 points of {m.at(1).name} in common."

@@ -156,7 +156,8 @@ class Sharpening:
             for what, pair, made in zip(
                 ("order", "rate"), ((AFTER, DIRECT), (("sft_rl", self.top), AFTER)), claims, strict=False
             ):
-                if made.x is None and both_judged(*self.pair(*pair)):
+                made.apart = made.x is None and both_judged(*self.pair(*pair))
+                if made.apart:
                     ones = self.measure.at(1).name
                     notes.append(f"No {what} contrast: the two runs of some seed have no 2 points of {ones} in common.")
             claims += self.at_equal_steps()

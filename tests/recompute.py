@@ -1,6 +1,6 @@
 """The numbers that README quotes, computed again from the committed records by other code than the report's.
 
-    python tests/recompute.py [--readme README.md] [--records results/study]
+    python tests/recompute.py [--readme README.md] [--records results/study3]
 
 Only the standard library: no stats.py, records.py or findings.py. The records are those of the first `report --records` in the
 README. Each sentence of QUOTES is filled in with what comes out here and must stand in the README word for word.
@@ -12,20 +12,23 @@ import json
 import math
 import re
 from pathlib import Path
-from statistics import mean, variance
+from statistics import fmean as mean
+from statistics import variance
 
 ROOT = Path(__file__).parent.parent
-BITS = "bits"  # beside k of pass@k
+BITS, TASKS = "bits", "tasks"  # beside k of pass@k
 
-# Sentences of the README. {a-b:k@tokens} is the change of pass@k in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
+# Sentences of the README. {a-b:k@tokens} is the change of pass@k (or tasks) in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
 # ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint.
 QUOTES = """
-RL raises pass@1 to {rl:1@last}%, from {base:1@last}% for the base with worked examples and {base_0shot:1@last}% without ({rl/base:1@last} and {rl/base_0shot:1@last} times).
-({rl-base:32@last} points against the base with examples)
-not at the earlier checkpoint ({rl-base:32@first})
-RL after SFT does not visibly lower pass@32 at this dose ({sft_rl-sft:32}).
-SFT alone at the same SFT dose ({parallel-sft_dose:32})
-costs {sft_converged~base:bits} bits per byte of general text, RL {rl~base:bits}.
+it raises pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much.
+from {base:1p@last}% to {rl:1p@last}% at 8 M.
+pass@32 {rl-base:32p@first} against the base with examples at 3.33 M, {rl-base:32p@last} at 8 M.
+({sft-base_0shot:32p@last} against the 0-shot base at 8 M)
+more pass@32 than RL ({parallel-rl:32p}) and than SFT ({parallel-sft:32p}), but not than SFT alone at averaging's smaller dose and lower rate ({parallel-sft_dose:32p}).
+Its pass@1 is above that one's ({parallel-sft_dose:1p}).
+less pass@1 early ({sft_dose-sft:1p@3.33M} at 3.33 M) and more late ({sft_dose-sft:1p@last} at 8 M), more pass@32 ({sft_dose-sft:32p}),
+changes general accuracy by {sft_dose-base:tasks} points instead of {sft-base:tasks}.
 """  # noqa: E501
 
 
@@ -90,12 +93,18 @@ class Records:
     def values(self, record: dict, what: str) -> list[float]:
         if what == BITS:
             return [mean(v["bits_per_byte"] for name, v in record["text"].items() if name != "math")]
+        if what == TASKS:  # the mean of items is the mean of the tasks' accuracies
+            tasks = [t["items"] for t in record["tasks"].values()]
+            items = sum(map(len, tasks)) / len(tasks)
+            return [x * items / len(t) for t in tasks for x in t]
         key, k = ("c_process", int(what[:-1])) if what.endswith("p") else ("c", int(what))
         return [pass_at_k(q["n"], q[key], k) for s in record["questions"].values() for q in s["questions"]]
 
     def clusters(self, record: dict, what: str) -> list[str]:
         if what == BITS:
             return [""]
+        if what == TASKS:
+            return [f"{name}/{i}" for name, t in record["tasks"].items() for i in range(len(t["items"]))]
         rows = [(name, q) for name, s in record["questions"].items() for q in s["questions"]]
         return [q["facts"][0] if q.get("facts") else f"{name}/{q['id']}" for name, q in rows]
 

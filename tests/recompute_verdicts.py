@@ -216,6 +216,7 @@ class Claim:
     margin: float = 0.0
     small: float | None = None  # contradicted too, if certainly less than this
     log: bool = False  # x is a logarithm
+    apart: bool = False  # no x, but both sides were judged
     across: bool = False  # its sides come from different pretraining runs
     p: list[float] = field(default_factory=lambda: [1.0, 1.0])  # raw, of shown and contradicted
     holm: list[float] = field(default_factory=lambda: [1.0, 1.0])
@@ -238,7 +239,7 @@ class Claim:
     @property
     def verdict(self) -> str:
         if self.x is None:
-            return "not run"
+            return "unclear" if self.apart else "not run"
         if self.across and self.x.seeds == 1:
             return "unclear"
         one = " in one run" if self.x.seeds == 1 else ""
@@ -398,7 +399,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        v = [c.verdict.split()[0] if c.x else "not run" for c in self.claims]
+        v = [c.verdict.split(" in ")[0] for c in self.claims]
         if self.any_shows:
             return (
                 "shown"
@@ -480,13 +481,14 @@ def findings(study: Study) -> list[Finding]:
     ], any_shows=True))  # fmt: skip
     # 3c
     order = {
-        t: at_equal_pass1(trajectory(study, "rl", t), trajectory(study, "sft_rl", t), PROCESS32)[0]
-        for t in study.tokens
+        t: at_equal_pass1(trajectory(study, "rl", t), trajectory(study, "sft_rl", t), PROCESS32) for t in study.tokens
     }
+    there = estimate_of(mean_of({t: x for t, (x, _) in order.items()})[0])
+    apart = there is None and any(apart for _, apart in order.values())
     found.append(
         Finding(
             "3c",
-            [Claim("pass@32 RL − RL after SFT, equal pass@1", estimate_of(mean_of(order)[0]), "above", small=SMALL)],
+            [Claim("pass@32 RL − RL after SFT, equal pass@1", there, "above", small=SMALL, apart=apart)],
         )
     )
     # 4, one family
@@ -599,19 +601,24 @@ def eight(study: Study) -> Finding:
 def sharpening(study: Study) -> Finding:
     t = study.main()
     order = rate = dose = None
+    apart = [False, False]
     if t is not None:
         runs = {
             (r, f): trajectory(study, r, t, **({} if f == 1 else {"rate": f}))
             for r in ("rl", "sft_rl")
             for f in (1.0, 3.0)
         }
-        order = estimate_of(at_equal_pass1(runs["sft_rl", 1.0], runs["rl", 1.0], PROCESS32)[0])
-        rate = estimate_of(at_equal_pass1(runs["sft_rl", 3.0], runs["sft_rl", 1.0], PROCESS32)[0])
+        order, apart[0] = at_equal_pass1(runs["sft_rl", 1.0], runs["rl", 1.0], PROCESS32)
+        rate, apart[1] = at_equal_pass1(runs["sft_rl", 3.0], runs["sft_rl", 1.0], PROCESS32)
         parts = [(w / 2, side(r, t)) for r in ("rl", "sft_rl") for w, side in ((1, study.end), (-1, study.primary))]
         dose = estimate_of(contrast(parts, PROCESS32))
     return Finding(
         "order, rate or dose",
-        [Claim("order", order, "below"), Claim("rate", rate, "below"), Claim("dose", dose, "below")],
+        [
+            Claim("order", estimate_of(order), "below", apart=apart[0]),
+            Claim("rate", estimate_of(rate), "below", apart=apart[1]),
+            Claim("dose", dose, "below"),
+        ],
     )
 
 

@@ -700,10 +700,11 @@ def test_the_two_computations_of_an_interval_agree():
 
 def test_an_altered_record_changes_a_quoted_number(tmp_path):
     """The recomputation reads the records: with one count changed, a sentence is no longer in the README."""
-    folder = shutil.copytree(recompute.ROOT / "results/study", tmp_path / "records")
-    path = folder / "seed0-5.56M-rl.json.gz"
+    folder = shutil.copytree(recompute.ROOT / "results/study3", tmp_path / "records")
+    metas = [read_json(p) for p in folder.glob("*8.00M-parallel*.cell.json")]
+    path = folder / next(f"{m['name']}.json.gz" for m in metas if m["primary"] and m["temperature"] == 0.6)
     content = read_json(path)
     for row in content["questions"]["test_hard"]["questions"]:
-        row["c"] = 0
+        row["c_process"] = 0
     write_jsonl(path, [content])
     assert not all(there for _, there in recompute.main(recompute.ROOT / "README.md", folder))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import recompute
 import recompute_verdicts
 from synthetic import random_study, save
 
@@ -57,6 +58,15 @@ def test_rows_of_a_readme(tmp_path):
     assert right(lines[2].replace(values, swapped)) == [False]
     assert right(lines[2].replace(found[2].said, "not run")) == [False]
     assert right("| 3a. nothing | – | shown |") == [False]
+
+
+def test_the_table_of_the_readme():
+    """It has all findings, and each value, interval and verdict comes out of the committed records by the second program."""
+    root = recompute.ROOT
+    found = recompute_verdicts.findings(recompute_verdicts.Study(root / "results/study3"))
+    rows = recompute_verdicts.rows_of_readme(root / "README.md", found)
+    assert [row.split(".")[0].strip("| ") for row in rows] == [*NUMBERED]
+    assert [row for row, right in rows.items() if not right] == []
 
 
 NUMBERED = ("1", "2", "3a", "3b", "3c", "4", "4 by text", "5", "6", "7", "8")
