@@ -94,7 +94,9 @@ def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
         doc.text(note, note=True)
 
     def row(c: Claim) -> list[str]:
-        own = c.x is None and c.needs and not c.apart and f.verdict != "not run"  # else what the finding needs is said above
+        own = (
+            c.x is None and c.needs and not c.apart and f.verdict != "not run"
+        )  # else what the finding needs is said above
         text = f"{c.text} (needs {c.needs})" if own else c.text
         return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.said]
 
