@@ -21,13 +21,13 @@ BITS, TASKS = "bits", "tasks"  # beside k of pass@k
 # Sentences of the README. {a-b:k@tokens} is the change of pass@k (or tasks) in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
 # ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint.
 QUOTES = """
-it raises pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much.
-from {base:1p@last}% to {rl:1p@last}% at 8 M.
-pass@32 {rl-base:32p@first} against the base with examples at 3.33 M, {rl-base:32p@last} at 8 M.
-({sft-base_0shot:32p@last} against the 0-shot base at 8 M)
+takes pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much; at 8 M from {base:1p@last}% to {rl:1p@last}%, {rl/base:1p@last} times as much
+changes pass@32 by {rl-base:32p@first} against the base with examples at 3.33 M
+and by {rl-base:32p@last} at 8 M.
+SFT itself is, at 8 M: {sft-base_0shot:32p@last} against the 0-shot base
 more pass@32 than RL ({parallel-rl:32p}) and than SFT ({parallel-sft:32p}), but not than SFT alone at averaging's smaller dose and lower rate ({parallel-sft_dose:32p}).
-Its pass@1 is above that one's ({parallel-sft_dose:1p}).
-less pass@1 early ({sft_dose-sft:1p@3.33M} at 3.33 M) and more late ({sft_dose-sft:1p@last} at 8 M), more pass@32 ({sft_dose-sft:32p}),
+Its pass@1 is above that of this slower SFT ({parallel-sft_dose:1p}, unplanned).
+less pass@1 at 3.33 M ({sft_dose-sft:1p@3.33M}) and more at 8 M ({sft_dose-sft:1p@last}), more pass@32 ({sft_dose-sft:32p}),
 changes general accuracy by {sft_dose-base:tasks} points instead of {sft-base:tasks}.
 """  # noqa: E501
 
