@@ -157,7 +157,7 @@ BUDGETS = {
         sft_points=(2, 4), gold_points=(2, 4), rows=4, average_rows=4,
         val_limit=4, questions=TRIAL, limit=4, samples=8, val_tokens=2000, **SIDE,
     ),
-    # `make excursion`, of 7 M tokens: half an hour on 2 idle cores (EXPERIMENTS.md: 22 and 26 minutes, 51 on a slow day)
+    # `make excursion`, of 7 M tokens: half an hour on 2 idle cores (EXPERIMENTS.md: 22 to 26 minutes, 51 on a slow day)
     "short": dict(
         seeds=(0,), pretraining="each", kept=1,
         recipes=("base", "base_0shot", "rl", "sft", "sft_rl", "parallel"), controls="none", control_recipes=CONTROLS, pool=256,
