@@ -287,6 +287,7 @@ def test_no_rank_exits_before_the_run_is_saved(monkeypatch):
 
 def test_a_closed_terminal_saves_too(base, world, tmp_path, monkeypatch):
     """SIGHUP, which torchrun passes on, is obeyed like SIGTERM; under nohup, where it is ignored, it stays so."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it may be ignored here, too: `nohup make test`
     forward = rl.GRPO.backward
     monkeypatch.setattr(rl.GRPO, "backward", lambda *a, **k: os.kill(os.getpid(), signal.SIGHUP) or forward(*a, **k))
     with pytest.raises(SystemExit) as end:
