@@ -19,8 +19,10 @@ ROOT = Path(__file__).parent.parent
 BITS, TASKS = "bits", "tasks"  # beside k of pass@k
 
 # Sentences of the README. {a-b:k@tokens} is the change of pass@k (or tasks) in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
-# ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint.
+# ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint;
+# @3.72M#2: one seed there.
 QUOTES = """
+has {base:1p@4.15M#1}, {base:1p@4.15M#2} and {base:1p@4.15M#3}% pass@1 at 4.15 M)
 takes pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much; at 8 M from {base:1p@last}% to {rl:1p@last}%, {rl/base:1p@last} times as much
 changes pass@32 by {rl-base:32p@first} against the base with examples at 3.33 M
 and by {rl-base:32p@last} at 8 M.
@@ -29,6 +31,7 @@ more pass@32 than RL ({parallel-rl:32p}) and than SFT ({parallel-sft:32p}), but 
 Its pass@1 is above that of this slower SFT ({parallel-sft_dose:1p}, unplanned).
 less pass@1 at 3.33 M ({sft_dose-sft:1p@3.33M}) and more at 8 M ({sft_dose-sft:1p@last}), more pass@32 ({sft_dose-sft:32p}),
 changes general accuracy by {sft_dose-base:tasks} points instead of {sft-base:tasks}.
+the three pretraining runs: {base:1p@3.72M#1} → {rl:1p@3.72M#1}, {base:1p@3.72M#2} → {rl:1p@3.72M#2}, {base:1p@3.72M#3} → {rl:1p@3.72M#3}%
 """  # noqa: E501
 
 
@@ -112,8 +115,9 @@ class Records:
         have = [{s for r, t, s in self.found if (r, t) == (recipe, tokens)} for recipe in recipes]
         return sorted(set.intersection(*have))
 
-    def level(self, recipe: str, what: str, tokens: int) -> float:
-        return mean(mean(self.values(self.found[recipe, tokens, s], what)) for s in self.seeds([recipe], tokens))
+    def level(self, recipe: str, what: str, tokens: int, seed: int = 0) -> float:
+        seeds = [seed] if seed else self.seeds([recipe], tokens)
+        return mean(mean(self.values(self.found[recipe, tokens, s], what)) for s in seeds)
 
     def change(self, a: str, b: str, what: str, places: list[int]) -> tuple[float, float, float]:
         seeds = max(
@@ -129,6 +133,7 @@ class Records:
     def fill(self, quote: str) -> str:
         """What stands between the braces of a quote, computed."""
         names, _, at = quote.partition("@")
+        at, _, seed = at.partition("#")
         names, what = names.split(":")
         places = {"": self.tokens, "first": self.tokens[:1], "last": self.tokens[-1:]}.get(at)
         places = places or [t for t in self.tokens if f"{t / 1e6:.2f}M" == at]
@@ -140,7 +145,7 @@ class Records:
         if "/" in names:
             a, b = names.split("/")
             return f"{self.level(a, what, places[0]) / self.level(b, what, places[0]):.1f}"
-        return f"{100 * self.level(names, what, places[0]):.1f}"
+        return f"{100 * self.level(names, what, places[0], int(seed or 0)):.1f}"
 
 
 def main(readme: Path, folder: Path | None = None) -> list[tuple[str, bool]]:
