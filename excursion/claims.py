@@ -9,7 +9,7 @@ that was not run counts there too. A claim is
     contradicted   significantly on the other side; or, where the paper claims an advantage over a control, significantly
                    less than a named margin: alike is a contradiction there
     unclear        neither: its interval says how large the effect may be, and "visible" how large it had to be to be seen
-                   in four of five such studies
+                   in four of five such studies. Or no value: the two sides share no pass@1 at which to compare them
     not run        records are missing; the line says which
 
 "Alike" and "unchanged" are shown by two one-sided tests within a named margin, never by a difference that is not

@@ -270,8 +270,8 @@ class Contrasts:
                 if c is None and both_judged(runs(g, "rl", t), runs(g, "sft_rl", t))
             ]
             mean = mean_of(found)
-            none_in_common = mean is None and bool(apart)
-            claims.append(claim(mean, what, "above", counts=counts, small=small, needs=needs, apart=none_in_common))
+            more = dict(counts=counts, small=small, needs=needs, apart=mean is None and bool(apart))
+            claims.append(claim(mean, what, "above", **more))
             if apart and counts:
                 notes.append(
                     f"Left out: {listed(apart)}, where the two runs of some seed have no 2 points of {m.at(1).name} in common."

@@ -94,9 +94,8 @@ def show_finding(doc: Document, f: Finding, answer: str = "") -> None:
         doc.text(note, note=True)
 
     def row(c: Claim) -> list[str]:
-        own = (
-            c.x is None and c.needs and not c.apart and f.verdict != "not run"
-        )  # else what the finding needs is said above
+        # what a whole finding needs is said above; a claim whose sides lie apart needs nothing
+        own = c.x is None and c.needs and not c.apart and f.verdict != "not run"
         text = f"{c.text} (needs {c.needs})" if own else c.text
         return [MARK[c.verdict], text, c.numbers, c.expected, c.visible, c.n, c.bootstrap, c.said]
 

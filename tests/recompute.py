@@ -1,6 +1,7 @@
 """The numbers that README quotes, computed again from the committed records by other code than the report's.
 
     python tests/recompute.py [--readme README.md] [--records results/study3]
+    python tests/recompute.py --fill rl-base:32p@8.00M rl.320-rl.48:32p@8.00M      # other values, such as EXPERIMENTS.md's
 
 Only the standard library: no stats.py, records.py or findings.py. The records are those of the first `report --records` in the
 README. Each sentence of QUOTES is filled in with what comes out here and must stand in the README word for word.
@@ -16,14 +17,14 @@ from statistics import fmean as mean
 from statistics import variance
 
 ROOT = Path(__file__).parent.parent
-BITS, TASKS = "bits", "tasks"  # beside k of pass@k
+TASKS = "tasks"  # beside k of pass@k
 
 # Sentences of the README. {a-b:k@tokens} is the change of pass@k (or tasks) in points with its interval, {a:k@tokens} the level, {a/b:k@tokens} the
 # ratio of levels; k with p is process-right; without @ the mean over the checkpoints that have both; @last, @first, @3.72M: a checkpoint;
-# @3.72M#2: one seed there.
+# @3.72M#2: one seed there. a.48 is a at its named step 48, a alone where validation stopped it.
 QUOTES = """
 has {base:1p@4.15M#1}, {base:1p@4.15M#2} and {base:1p@4.15M#3}% pass@1 at 4.15 M)
-takes pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much; at 8 M from {base:1p@last}% to {rl:1p@last}%, {rl/base:1p@last} times as much
+there it takes pass@1 from {base:1p@first}% (base with examples) to {rl:1p@first}%, {rl/base:1p@first} times as much; at 8 M from {base:1p@last}% to {rl:1p@last}%, {rl/base:1p@last} times as much
 changes pass@32 by {rl-base:32p@first} against the base with examples at 3.33 M
 and by {rl-base:32p@last} at 8 M.
 SFT itself is, at 8 M: {sft-base_0shot:32p@last} against the 0-shot base
@@ -81,21 +82,19 @@ def interval(rows: list[list[float]], clusters: list[str]) -> tuple[float, float
 
 class Records:
     def __init__(self, folder: Path):
-        self.found: dict[
-            tuple, dict
-        ] = {}  # (recipe, tokens, seed) → record, of runs of the grid at T = 0.6, where they were stopped
+        self.found: dict[tuple, dict] = {}  # (recipe or recipe.step, tokens, seed) → record, of the grid at T = 0.6
         for path in sorted(folder.glob("*.cell.json")):
             meta = json.loads(path.read_text())
-            if meta.get("variant") or meta.get("temperature", 0.6) != 0.6 or not meta.get("primary", True):
+            if meta.get("variant") or meta.get("temperature", 0.6) != 0.6:
                 continue
             record = json.loads(gzip.decompress((folder / f"{meta['name']}.json.gz").read_bytes()))
             for seed in meta.get("seeds") or [meta["seed"]]:
-                self.found[meta["recipe"], meta["tokens"], seed] = record
+                self.found[f"{meta['recipe']}.{meta.get('step')}", meta["tokens"], seed] = record
+                if meta.get("primary", True):  # where it was stopped
+                    self.found[meta["recipe"], meta["tokens"], seed] = record
         self.tokens = sorted({t for _, t, _ in self.found})
 
     def values(self, record: dict, what: str) -> list[float]:
-        if what == BITS:
-            return [mean(v["bits_per_byte"] for name, v in record["text"].items() if name != "math")]
         if what == TASKS:  # the mean of items is the mean of the tasks' accuracies
             tasks = [t["items"] for t in record["tasks"].values()]
             items = sum(map(len, tasks)) / len(tasks)
@@ -104,8 +103,6 @@ class Records:
         return [pass_at_k(q["n"], q[key], k) for s in record["questions"].values() for q in s["questions"]]
 
     def clusters(self, record: dict, what: str) -> list[str]:
-        if what == BITS:
-            return [""]
         if what == TASKS:
             return [f"{name}/{i}" for name, t in record["tasks"].items() for i in range(len(t["items"]))]
         rows = [(name, q) for name, s in record["questions"].items() for q in s["questions"]]
@@ -140,8 +137,6 @@ class Records:
         if "-" in names:
             x = [100 * v for v in self.change(*names.split("-"), what, places)]
             return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*x).replace("-", "−")
-        if "~" in names:  # of bits: the mean alone, three digits without the zero before
-            return f"{self.change(*names.split('~'), what, places)[0]:.3f}".lstrip("0")
         if "/" in names:
             a, b = names.split("/")
             return f"{self.level(a, what, places[0]) / self.level(b, what, places[0]):.1f}"
@@ -160,6 +155,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--records", type=Path)
+    parser.add_argument("--fill", nargs="*", default=[], help="what stands between the braces of QUOTES")
     args = parser.parse_args()
-    for sentence, there in main(args.readme, args.records):
-        print("ok " if there else "NOT", sentence)
+    if args.fill:
+        records = Records(args.records or ROOT / "results/study3")
+        print(*(f"{quote}  {records.fill(quote)}" for quote in args.fill), sep="\n")
+    else:
+        for sentence, there in main(args.readme, args.records):
+            print("ok " if there else "NOT", sentence)

@@ -484,7 +484,7 @@ def findings(study: Study) -> list[Finding]:
         t: at_equal_pass1(trajectory(study, "rl", t), trajectory(study, "sft_rl", t), PROCESS32) for t in study.tokens
     }
     there = estimate_of(mean_of({t: x for t, (x, _) in order.items()})[0])
-    apart = there is None and any(apart for _, apart in order.values())
+    apart = there is None and any(none_in_common for _, none_in_common in order.values())
     found.append(
         Finding(
             "3c",
